@@ -1,0 +1,576 @@
+"""What every backend shares: attachment, hand-over, delivery, cancelling, start and shutdown.
+
+A backend of one's own is a subclass with one coroutine, `execute`. It runs on the service loop,
+takes a `Work` and returns the result fields of the task; raising makes the task FAILED, and being
+cancelled means that the work is to be stopped. Everything the protocol asks for beyond that is
+here: one terminal state per task, delivery on the owner's loop, many results per wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rhapsody.api.errors import (
+    BackendError,
+    BackendInUseError,
+    TaskExecutionError,
+    TaskTimeoutError,
+    UnsupportedTaskError,
+)
+from rhapsody.backends.protocol import (
+    COMPUTE_KINDS,
+    Task,
+    TaskCallback,
+    TaskStates,
+    task_kind,
+)
+from rhapsody.backends.service import service_loop
+
+__all__ = ["BaseBackend", "Work", "task_exception"]
+
+logger = logging.getLogger(__name__)
+
+B = TypeVar("B", bound="BaseBackend")
+
+DELIVERIES_PER_PASS = 512
+"""Results handed to an owner before its loop gets to do something else."""
+
+
+class Attachment:
+    """One owner's time with a backend: its callback, its loop and what waits to be delivered."""
+
+    __slots__ = ("__weakref__", "_callback", "loop", "outbox", "owner", "released", "waking")
+
+    def __init__(self, callback: TaskCallback) -> None:
+        owner = getattr(callback, "__self__", None)
+        self._callback: Any = callback
+        self.owner: weakref.ref[Any] | None = None
+        if owner is not None:
+            # An owner is never kept alive by its backend. Built-in objects such as a list (whose
+            # `append` somebody registered) take no weak reference: they own nothing.
+            with contextlib.suppress(TypeError):
+                self._callback = weakref.WeakMethod(callback)  # type: ignore[arg-type]
+                self.owner = weakref.ref(owner)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):
+            self.loop = asyncio.get_running_loop()
+        self.outbox: deque[tuple[Task, dict[str, Any], str]] = deque()
+        self.waking = False
+        self.released = False
+
+    @property
+    def callback(self) -> TaskCallback | None:
+        """The registered callback, or None where its owner is gone."""
+        if self.owner is None:
+            return self._callback  # type: ignore[no-any-return]
+        return self._callback()  # type: ignore[no-any-return]
+
+    def open_owner(self) -> Any:
+        """Return the owner if it is still open, else None.
+
+        AsyncFlow's engine shows that it was shut down by `_shutdown_event` (0.6), a session by
+        `closed`. One whose loop is closed can never be told anything again.
+        """
+        owner = self.owner() if self.owner is not None and not self.released else None
+        if owner is None or (self.loop is not None and self.loop.is_closed()):
+            return None
+        event = getattr(owner, "_shutdown_event", None)
+        ended = event.is_set() if event is not None else getattr(owner, "closed", False)
+        return None if ended else owner
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver on this loop from now on; what waited for a closed one comes along."""
+        if self.loop is loop:
+            return
+        self.loop = loop
+        self.waking = bool(self.outbox)
+        if self.waking:
+            loop.call_soon(self._drain)
+
+    def post(self, task: Task, fields: dict[str, Any], state: str) -> None:
+        """Queue a state for the owner and wake its loop once, from any thread."""
+        self.outbox.append((task, fields, state))
+        if self.waking or self.loop is None:
+            return
+        self.waking = True
+        try:
+            self.loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:  # the owner's loop has been closed: nobody is left to be told
+            self.outbox.clear()
+
+    def _drain(self) -> None:
+        self.waking = False
+        callback = self.callback
+        for _ in range(min(len(self.outbox), DELIVERIES_PER_PASS)):
+            task, fields, state = self.outbox.popleft()
+            if callback is None:
+                continue
+            try:
+                task.update(fields)
+                callback(task, state)
+            except Exception:
+                logger.exception("the owner's callback failed on task %s", task.get("uid"))
+        if self.outbox and not self.waking and self.loop is not None:
+            self.waking = True
+            self.loop.call_soon(self._drain)
+
+
+class Work:
+    """One task while a backend has it.
+
+    Attributes:
+        task: The owner's own mapping. Read it; results go through `BaseBackend.finish`.
+        uid: The task's uid, unique within the attachment.
+        kind: "function", "executable" or "prompt".
+        work_dir: Directory for captured output, as it was when the task came.
+        options: The task's `task_backend_specific_kwargs`.
+    """
+
+    __slots__ = ("_running", "attachment", "expired", "job", "kind", "task", "uid", "work_dir")
+
+    def __init__(self, task: Task, attachment: Attachment, work_dir: str) -> None:
+        self.task = task
+        self.uid: str = task.get("uid") or ""
+        self.kind = task_kind(task)
+        self.attachment = attachment
+        self.work_dir = work_dir
+        self.job: asyncio.Task[None] | None = None
+        self.expired = False
+        self._running = False
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Identity within a backend: stock uids start again with every attachment."""
+        return id(self.attachment), self.uid
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.task.get("task_backend_specific_kwargs") or {}
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds this task may take, from its options or from its own `timeout` field."""
+        limit = self.options.get("timeout", self.task.get("timeout"))
+        if limit is None:
+            return None
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
+            raise UnsupportedTaskError(
+                self.uid, f"'timeout' must be a positive number of seconds, not {limit!r}"
+            )
+        return float(limit)
+
+
+def task_exception(uid: str, error: BaseException) -> Exception:
+    """Make an exception that a future can hold and an owner can raise.
+
+    `StopIteration` hangs a future and `SystemExit`, `KeyboardInterrupt` and `CancelledError` would
+    end the owner's loop; they are wrapped, with the original as the cause.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    wrapped = TaskExecutionError(uid, f"it raised {text}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+class BaseBackend:
+    """Base class of all backends.
+
+    Every backend starts by `await backend`, `async with backend` or `await backend.initialize()`,
+    each of them as often as one likes, and by itself at the first task.
+
+    Args:
+        name: The name that tasks are routed by; the class's name where None.
+
+    Raises:
+        ValueError: The name is not a non-empty string.
+    """
+
+    task_kinds: frozenset[str] = COMPUTE_KINDS
+    """The kinds of task it takes: "function", "executable", "prompt"."""
+
+    supports_implicit_data_linking = False
+    supports_explicit_data_linking = False
+
+    def __init__(self, name: str | None = None) -> None:
+        name = type(self).__name__ if name is None else name
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a backend's name must be a non-empty string, not {name!r}")
+        self.name = name
+        self._work_dir = os.getcwd()
+        self.is_attached = False
+        self.attached_to: list[str] = []
+        self._attachment: Attachment | None = None
+        self._attached_as: tuple[str, int] = (self._work_dir, 0)
+        self._works: dict[tuple[int, str], Work] = {}
+        self._state = "IDLE"
+        self._lifecycle = asyncio.Lock()
+        self._starter: asyncio.Task[Any] | None = None
+        self._closer: asyncio.Task[None] | None = None
+        self._handovers: set[asyncio.Task[None]] = set()
+        _backends.add(self)
+
+    # -- for authors of backends ------------------------------------------------------------
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        """Run one task on the service loop and return its result fields.
+
+        Call `self.running(work)` when it really starts. Raise to fail the task. On cancellation,
+        stop the work before letting `CancelledError` out.
+
+        Args:
+            work: The task.
+
+        Returns:
+            `{"return_value": ...}` for a function, at least `{"stdout": ...}` otherwise. With an
+            `exception` among the fields the task is FAILED and keeps the others, such as the
+            output of an executable.
+        """
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """Acquire what the backend needs, on the service loop. Clean up if it fails midway."""
+
+    async def stop(self) -> None:
+        """Release it all, on the service loop, after every task has ended."""
+
+    def abandon(self) -> None:
+        """End child processes at interpreter exit, synchronously; nobody called `shutdown`."""
+
+    def check(self, work: Work) -> None:
+        """Refuse a task before it is started, by raising; cheap, on the owner's loop."""
+        if not work.uid or not isinstance(work.uid, str):
+            raise UnsupportedTaskError(work.uid, "its 'uid' must be a non-empty string")
+        if work.kind is None:
+            raise UnsupportedTaskError(
+                work.uid, "it has none of 'function', 'executable' and 'prompt'; set one of them"
+            )
+        if work.kind not in self.task_kinds:
+            raise UnsupportedTaskError(
+                work.uid,
+                f"backend '{self.name}' cannot run a {work.kind} task; it takes "
+                f"{' and '.join(sorted(self.task_kinds))} tasks",
+            )
+        if not isinstance(work.options, Mapping):
+            raise UnsupportedTaskError(
+                work.uid, f"'task_backend_specific_kwargs' must be a dict, not {work.options!r}"
+            )
+        work.timeout  # noqa: B018 - reading it refuses a bad one before anything has started
+
+    def dispatch(self, works: Sequence[Work]) -> None:
+        """Start tasks on the service loop, without blocking it; one asyncio task for each."""
+        loop = asyncio.get_running_loop()
+        for work in works:
+            if work.key in self._works:  # else cancelled before its turn came
+                work.job = loop.create_task(self._drive(work))
+
+    def running(self, work: Work) -> None:
+        """Report that a task has started; from any thread."""
+        if work.key in self._works and not work._running:
+            work._running = True
+            work.attachment.post(work.task, {}, TaskStates.RUNNING)
+
+    def finish(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
+        """Report a task's end; from any thread.
+
+        Args:
+            work: The task.
+            state: DONE, FAILED or CANCELED.
+            fields: Result fields, added to the task on the owner's loop.
+
+        Returns:
+            False where the task has ended already, and then nothing is reported.
+        """
+        if self._works.pop(work.key, None) is None:
+            return False
+        work.attachment.post(work.task, fields or {}, state)
+        return True
+
+    def fail(self, work: Work, error: BaseException) -> bool:
+        """Report a task FAILED with a real exception; from any thread."""
+        exception = task_exception(work.uid, error)
+        fields = {"exception": exception, "stderr": str(exception)}
+        return self.finish(work, TaskStates.FAILED, fields)
+
+    async def _drive(self, work: Work) -> None:
+        timer = None
+        if work.timeout is not None:
+            timer = asyncio.get_running_loop().call_later(work.timeout, self._expire, work)
+        try:
+            fields = await self.execute(work)
+        except asyncio.CancelledError:
+            if work.expired:
+                self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
+            else:
+                self.finish(work, TaskStates.CANCELED)
+        except BaseException as error:
+            self.fail(work, error)
+        else:
+            failed = fields.get("exception") is not None
+            self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, work: Work) -> None:
+        if work.job is not None and not work.job.done():
+            work.expired = True
+            work.job.cancel()
+
+    # -- attachment ---------------------------------------------------------------------------
+
+    def register_callback(self, func: TaskCallback) -> None:
+        """Attach an owner: the object behind the callback, held weakly.
+
+        What is left of an earlier, closed owner's work is cancelled, unreported.
+
+        Args:
+            func: Called as `func(task, state)` on the loop that runs now, or, where none does, on
+                the loop that first submits.
+
+        Raises:
+            BackendInUseError: Another owner is still open; that one's attachment is unchanged.
+        """
+        present = self._attachment
+        if present is not None:
+            owner = present.open_owner()
+            if owner is not None and owner is not getattr(func, "__self__", None):
+                self._work_dir, owners = self._attached_as
+                del self.attached_to[owners:]
+                uid = getattr(owner, "uid", "")
+                raise BackendInUseError(self.name, f"{type(owner).__name__} {uid}".strip())
+            leftover = [work for work in self._works.values() if work.attachment is present]
+            present.owner, present._callback = None, _ignore
+            if leftover:
+                service_loop().call(self._cancel_all, leftover)
+        self._attachment = Attachment(func)
+        self._attached_as = (self._work_dir, len(self.attached_to))
+
+    def release(self, owner: Any) -> None:
+        """Let an owner go without shutting the backend down; another may attach then."""
+        attachment = self._attachment
+        if attachment is not None and attachment.owner is not None and attachment.owner() is owner:
+            attachment.released = True
+
+    @property
+    def _callback_func(self) -> TaskCallback:
+        callback = self._attachment.callback if self._attachment is not None else None
+        return callback or _ignore
+
+    def get_task_states_map(self) -> TaskStates:
+        """Return the states of tasks, as attributes, and `terminal_states`."""
+        return TaskStates()
+
+    def state(self) -> str:
+        """Return IDLE, STARTING, RUNNING, STOPPING, STOPPED or FAILED."""
+        return self._state
+
+    # -- tasks --------------------------------------------------------------------------------
+
+    async def submit_tasks(self, tasks: Sequence[Any]) -> None:
+        """Take tasks over; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
+        attachment = self._attachment
+        if attachment is None:
+            attachment = self._attachment = Attachment(_ignore)
+        attachment.bind(asyncio.get_running_loop())
+        attachment.released = False
+        works = []
+        for task in tasks:
+            work = Work(task, attachment, self._work_dir)
+            if self._works.setdefault(work.key, work) is not work:
+                taken = UnsupportedTaskError(work.uid, "a task of this uid is active already")
+                attachment.post(task, {"exception": taken}, TaskStates.FAILED)
+                continue
+            try:
+                self.check(work)
+            except Exception as error:
+                self.fail(work, error)
+            else:
+                works.append(work)
+        if works:
+            self.hand_over(works)
+
+    def hand_over(self, works: list[Work]) -> None:
+        """Pass checked tasks from the owner's loop to the service loop."""
+        service_loop().call(self._receive, works)
+
+    def _receive(self, works: list[Work]) -> None:
+        if self._state == "RUNNING" and self._closer is None:
+            self.dispatch(works)
+            return
+        handover = asyncio.get_running_loop().create_task(self._start_then_dispatch(works))
+        self._handovers.add(handover)
+        handover.add_done_callback(self._handovers.discard)
+
+    async def _start_then_dispatch(self, works: list[Work]) -> None:
+        try:
+            await self._ensure_started()
+        except asyncio.CancelledError:
+            for work in works:
+                self.finish(work, TaskStates.CANCELED)
+            raise
+        except Exception as error:
+            for work in works:
+                self.fail(work, error)
+        else:
+            self.dispatch(works)
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Stop a task and report it CANCELED.
+
+        Args:
+            uid: A uid that the present owner submitted.
+
+        Returns:
+            True once it has been stopped; False where it is unknown or ended by itself.
+        """
+        work = self._works.get((id(self._attachment), uid))
+        return work is not None and await service_loop().run(self._cancel(work))
+
+    async def _cancel(self, work: Work) -> bool:
+        if work.key not in self._works:
+            return False
+        if work.job is None:
+            return self.finish(work, TaskStates.CANCELED)
+        work.job.cancel()
+        await asyncio.wait([work.job])
+        return True
+
+    def _cancel_all(self, works: Sequence[Work]) -> None:
+        for work in works:
+            if work.job is None:
+                self.finish(work, TaskStates.CANCELED)
+            else:
+                work.job.cancel()
+
+    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> None:
+        """Nothing to link: tasks see the same files."""
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Any = None,
+        dst_task: Any = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> dict[str, Any]:
+        """Name the file at its destination, which is where it already is."""
+        return {"target": file_name or os.path.basename(file_path or "")}
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def initialize(self: B) -> B:
+        """Start the backend, unless it runs.
+
+        Returns:
+            The backend itself.
+
+        Raises:
+            RhapsodyError: It cannot start, with the reason.
+        """
+        await service_loop().run(self._ensure_started())
+        return self
+
+    def __await__(self: B) -> Generator[Any, None, B]:
+        return self.initialize().__await__()
+
+    async def __aenter__(self: B) -> B:
+        return await self.initialize()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    async def _ensure_started(self) -> None:
+        if self._closer is not None:
+            await asyncio.shield(self._closer)
+        async with self._lifecycle:
+            if self._state == "RUNNING":
+                return
+            self._starter = asyncio.current_task()
+            self._state = "STARTING"
+            _abandon_at_exit()
+            try:
+                await self.start()
+            except asyncio.CancelledError:
+                self._state = "IDLE"
+                if self._closer is None:
+                    raise
+                raise BackendError(self.name, "it was shut down while it was starting") from None
+            except BaseException:
+                self._state = "FAILED"
+                raise
+            finally:
+                self._starter = None
+            self._state = "RUNNING"
+            logger.info("backend '%s' is running", self.name)
+
+    async def shutdown(self) -> None:
+        """End all work and release everything; tasks still active are reported CANCELED.
+
+        Idempotent; never raises. The backend starts again when it is used again.
+        """
+        await service_loop().run(self._shut_down_once())
+
+    async def _shut_down_once(self) -> None:
+        if self._closer is None:
+            self._closer = asyncio.get_running_loop().create_task(self._shut_down())
+        await asyncio.shield(self._closer)
+
+    async def _shut_down(self) -> None:
+        try:
+            if self._starter is not None:
+                self._starter.cancel()
+            for handover in tuple(self._handovers):
+                handover.cancel()
+            works = list(self._works.values())
+            self._cancel_all(works)
+            jobs = [work.job for work in works if work.job is not None]
+            if jobs:
+                await asyncio.wait(jobs)
+            async with self._lifecycle:
+                if self._state not in ("IDLE", "STOPPED"):
+                    self._state = "STOPPING"
+                    await self.stop()
+                self._state = "STOPPED"
+        except Exception:
+            self._state = "FAILED"
+            logger.exception("backend '%s' did not shut down cleanly", self.name)
+        finally:
+            if self._attachment is not None:
+                self._attachment.released = True
+            self._closer = None
+
+
+def _ignore(task: Any, state: str) -> None:
+    """Stand in for a callback where there is no owner."""
+
+
+_backends: weakref.WeakSet[BaseBackend] = weakref.WeakSet()
+
+
+@functools.cache
+def _abandon_at_exit() -> None:
+    # Executors join their workers before `atexit` runs, for ever where a task never ends. What
+    # `threading` offers for its own needs comes earlier, the last to register first.
+    getattr(threading, "_register_atexit", atexit.register)(_abandon_all)
+
+
+def _abandon_all() -> None:
+    for backend in list(_backends):
+        backend.abandon()

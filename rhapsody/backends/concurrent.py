@@ -1,0 +1,258 @@
+"""Tasks on this machine: functions in an executor's threads or processes, executables beside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import multiprocessing
+import os
+import signal
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures.thread import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+from rhapsody.api.errors import TaskExecutionError, WorkerDied
+from rhapsody.backends import process_calls
+from rhapsody.backends.base import BaseBackend, Work, task_exception
+from rhapsody.backends.executables import OPTIONS, SECRET_VARIABLES, Executable, end_group
+from rhapsody.backends.protocol import EXECUTABLE
+
+__all__ = ["ConcurrentExecutionBackend"]
+
+logger = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 2.0
+"""How long interrupted pool processes may take to end before they are killed."""
+
+POOL_TRIES = 3
+"""How often a call that never started is handed to a new pool after one broke."""
+
+
+class ConcurrentExecutionBackend(BaseBackend):
+    """Runs functions in threads or processes of this machine, and executables as children.
+
+    Functions may be sync or async, lambdas and closures included. A cancelled async function is
+    cancelled at its next await; a sync one is interrupted in a process, while in a thread it is
+    reported CANCELED, runs on, and its result is dropped.
+
+    Args:
+        executor: Any `concurrent.futures.Executor`, which stays the caller's and is never shut
+            down here; or "thread" or "process" for a pool of the backend's own. None is "thread".
+        name: Name of the backend.
+        max_workers: Size of the backend's own pool, in threads or processes; None is the
+            executor's default.
+        max_children: Executables that run at once; the others wait. None is 4 per CPU, at least
+            32.
+
+    Raises:
+        TypeError: `executor` is none of these.
+        ValueError: A number is not positive.
+    """
+
+    def __init__(
+        self,
+        executor: Executor | str | None = None,
+        name: str = "concurrent",
+        *,
+        max_workers: int | None = None,
+        max_children: int | None = None,
+    ) -> None:
+        super().__init__(name)
+        executor = "thread" if executor is None else executor
+        if not isinstance(executor, Executor) and executor not in ("thread", "process"):
+            raise TypeError(
+                "executor must be a concurrent.futures.Executor, 'thread' or 'process', "
+                f"not {executor!r}"
+            )
+        for field, value in (("max_workers", max_workers), ("max_children", max_children)):
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be at least 1, not {value!r}")
+        self._wanted = executor
+        self._max_workers = max_workers
+        self._max_children = max_children or max(32, 4 * (os.cpu_count() or 1))
+        self._pool: Executor | None = None
+        self._marks: process_calls.Marks | None = None
+        self._calls: dict[str, Work] = {}
+        self._tokens = count()
+        self._children: set[int] = set()
+        self._slots: asyncio.Semaphore | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def executor(self) -> Executor | None:
+        """The executor in use; None before the start of a pool of the backend's own."""
+        return self._wanted if isinstance(self._wanted, Executor) else self._pool
+
+    @property
+    def _in_threads(self) -> bool:
+        return self._wanted == "thread" or isinstance(self._wanted, ThreadPoolExecutor)
+
+    async def start(self) -> None:
+        self._slots = asyncio.Semaphore(self._max_children)
+        self._pool = self._make_pool()
+        if not self._in_threads:
+            self._marks = process_calls.Marks(self._on_call_started)
+
+    def _make_pool(self) -> Executor:
+        if isinstance(self._wanted, Executor):
+            return self._wanted
+        if self._wanted == "thread":
+            return ThreadPoolExecutor(self._max_workers, thread_name_prefix=f"rhapsody-{self.name}")
+        # Not fork: this process has threads, and a forked child of theirs can deadlock.
+        methods = multiprocessing.get_all_start_methods()
+        method = "forkserver" if "forkserver" in methods else "spawn"
+        return ProcessPoolExecutor(
+            self._max_workers, multiprocessing.get_context(method), _forget_secrets
+        )
+
+    async def stop(self) -> None:
+        if self._pool is not None and self._pool is not self._wanted:
+            await self._stop_pool(self._pool)
+        self._pool = None
+        if self._marks is not None:
+            self._marks.close()
+            self._marks = None
+
+    async def _stop_pool(self, pool: Executor) -> None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if self._marks is None:
+            return  # threads cannot be stopped: what still runs is left behind
+        ended = asyncio.ensure_future(asyncio.to_thread(pool.shutdown, wait=True))
+        done, _ = await asyncio.wait([ended], timeout=STOP_GRACE_SECONDS)
+        if not done:
+            self._marks.kill_workers()
+        await ended
+
+    def abandon(self) -> None:
+        for pid in tuple(self._children):
+            end_group(pid, signal.SIGKILL)
+        if self._marks is not None and self._pool is not self._wanted:
+            self._marks.kill_workers()
+            self._marks.close()
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        self._warn_of_unknown(work)
+        if work.kind == EXECUTABLE:
+            assert self._slots is not None
+            async with self._slots:
+                self.running(work)
+                return await Executable.from_task(work.task, work.work_dir).run(self._children)
+        value = await (self._in_thread(work) if self._in_threads else self._in_process(work))
+        return {"return_value": value}
+
+    def _warn_of_unknown(self, work: Work) -> None:
+        for key in work.options.keys() - OPTIONS - self._warned:
+            self._warned.add(key)
+            logger.warning(
+                "backend '%s' has no use for the option %r and ignores it (first seen on task "
+                "%s); it knows %s",
+                self.name,
+                key,
+                work.uid,
+                ", ".join(sorted(OPTIONS)),
+            )
+
+    async def _in_thread(self, work: Work) -> Any:
+        assert self._pool is not None
+        call = _ThreadCall(self, work)
+        future = self._pool.submit(call.run)
+        try:
+            value, error = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if error is not None:
+            raise error
+        return value
+
+    async def _in_process(self, work: Work) -> Any:
+        task, marks = work.task, self._marks
+        assert marks is not None
+        data = await asyncio.to_thread(
+            process_calls.dump_call,
+            work.uid,
+            task["function"],
+            task.get("args") or (),
+            task.get("kwargs") or {},
+        )
+        token = f"{next(self._tokens)}"
+        self._calls[token] = work
+        try:
+            outcome = await self._submit(work, data, token, marks)
+        except asyncio.CancelledError:
+            marks.interrupt(token)
+            raise
+        else:
+            marks.forget(token)
+        finally:
+            del self._calls[token]
+        return await asyncio.to_thread(process_calls.load_outcome, outcome)
+
+    async def _submit(
+        self, work: Work, data: bytes, token: str, marks: process_calls.Marks
+    ) -> bytes:
+        for _ in range(POOL_TRIES):
+            pool = self._pool
+            assert pool is not None
+            try:
+                future: Future[bytes] = pool.submit(
+                    process_calls.run_call, data, token, marks.directory
+                )
+                return await asyncio.wrap_future(future)
+            except BrokenExecutor as error:
+                if pool is self._pool and pool is not self._wanted:
+                    self._pool = self._make_pool()
+                if marks.started(token) or pool is self._wanted:
+                    raise WorkerDied(
+                        work.uid, "a worker process of the pool died while this task ran in it"
+                    ) from error
+        raise TaskExecutionError(
+            work.uid,
+            "the pool's processes die before any task starts; a script that uses processes needs "
+            "its entry point under `if __name__ == '__main__':`",
+        )
+
+    def _on_call_started(self, token: str) -> None:
+        work = self._calls.get(token)
+        if work is not None:
+            self.running(work)
+
+
+class _ThreadCall:
+    """One function called in a thread of the pool; an async one on a loop of its own there."""
+
+    def __init__(self, backend: BaseBackend, work: Work) -> None:
+        self._backend = backend
+        self._work = work
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self) -> tuple[Any, Exception | None]:
+        """Call it; an outcome instead of raising, so that no exception can upset the executor."""
+        task = self._work.task
+        self._backend.running(self._work)
+        try:
+            result = task["function"](*(task.get("args") or ()), **(task.get("kwargs") or {}))
+            if inspect.isawaitable(result):
+                result = asyncio.run(self._await(result))
+        except BaseException as error:
+            return None, task_exception(self._work.uid, error)
+        return result, None
+
+    async def _await(self, awaitable: Any) -> Any:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        return await awaitable
+
+    def cancel(self) -> None:
+        """Cancel an async function at its next await; a sync one cannot be stopped."""
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop has just ended with it
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def _forget_secrets() -> None:
+    for variable in SECRET_VARIABLES:
+        os.environ.pop(variable, None)

@@ -1,0 +1,222 @@
+"""One executable as a child process: in its own process group, with its output safely decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
+
+__all__ = ["OPTIONS", "SECRET_VARIABLES", "Executable", "child_environment", "end_group"]
+
+OPTIONS = frozenset({"cwd", "env", "shell", "timeout"})
+"""Keys of `task_backend_specific_kwargs` that say how an executable is run."""
+
+SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
+"""Never handed on to a user's executable."""
+
+GRACE_SECONDS = 1.0
+"""Time between SIGTERM and SIGKILL when an executable is ended."""
+
+# A process group of its own makes the executable's children reachable by one signal. Python 3.10
+# has no `process_group`; a session of its own does the same there.
+GROUP: dict[str, Any] = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+)
+
+
+def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """Return this process's environment with changes, without Rhapsody's secrets.
+
+    Args:
+        changes: Variables to set; one set to None is removed.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
+    for key, value in (changes or {}).items():
+        if value is None:
+            environment.pop(key, None)
+        else:
+            environment[key] = str(value)
+    return environment
+
+
+def end_group(pid: int, sig: int) -> None:
+    """Send a signal to the process group that a child leads, if it still exists."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, sig)
+
+
+@dataclass(frozen=True)
+class Executable:
+    """What to run, and how.
+
+    Attributes:
+        uid: The task's uid; names the files of captured output.
+        command: The program and its arguments.
+        shell: Hand the command to `/bin/sh`, words joined by blanks and not quoted.
+        cwd: Working directory; this process's where None.
+        env: Variables set on top of this process's environment; one set to None is removed.
+        capture_dir: Directory for `<uid>.stdout` and `<uid>.stderr`; in memory where None.
+    """
+
+    uid: str
+    command: Sequence[str]
+    shell: bool = False
+    cwd: str | None = None
+    env: Mapping[str, str | None] | None = None
+    capture_dir: str | None = None
+
+    @classmethod
+    def from_task(cls, task: Mapping[str, Any], work_dir: str) -> Executable:
+        """Read an executable from a task's description.
+
+        Args:
+            task: A task with `executable`, and perhaps `arguments`, `capture_stdio` and
+                `task_backend_specific_kwargs`.
+            work_dir: Where captured output goes.
+
+        Raises:
+            UnsupportedTaskError: An option has the wrong type.
+        """
+        uid, options = task["uid"], task.get("task_backend_specific_kwargs") or {}
+        cwd, env = options.get("cwd"), options.get("env")
+        if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+            raise UnsupportedTaskError(uid, f"'cwd' must be a path, not {cwd!r}")
+        if env is not None and not isinstance(env, Mapping):
+            raise UnsupportedTaskError(uid, f"'env' must be a dict of str to str, not {env!r}")
+        return cls(
+            uid=uid,
+            command=[os.fspath(task["executable"]), *map(str, task.get("arguments") or ())],
+            shell=bool(options.get("shell", False)),
+            cwd=None if cwd is None else os.fspath(cwd),
+            env=env,
+            capture_dir=work_dir if task.get("capture_stdio") else None,
+        )
+
+    async def run(self, children: set[int]) -> dict[str, Any]:
+        """Run it to its end.
+
+        Cancelling ends the whole process group: SIGTERM, then SIGKILL after a second.
+
+        Args:
+            children: Gets the process id while the child lives, so that an owner who exits in a
+                hurry can end it.
+
+        Returns:
+            `stdout`, `stderr`, `exit_code` and `return_value` (the same as `stdout`): text, or the
+            paths of the files where output is captured. Bytes that are not UTF-8 become U+FFFD.
+            With an exit code other than 0 also `exception`.
+
+        Raises:
+            TaskExecutionError: It could not be started.
+        """
+        with self._outputs() as (stdout, stderr):
+            try:
+                process = await self._spawn(stdout, stderr)
+            except OSError as error:
+                raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+            children.add(process.pid)
+            try:
+                out, err = await process.communicate()
+            except asyncio.CancelledError:
+                await self._end(process)
+                raise
+            finally:
+                children.discard(process.pid)
+        return self._fields(process.returncode or 0, out, err)
+
+    async def _spawn(self, stdout: Any, stderr: Any) -> asyncio.subprocess.Process:
+        common: dict[str, Any] = {
+            "stdin": asyncio.subprocess.DEVNULL,
+            "stdout": stdout,
+            "stderr": stderr,
+            "cwd": self.cwd,
+            "env": child_environment(self.env),
+            **GROUP,
+        }
+        if self.shell:
+            return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
+        return await asyncio.create_subprocess_exec(*self.command, **common)
+
+    @contextlib.contextmanager
+    def _outputs(self) -> Iterator[tuple[Any, Any]]:
+        if self.capture_dir is None:
+            yield asyncio.subprocess.PIPE, asyncio.subprocess.PIPE
+            return
+        os.makedirs(self.capture_dir, exist_ok=True)
+        with self._file("stdout").open("wb") as out, self._file("stderr").open("wb") as err:
+            yield out, err
+
+    def _file(self, stream: str) -> Path:
+        return Path(self.capture_dir or "", f"{self.uid}.{stream}")
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        end_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), GRACE_SECONDS)
+        # Also when the leader has gone: a child of its own may have ignored SIGTERM.
+        end_group(process.pid, signal.SIGKILL)
+        # The pipes may be held open by a stranger that left the group: wait for the leader only.
+        await process.wait()
+        # asyncio offers no other way to let go of pipes that are still open at their far end.
+        process._transport.close()  # type: ignore[attr-defined]
+
+    def _why_not_started(self, error: OSError) -> str:
+        if self.cwd is not None and not os.path.isdir(self.cwd):
+            return f"its working directory does not exist: {self.cwd!r}"
+        program = self.command[0]
+        if isinstance(error, FileNotFoundError):
+            hint = ""
+            if " " in program:
+                words = shlex.split(program) or [""]
+                hint = (
+                    f"; a program and its arguments are separate: executable={words[0]!r}, "
+                    f"arguments={words[1:]!r}, or set shell=True"
+                )
+            return f"no such program: {program!r}{hint}"
+        return f"{program!r} could not be started: {error.strerror or error}"
+
+    def _fields(self, exit_code: int, out: bytes | None, err: bytes | None) -> dict[str, Any]:
+        if self.capture_dir is None:
+            stdout, stderr = _decode(out), _decode(err)
+            said = stderr
+        else:
+            stdout, stderr = str(self._file("stdout")), str(self._file("stderr"))
+            said = _tail(self._file("stderr")) if exit_code else ""
+        fields: dict[str, Any] = {
+            "stdout": stdout,
+            "stderr": stderr,
+            "exit_code": exit_code,
+            "return_value": stdout,
+        }
+        if exit_code:
+            reason = _reason(exit_code, said)
+            fields["exception"] = TaskExecutionError(self.uid, reason, exit_code)
+        return fields
+
+
+def _decode(data: bytes | None) -> str:
+    return (data or b"").decode("utf-8", errors="replace")
+
+
+def _tail(path: Path, limit: int = 2000) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - limit))
+        return _decode(file.read())
+
+
+def _reason(exit_code: int, stderr: str) -> str:
+    said = stderr.strip()[-2000:]
+    if exit_code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-exit_code).name
+            return f"ended by {name}{': ' + said if said else ''}"
+    return said or "it wrote nothing to stderr"

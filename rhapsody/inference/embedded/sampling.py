@@ -1,0 +1,198 @@
+"""Sampling parameters: what a request may ask for, checked the way vLLM checks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rhapsody.inference.embedded.errors import RequestError
+
+DEFAULT_MAX_TOKENS = 64
+MAX_CHOICES = 128
+# vLLM: temperatures below this are taken as zero.
+GREEDY_BELOW = 1e-5
+
+# Parameters that a real model has and this one has not: only the value that changes nothing is
+# accepted (None is accepted for every parameter and means its default).
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "detokenize": (True,),
+    "frequency_penalty": (0,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (False,),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "top_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+
+
+def _fail(name: str, value: object, expected: str) -> RequestError:
+    return RequestError(f"{name} must be {expected}, got {value!r}.", name)
+
+
+def _integer(name: str, value: object, low: int, high: int, expected: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _fail(name, value, expected)
+    return value
+
+
+def _number(name: str, value: object, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _fail(name, value, expected)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _fail(name, value, expected) from None
+    if not math.isfinite(number):
+        raise _fail(name, value, expected)
+    return number
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    expected = "a non-empty str or a list of non-empty str"
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)):
+        raise _fail("stop", value, expected)
+    if not all(isinstance(item, str) and item for item in strings):
+        raise _fail("stop", value, expected)
+    return tuple(strings)
+
+
+def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    # True == 1 and False == 0 in Python, but `presence_penalty: false` is a mistake to report.
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are chosen and when they end.
+
+    Args:
+        max_tokens: Most tokens to write; None means 64, or what the context has room for.
+        min_tokens: Tokens to write before an end or a stop string counts.
+        temperature: 0 takes the most likely token; higher is bolder.
+        top_p: Keep the likeliest tokens that together have this probability.
+        top_k: Keep this many of the likeliest tokens; 0 or -1 keeps all.
+        seed: Same seed, same text; None (or -1, as in vLLM) draws a new one.
+        stop: Strings at which the text is cut, themselves left out.
+        n: How many answers to the prompt.
+        ignore_eos: Go on to `max_tokens` where the model would have ended.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        """Whether there is nothing left to chance."""
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Sampling:
+        """Check a mapping of parameters, as it comes from JSON or from keyword arguments.
+
+        Args:
+            values: Parameter names and values; None stands for a parameter's default.
+
+        Returns:
+            The checked parameters.
+
+        Raises:
+            RequestError: A name is unknown, a value is out of its range or of the wrong type, or
+                the parameter is one that the embedded model does not support.
+        """
+        known: dict[str, object] = {}
+        for name, value in values.items():
+            if name in _PARSERS:
+                if value is not None:
+                    known[name] = _PARSERS[name](value)
+            elif name not in _NEUTRAL:
+                supported = ", ".join(sorted(_PARSERS))
+                message = f"Unknown sampling parameter {name!r}. Supported are: {supported}."
+                raise RequestError(message, name)
+            elif value is not None and not _is_neutral(value, _NEUTRAL[name]):
+                message = f"{name}={value!r} is not supported by the embedded model."
+                raise RequestError(message, name)
+        sampling = cls(**known)  # type: ignore[arg-type]  # each value is its parser's
+        limit = sampling.max_tokens
+        if limit is not None and sampling.min_tokens > limit:
+            expected = f"at most max_tokens={limit}"
+            raise _fail("min_tokens", sampling.min_tokens, expected)
+        return sampling
+
+
+def _max_tokens(value: object) -> int:
+    return _integer("max_tokens", value, 1, 2**63 - 1, "an int of at least 1")
+
+
+def _min_tokens(value: object) -> int:
+    return _integer("min_tokens", value, 0, 2**63 - 1, "an int of at least 0")
+
+
+def _temperature(value: object) -> float:
+    expected = "a finite number of at least 0"
+    number = _number("temperature", value, expected)
+    if number < 0:
+        raise _fail("temperature", value, expected)
+    return number
+
+
+def _top_p(value: object) -> float:
+    expected = "a number above 0 and at most 1"
+    number = _number("top_p", value, expected)
+    if not 0 < number <= 1:
+        raise _fail("top_p", value, expected)
+    return number
+
+
+def _top_k(value: object) -> int:
+    expected = "an int of at least 1, or 0 or -1 to keep all tokens"
+    return max(0, _integer("top_k", value, -1, 2**63 - 1, expected))
+
+
+def _seed(value: object) -> int | None:
+    seed = _integer("seed", value, -(2**63), 2**63 - 1, "an int of 64 bits")
+    return None if seed == -1 else seed
+
+
+def _n(value: object) -> int:
+    return _integer("n", value, 1, MAX_CHOICES, f"an int from 1 to {MAX_CHOICES}")
+
+
+def _ignore_eos(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _fail("ignore_eos", value, "true or false")
+    return value
+
+
+_PARSERS = {
+    "max_tokens": _max_tokens,
+    "min_tokens": _min_tokens,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "top_k": _top_k,
+    "seed": _seed,
+    "stop": _stop_strings,
+    "n": _n,
+    "ignore_eos": _ignore_eos,
+}
