@@ -37,11 +37,13 @@ class _Entry:
 
     __slots__ = ("backend", "future", "submitted", "task")
 
-    def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, task: AnyTask, backend: Any, future: asyncio.Future[Any], submitted: float
+    ) -> None:
         self.task = task
         self.backend = backend
         self.future = future
-        self.submitted = time.monotonic()
+        self.submitted = submitted
 
 
 class Session:
@@ -140,15 +142,11 @@ class Session:
             tasks = [tasks]
         loop = self._bind_loop()
         batches = self._route(tasks)
-        futures = []
         now = time.monotonic()
-        entries: dict[int, asyncio.Future[Any]] = {}
         for backend, batch in batches:
             for task in batch:
-                future = loop.create_future()
-                entries[id(task)] = future
-                self._register(task, backend, future, now)
-        futures = [entries[id(task)] for task in tasks]
+                self._register(task, backend, loop.create_future(), now)
+        futures = [self._active[task["uid"]].future for task in tasks]
         for backend, batch in batches:
             await self._submit(backend, batch)
         return futures
@@ -160,13 +158,15 @@ class Session:
             task.bind_future(future)
             self._known[task["uid"]] = task
         task["state"] = TaskStates.PENDING
-        entry = self._active[task["uid"]] = _Entry(task, backend, future)
-        entry.submitted = now
+        self._active[task["uid"]] = _Entry(task, backend, future, now)
         self._statistics[backend.name].submitted()
         if self._telemetry is not None:
             self._telemetry.on_task_created({**task, "backend": backend.name})
 
     async def _submit(self, backend: Any, batch: list[AnyTask]) -> None:
+        if self._telemetry is not None:
+            for task in batch:
+                self._telemetry.on_task_submitted({**task, "backend": backend.name})
         try:
             await backend.submit_tasks(batch)
         except Exception as error:  # not ours: our backends report, task by task
@@ -174,9 +174,6 @@ class Session:
             for task in batch:
                 task.setdefault("exception", error)
                 self._on_state(task, TaskStates.FAILED)
-        if self._telemetry is not None:
-            for task in batch:
-                self._telemetry.on_task_submitted({**task, "backend": backend.name})
 
     def _route(self, tasks: Sequence[AnyTask]) -> list[tuple[Any, list[AnyTask]]]:
         """Group tasks by backend; refuse all of them where one is wrong."""

@@ -15,7 +15,8 @@ from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 from rhapsody.api.errors import TaskValidationError
-from rhapsody.backends.protocol import SAMPLING_FIELDS, TaskStates
+from rhapsody.backends.protocol import TaskStates
+from rhapsody.sampling import SAMPLING_FIELDS
 
 __all__ = ["AITask", "BaseTask", "ComputeTask", "Prompt"]
 

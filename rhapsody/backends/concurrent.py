@@ -17,8 +17,9 @@ from typing import Any
 from rhapsody.api.errors import TaskExecutionError, WorkerDied
 from rhapsody.backends import process_calls
 from rhapsody.backends.base import BaseBackend, Work, task_exception
-from rhapsody.backends.executables import OPTIONS, SECRET_VARIABLES, Executable, end_group
+from rhapsody.backends.executables import OPTIONS, Executable
 from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.processes import SECRET_VARIABLES, end_group
 
 __all__ = ["ConcurrentExecutionBackend"]
 

@@ -7,51 +7,21 @@ import contextlib
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
+from rhapsody.processes import GROUP, child_environment, end_group
 
-__all__ = ["OPTIONS", "SECRET_VARIABLES", "Executable", "child_environment", "end_group"]
+__all__ = ["OPTIONS", "Executable"]
 
 OPTIONS = frozenset({"cwd", "env", "shell", "timeout"})
 """Keys of `task_backend_specific_kwargs` that say how an executable is run."""
 
-SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
-"""Never handed on to a user's executable."""
-
 GRACE_SECONDS = 1.0
 """Time between SIGTERM and SIGKILL when an executable is ended."""
-
-# A process group of its own makes the executable's children reachable by one signal. Python 3.10
-# has no `process_group`; a session of its own does the same there.
-GROUP: dict[str, Any] = (
-    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
-)
-
-
-def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Return this process's environment with changes, without Rhapsody's secrets.
-
-    Args:
-        changes: Variables to set; one set to None is removed.
-    """
-    environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
-    for key, value in (changes or {}).items():
-        if value is None:
-            environment.pop(key, None)
-        else:
-            environment[key] = str(value)
-    return environment
-
-
-def end_group(pid: int, sig: int) -> None:
-    """Send a signal to the process group that a child leads, if it still exists."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, sig)
 
 
 @dataclass(frozen=True)

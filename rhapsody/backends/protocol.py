@@ -17,7 +17,6 @@ __all__ = [
     "FUNCTION",
     "PROMPT",
     "PROMPT_KINDS",
-    "SAMPLING_FIELDS",
     "Backend",
     "Task",
     "TaskCallback",
@@ -38,27 +37,6 @@ PROMPT = "prompt"
 COMPUTE_KINDS = frozenset({FUNCTION, EXECUTABLE})
 PROMPT_KINDS = frozenset({PROMPT})
 ALL_KINDS = COMPUTE_KINDS | PROMPT_KINDS
-
-SAMPLING_FIELDS = frozenset(
-    {
-        "frequency_penalty",
-        "ignore_eos",
-        "logprobs",
-        "max_tokens",
-        "min_p",
-        "min_tokens",
-        "n",
-        "presence_penalty",
-        "repetition_penalty",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "temperature",
-        "top_k",
-        "top_p",
-    }
-)
-"""Keys of a prompt task that go to the engine with the prompt, under the same names."""
 
 
 class TaskStates:

@@ -38,7 +38,7 @@ class Checkpoint:
         directory: Where the file goes; it is made if missing.
         session_id: The first part of the file's name.
         interval: Seconds between lines of metrics, or None for one at the end only.
-        metrics: Gives the metrics as a dict.
+        metrics: Gives the metrics as a dict; called on the loop.
         maxlen: How many lines may wait to be written.
     """
 
@@ -103,29 +103,24 @@ class Checkpoint:
                 with suppress(asyncio.TimeoutError):
                     spilled = await asyncio.wait_for(self._wake.wait(), self._interval)
                 if not self._closing:
-                    await asyncio.to_thread(self._write, with_metrics=not spilled)
-            await asyncio.to_thread(self._write, with_metrics=True)
+                    metrics = None if spilled else self._metrics()
+                    await asyncio.to_thread(self._write, metrics)
+            await asyncio.to_thread(self._write, self._metrics())
         except asyncio.CancelledError:
             # The loop is going away without stop(): better a short write on it than a lost file.
-            self._write(with_metrics=True)
+            self._write(self._metrics())
             raise
 
     def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
 
-    def _write(self, *, with_metrics: bool) -> None:
+    def _write(self, metrics: dict[str, Any] | None) -> None:
         with self._write_lock:
             lines = [_line(item) for item in self._inbox.take(len(self._inbox))]
-            if with_metrics:
-                lines.append(
-                    {
-                        "section": "metric",
-                        "checkpoint_time": time.time(),
-                        **self._metrics(),
-                        "lines_dropped": self.dropped,
-                    }
-                )
+            if metrics is not None:
+                times = {"section": "metric", "checkpoint_time": time.time()}
+                lines.append({**times, **metrics, "lines_dropped": self.dropped})
             if not lines or self._broken:
                 return
             try:

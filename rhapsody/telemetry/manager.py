@@ -152,7 +152,8 @@ class TelemetryManager:
                 return
             await self._resources.close()
             if self._duration is None:
-                self._emit_own(SessionEnded, duration_seconds=self.session_duration())
+                seconds = self._read(self.session_duration)  # leaves room for one event more
+                self._emit_own(SessionEnded, duration_seconds=seconds)
                 self._inbox.close()
                 self._read(self._recorder.close)
                 self._duration = self.session_duration()

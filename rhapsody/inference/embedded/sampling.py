@@ -196,3 +196,5 @@ _PARSERS = {
     "n": _n,
     "ignore_eos": _ignore_eos,
 }
+
+PARAMETERS = frozenset(_PARSERS) | frozenset(_NEUTRAL)

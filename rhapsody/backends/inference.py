@@ -1,0 +1,359 @@
+"""The inference backend: AI tasks in, responses out, through the batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from rhapsody.api.errors import (
+    BackendError,
+    PartialFailureError,
+    TaskTimeoutError,
+    UnsupportedTaskError,
+)
+from rhapsody.backends.base import BaseBackend, Work
+from rhapsody.backends.protocol import PROMPT_KINDS
+from rhapsody.backends.service import service_loop
+from rhapsody.inference.config import InferenceConfig
+from rhapsody.inference.prompts import Completion
+from rhapsody.inference.service import InferenceService
+from rhapsody.sampling import SAMPLING_FIELDS
+
+__all__ = ["DragonVllmInferenceBackend"]
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class DragonVllmInferenceBackend(BaseBackend):
+    """Serves a model: batches prompts, keeps its servers alive, and answers over HTTP if wanted.
+
+    Args:
+        config_file: YAML file with the engine's own options; None takes the engine's defaults.
+        model_name: Name or path of the model.
+        num_nodes: Nodes to serve on.
+        num_gpus: GPUs on each node; 0 serves on the CPU.
+        tp_size: GPUs that one replica of the model spans.
+        port: Port of the HTTP server; 0 takes any free one.
+        offset: First node of the allocation to use, counted from 0.
+        use_service: Serve HTTP as well (server mode); otherwise engine mode, Python only.
+        max_batch_size: Most prompts in a batch.
+        max_batch_wait_ms: Longest time, in milliseconds, that a prompt waits for others while
+            every replica is busy. Where one has room, prompts leave at once.
+        name: Name of the backend.
+        engine: "vllm", or "embedded" for a small text generator that needs no GPU and no
+            download. It is not a real model and says so.
+        launcher: "dragon" to place servers on the nodes of a Dragon allocation, "local" to start
+            them on this machine.
+        host: Address to listen at; None is this machine's name. "127.0.0.1" keeps it private.
+        api_key: Key that HTTP clients must send; the variable RHAPSODY_API_KEY where None.
+        max_pending: Most prompts queued and in flight. Beyond it `generate` waits, HTTP answers
+            503, and submitted tasks are held.
+        max_retries: How often a prompt is sent again whose server died.
+        max_restarts: How often in a row a server is restarted.
+        startup_timeout: Longest time for a server to become ready, in seconds.
+        health_interval: Time between health checks of a server, in seconds.
+
+    Raises:
+        ConfigurationError: A parameter has the wrong type or range. What depends on this machine
+            is checked by `initialize`, before any process starts.
+    """
+
+    task_kinds = PROMPT_KINDS
+
+    def __init__(
+        self,
+        config_file: str | os.PathLike[str] | None,
+        model_name: str,
+        num_nodes: int = 1,
+        num_gpus: int = 1,
+        tp_size: int = 1,
+        port: int = 8000,
+        offset: int = 0,
+        use_service: bool = True,
+        max_batch_size: int = 1024,
+        max_batch_wait_ms: float = 500,
+        name: str = "dragon_vllm",
+        *,
+        engine: str = "vllm",
+        launcher: str | None = None,
+        host: str | None = None,
+        api_key: str | None = None,
+        max_pending: int = 65536,
+        max_retries: int = 2,
+        max_restarts: int = 5,
+        startup_timeout: float = 600.0,
+        health_interval: float = 2.0,
+    ) -> None:
+        super().__init__(name)
+        self.config = InferenceConfig(
+            model_name=model_name,
+            config_file=None if config_file is None else os.fspath(config_file),
+            engine=engine,
+            launcher=launcher,
+            num_nodes=num_nodes,
+            num_gpus=num_gpus,
+            tp_size=tp_size,
+            offset=offset,
+            host=host,
+            port=port,
+            use_service=use_service,
+            api_key=api_key or os.environ.get("RHAPSODY_API_KEY"),
+            max_batch_size=max_batch_size,
+            max_batch_wait_ms=max_batch_wait_ms,
+            max_pending=max_pending,
+            max_retries=max_retries,
+            max_restarts=max_restarts,
+            startup_timeout=startup_timeout,
+            health_interval=health_interval,
+        )
+        self._service: InferenceService | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model served."""
+        return self.config.model_name
+
+    async def start(self) -> None:
+        service = InferenceService(self.config)
+        self._service = service
+        try:
+            await service.start()
+        except BaseException:
+            self._service = None
+            raise
+
+    async def stop(self) -> None:
+        if self._service is not None:
+            service, self._service = self._service, None
+            await service.stop()
+
+    def abandon(self) -> None:
+        if self._service is not None:
+            self._service.kill()
+
+    # -- tasks ----------------------------------------------------------------------------------
+
+    def check(self, work: Work) -> None:
+        super().check(work)
+        _check_prompt(work.uid, work.task["prompt"])
+        self._check_model(work.uid, work.task)
+
+    def _check_model(self, uid: str, task: Mapping[str, Any]) -> None:
+        model = task.get("model")
+        if model is not None and model != self.model_name:
+            raise UnsupportedTaskError(
+                uid, f"backend '{self.name}' serves the model '{self.model_name}', not '{model}'"
+            )
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        self.running(work)
+        return await self._fields(work.task)
+
+    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer one prompt task without attaching an owner.
+
+        Cancelling this cancels the prompts.
+
+        Args:
+            task: An AITask, or a mapping with its fields.
+
+        Returns:
+            Its result fields: `response`, with `stdout` and `return_value` the same object,
+            `usage` and `finish_reason`.
+
+        Raises:
+            UnsupportedTaskError: The prompt is not one, or another model is asked for.
+            PromptError: The model refused the prompt.
+            PartialFailureError: Some prompts of a list failed.
+            TaskTimeoutError: It took longer than the task's `timeout`.
+        """
+        uid, timeout = task.get("uid", "prompt"), task.get("timeout")
+        _check_prompt(uid, task.get("prompt"))
+        self._check_model(uid, task)
+        answering = service_loop().run(self._started_fields(task))
+        try:
+            return await asyncio.wait_for(answering, timeout)
+        except asyncio.TimeoutError:
+            raise TaskTimeoutError(uid, float(timeout or 0)) from None
+
+    async def _started_fields(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        await self._ensure_started()
+        return await self._fields(task)
+
+    async def _fields(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, system_prompt = task["prompt"], task.get("system_prompt")
+        sampling = _sampling(task)
+        service = self._running_service()
+        if _is_one(prompt):
+            completion = await service.complete(prompt, system_prompt, sampling)
+            response: Any = completion.response
+            usage, reason = completion.usage, completion.finish_reason
+        else:
+            outcomes = await self._complete_all(prompt, system_prompt, sampling)
+            completions = _all_or_raise(outcomes)
+            response = [completion.response for completion in completions]
+            reason = [completion.finish_reason for completion in completions]
+            usage = _total_usage(completions)
+        return {
+            "response": response,
+            "stdout": response,
+            "return_value": response,
+            "usage": usage,
+            "finish_reason": reason,
+        }
+
+    async def _complete_all(
+        self, prompts: Sequence[Any], system_prompt: str | None, sampling: Mapping[str, Any]
+    ) -> list[Completion | BaseException]:
+        service = self._running_service()
+        return await asyncio.gather(
+            *(service.complete(prompt, system_prompt, sampling) for prompt in prompts),
+            return_exceptions=True,
+        )
+
+    def _running_service(self) -> InferenceService:
+        if self._service is None:
+            raise BackendError(self.name, "it is not running; await backend.initialize() first")
+        return self._service
+
+    # -- the Python face ------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompts: str | Sequence[str | Messages],
+        timeout: float | None = 300,
+        *,
+        system_prompt: str | None = None,
+        return_exceptions: bool = False,
+        **sampling: Any,
+    ) -> list[Any]:
+        """Answer prompts; starts the backend where it does not run.
+
+        Args:
+            prompts: Texts or chats; a single text is a list of one.
+            timeout: Longest time for all of them, in seconds; None waits as long as it takes.
+            system_prompt: Goes before every prompt.
+            return_exceptions: Put a failed prompt's exception into its place, instead of raising.
+            **sampling: Sampling parameters, such as `max_tokens=64`.
+
+        Returns:
+            One response per prompt, in order: a str, or a list of str with `n` above 1.
+
+        Raises:
+            PartialFailureError: Some prompts failed; it has the results and the errors, in order.
+            TimeoutError: It took longer than `timeout`. (`asyncio.TimeoutError` on Python 3.10.)
+            TypeError: A sampling parameter is unknown.
+        """
+        _check_sampling(sampling)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        _check_prompt("generate", prompts)
+        outcomes = await asyncio.wait_for(
+            service_loop().run(self._generate(prompts, system_prompt, sampling)), timeout
+        )
+        if return_exceptions:
+            return [o if isinstance(o, BaseException) else o.response for o in outcomes]
+        return [completion.response for completion in _all_or_raise(outcomes)]
+
+    async def _generate(
+        self, prompts: Sequence[Any], system_prompt: str | None, sampling: Mapping[str, Any]
+    ) -> list[Completion | BaseException]:
+        await self._ensure_started()
+        return await self._complete_all(prompts, system_prompt, sampling)
+
+    async def stream(
+        self, prompt: str | Messages, *, system_prompt: str | None = None, **sampling: Any
+    ) -> AsyncIterator[str]:
+        """Yield the response to one prompt piece by piece, as it is generated.
+
+        Args:
+            prompt: A text or a chat.
+            system_prompt: Goes before it.
+            **sampling: Sampling parameters, such as `max_tokens=64`.
+
+        Raises:
+            PromptError: The model refused the prompt.
+            ReplicaError: The server was lost; what has been yielded cannot be taken back.
+            TypeError: A sampling parameter is unknown.
+        """
+        _check_sampling(sampling)
+        _check_prompt("stream", prompt)
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        async def pump() -> None:
+            try:
+                await self._ensure_started()
+                service = self._running_service()
+                async for piece in service.stream(prompt, system_prompt, sampling):
+                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            finally:
+                loop.call_soon_threadsafe(pieces.put_nowait, None)
+
+        pumping = asyncio.ensure_future(service_loop().run(pump()))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            await pumping
+        finally:
+            pumping.cancel()
+
+    def get_endpoint(self) -> str | None:
+        """Return the URL of the HTTP server; None in engine mode and while it does not run."""
+        gateway = self._service.gateway if self._service is not None else None
+        return gateway.endpoint if gateway is not None else None
+
+    @property
+    def replicas(self) -> list[dict[str, Any]]:
+        """The model's servers: index, state, address, pid, prompts in flight, restarts."""
+        replicas: list[dict[str, Any]] = self.get_statistics().get("replicas", [])
+        return replicas
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return batches and prompts so far, the mean batch size, pending prompts, replicas."""
+        return self._service.get_statistics() if self._service is not None else {}
+
+
+def _is_one(prompt: Any) -> bool:
+    return isinstance(prompt, str) or isinstance(prompt[0], Mapping)
+
+
+def _check_prompt(uid: str, prompt: Any) -> None:
+    if isinstance(prompt, str) and prompt:
+        return
+    if isinstance(prompt, (list, tuple)) and prompt:
+        one_chat = all(isinstance(item, Mapping) for item in prompt)
+        if one_chat or all(isinstance(item, (str, list, tuple)) for item in prompt):
+            return
+    raise UnsupportedTaskError(
+        uid,
+        "a prompt is a non-empty string, a list of them, or chat messages "
+        f"(dicts with 'role' and 'content'), not {prompt!r:.80}",
+    )
+
+
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    unknown = sampling.keys() - SAMPLING_FIELDS
+    if unknown:
+        raise TypeError(
+            f"unknown sampling parameter {min(unknown)!r}; known: "
+            f"{', '.join(sorted(SAMPLING_FIELDS))}"
+        )
+
+
+def _sampling(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: task[key] for key in SAMPLING_FIELDS & task.keys() if task[key] is not None}
+
+
+def _all_or_raise(outcomes: Sequence[Completion | BaseException]) -> list[Completion]:
+    errors = [o if isinstance(o, BaseException) else None for o in outcomes]
+    if any(errors):
+        results = [None if isinstance(o, BaseException) else o.response for o in outcomes]
+        raise PartialFailureError(results, errors)
+    return [o for o in outcomes if isinstance(o, Completion)]
+
+
+def _total_usage(completions: Sequence[Completion]) -> dict[str, int]:
+    kinds = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {kind: sum(c.usage.get(kind, 0) for c in completions) for kind in kinds}

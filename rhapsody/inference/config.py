@@ -1,0 +1,211 @@
+"""What an inference service is to be: checked before any process starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rhapsody.api.errors import ConfigurationError, ResourceError
+
+__all__ = ["ENGINE_KEYS", "InferenceConfig", "check_port", "port_error", "read_config_file"]
+
+ENGINE_KEYS = {"embedded": frozenset({"max-model-len", "max-num-seqs", "seed", "token-delay-ms"})}
+"""Keys of a configuration file that each engine takes."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The parameters of `DragonVllmInferenceBackend`, which says what each means."""
+
+    model_name: str
+    config_file: str | None = None
+    engine: str = "vllm"
+    launcher: str | None = None
+    num_nodes: int = 1
+    num_gpus: int = 1
+    tp_size: int = 1
+    offset: int = 0
+    host: str | None = None
+    port: int = 8000
+    use_service: bool = True
+    api_key: str | None = field(default=None, repr=False)
+    max_batch_size: int = 1024
+    max_batch_wait_ms: float = 500
+    max_pending: int = 65536
+    max_retries: int = 2
+    max_restarts: int = 5
+    startup_timeout: float = 600.0
+    health_interval: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_name, str) or not self.model_name:
+            raise ConfigurationError(
+                f"model_name must be the name or path of a model, not {self.model_name!r}"
+            )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            whole = name not in ("max_batch_wait_ms", "startup_timeout", "health_interval")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigurationError(f"{name} must be {kind}, not {value!r}")
+            if not value >= least:
+                raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+        if self.port > 65535:
+            raise ConfigurationError(f"port must be at most 65535, not {self.port}")
+        if self.engine not in ("vllm", "embedded"):
+            raise ConfigurationError(f"engine must be 'vllm' or 'embedded', not {self.engine!r}")
+        if self.launcher not in (None, "dragon", "local"):
+            raise ConfigurationError(f"launcher must be 'dragon' or 'local', not {self.launcher!r}")
+
+    @property
+    def replicas(self) -> int:
+        """How many servers there are to be."""
+        return max(1, self.num_gpus // self.tp_size) * self.num_nodes
+
+    @property
+    def bind_address(self) -> str | None:
+        """Where the gateway listens: `host`, or this machine's name; None is everywhere.
+
+        Everywhere is for machines whose own name cannot be looked up.
+        """
+        if self.host is not None:
+            return self.host
+        try:
+            socket.getaddrinfo(socket.gethostname(), None)
+        except OSError:
+            return None
+        return socket.gethostname()
+
+    def check(self) -> dict[str, Any]:
+        """Refuse what cannot be, in one sentence; look at files and ports.
+
+        Returns:
+            The engine's own options, from the configuration file.
+
+        Raises:
+            ConfigurationError: A combination is impossible, or the file is wrong.
+            ResourceError: The port is taken.
+        """
+        if self.engine != "embedded":
+            raise ConfigurationError(
+                "this version serves engine='embedded' only; engine='vllm' is not part of it yet. "
+                "The embedded model needs no GPU and no download, and is not a real model"
+            )
+        if self.launcher != "local":
+            raise ConfigurationError(
+                "this version starts model servers with launcher='local' only; pass "
+                "launcher='local' to start them as child processes of this one"
+            )
+        if self.num_gpus and self.tp_size > self.num_gpus:
+            raise ConfigurationError(
+                f"tp_size={self.tp_size} needs as many GPUs on a node, and num_gpus="
+                f"{self.num_gpus}; raise num_gpus or lower tp_size"
+            )
+        if not self.num_gpus and self.tp_size != 1:
+            raise ConfigurationError(
+                f"num_gpus=0 runs on the CPU, where tp_size must be 1, not {self.tp_size}"
+            )
+        if self.offset + self.num_nodes > 1:
+            raise ConfigurationError(
+                f"launcher='local' has this one node, and num_nodes={self.num_nodes} from "
+                f"offset={self.offset} asks for more; use num_nodes=1 and offset=0"
+            )
+        options = read_config_file(self.config_file, self.engine)
+        if self.use_service and self.port:
+            check_port(self.bind_address, self.port)
+        return options
+
+
+_LEAST: dict[str, float] = {
+    "num_nodes": 1,
+    "num_gpus": 0,
+    "tp_size": 1,
+    "offset": 0,
+    "port": 0,
+    "max_batch_size": 1,
+    "max_batch_wait_ms": 0,
+    "max_pending": 1,
+    "max_retries": 0,
+    "max_restarts": 0,
+    "startup_timeout": 0.1,
+    "health_interval": 0.05,
+}
+
+
+def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[str, Any]:
+    """Read an engine's options from a YAML file.
+
+    Args:
+        path: The file; None has no options.
+        engine: Whose options they are.
+
+    Returns:
+        Option names, with dashes, to values.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is no mapping, or has an unknown key.
+    """
+    if path is None:
+        return {}
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"config_file {os.fspath(path)!r} cannot be read: {error.strerror}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise ConfigurationError(
+            f"config_file {os.fspath(path)!r} must hold 'key: value' lines, "
+            f"not a {type(loaded).__name__}"
+        )
+    known = ENGINE_KEYS[engine]
+    options = {str(key).replace("_", "-"): value for key, value in loaded.items()}
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigurationError(
+                f"config_file {os.fspath(path)!r}: unknown key '{key}'; {hint}"
+                f"the {engine} engine knows {', '.join(sorted(known))}"
+            )
+    return options
+
+
+def check_port(address: str | None, port: int) -> None:
+    """Refuse a port that is taken.
+
+    Args:
+        address: A name or an address of this machine; None is every one.
+        port: The port.
+
+    Raises:
+        ResourceError: Something listens there, or the address is not this machine's.
+    """
+    try:
+        for family, kind, proto, _, target in socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, proto) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+    except OSError as error:
+        raise port_error(address, port, error) from error
+
+
+def port_error(address: str | None, port: int, error: OSError) -> ResourceError:
+    """Say that a server cannot listen at an address, and what to do."""
+    where = f"{address or 'any address'}, port {port}"
+    return ResourceError(
+        None, "port", f"{where}: {error.strerror or error}; choose another port=, or 0 for any free"
+    )

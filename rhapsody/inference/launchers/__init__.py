@@ -1,0 +1,1 @@
+"""Launchers: ways to start a replica's server process, one module each."""

@@ -1,0 +1,162 @@
+"""One prompt on its way to a model and its response on the way back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from rhapsody.api.errors import PromptError
+
+__all__ = ["Completion", "PromptRequest", "as_messages"]
+
+Message = Mapping[str, Any]
+
+_ids = count(1)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model made of one prompt.
+
+    Attributes:
+        texts: One text per response asked for (`n`).
+        finish_reasons: Why each ended: "stop" or "length".
+        usage: `prompt_tokens`, `completion_tokens` and `total_tokens`.
+    """
+
+    texts: list[str]
+    finish_reasons: list[str]
+    usage: dict[str, int]
+
+    @property
+    def response(self) -> str | list[str]:
+        """The text, or the list of texts where more than one was asked for."""
+        return self.texts[0] if len(self.texts) == 1 else self.texts
+
+    @property
+    def finish_reason(self) -> str | list[str]:
+        """The finish reason, in the shape of `response`."""
+        reasons = self.finish_reasons
+        return reasons[0] if len(reasons) == 1 else reasons
+
+
+def as_messages(prompt: str | Sequence[Message], system_prompt: str | None) -> dict[str, Any]:
+    """Put a prompt the way the batch route takes it.
+
+    Args:
+        prompt: A text, which the server makes one user message of, or chat messages.
+        system_prompt: Goes first, as a message of its own.
+
+    Returns:
+        `prompt` and `messages`, one of them None.
+    """
+    if isinstance(prompt, str):
+        if system_prompt is None:
+            return {"prompt": prompt, "messages": None}
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+    else:
+        messages = list(prompt)
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return {"prompt": None, "messages": messages}
+
+
+class PromptRequest:
+    """One prompt from its arrival to its one outcome: a completion, an error, or cancelled.
+
+    Args:
+        prompt: A text or chat messages.
+        system_prompt: Goes before it.
+        sampling: The engine's sampling parameters.
+        stream: Whether pieces of the text are wanted as they come.
+    """
+
+    __slots__ = ("_future", "_pieces", "attempts", "body", "id", "replica", "started")
+
+    def __init__(
+        self,
+        prompt: str | Sequence[Message],
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        stream: bool = False,
+    ) -> None:
+        self.id = f"p{next(_ids)}"
+        self.body = {
+            "id": self.id,
+            **as_messages(prompt, system_prompt),
+            "sampling": dict(sampling or {}),
+            "stream": stream,
+        }
+        self.attempts = 0
+        self.replica: Any = None
+        self.started = False
+        self._future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._pieces: asyncio.Queue[str | None] | None = asyncio.Queue() if stream else None
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is known, or nobody waits for it any more."""
+        return self._future.done()
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether another replica may start over: not once pieces have been handed out."""
+        return not (self.started and self._pieces is not None)
+
+    def add_piece(self, text: str) -> None:
+        """Hand out a piece of the text."""
+        self.started = True
+        if self._pieces is not None and text:
+            self._pieces.put_nowait(text)
+
+    def finish(self, completion: Completion) -> None:
+        """Set the outcome, unless there is one."""
+        if not self._future.done():
+            self._future.set_result(completion)
+            self._end_pieces()
+
+    def fail(self, error: Exception) -> None:
+        """Set an error as the outcome, unless there is one."""
+        if not self._future.done():
+            self._future.set_exception(error)
+            self._end_pieces()
+
+    def abandon(self) -> None:
+        """Nobody waits for the outcome any more."""
+        if not self._future.cancel() and not self._future.cancelled():
+            self._future.exception()  # looked at, so that asyncio does not complain
+
+    def _end_pieces(self) -> None:
+        if self._pieces is not None:
+            self._pieces.put_nowait(None)
+
+    async def completion(self) -> Completion:
+        """Wait for the outcome.
+
+        Raises:
+            PromptError: The server refused the prompt.
+            ReplicaError: No replica could answer it.
+        """
+        return await self._future
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Yield the text piece by piece, then raise what `completion` would."""
+        assert self._pieces is not None
+        while (piece := await self._pieces.get()) is not None:
+            yield piece
+        await self._future
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """Take one line of the batch route's answer."""
+        kind = event["type"]
+        if kind == "delta":
+            self.add_piece(event["text"])
+        elif kind == "done":
+            self.finish(Completion(event["texts"], event["finish_reasons"], event["usage"]))
+        else:
+            self.fail(
+                PromptError(event["message"], event["code"], event["kind"], event.get("param"))
+            )

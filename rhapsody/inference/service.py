@@ -1,0 +1,245 @@
+"""One inference service: batcher, pool and gateway under one life, on the loop that starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rhapsody.api.errors import ReplicaError
+from rhapsody.inference.admission import Admission
+from rhapsody.inference.batcher import Batcher
+from rhapsody.inference.config import InferenceConfig
+from rhapsody.inference.engines import MAX_NUM_SEQS, embedded_command
+from rhapsody.inference.gateway import Gateway
+from rhapsody.inference.launchers.local import LocalLauncher
+from rhapsody.inference.metrics import Metrics
+from rhapsody.inference.pool import Pool
+from rhapsody.inference.prompts import Completion, PromptRequest
+from rhapsody.inference.replica import Replica
+
+__all__ = ["InferenceService"]
+
+SOCKET_PATH_BYTES = 90
+"""A directory longer than this leaves no room for a socket's name in the 108 bytes there are."""
+
+
+class InferenceService:
+    """Answers prompts by the replicas of one model.
+
+    Everything here runs on the loop that calls `start`.
+
+    Args:
+        config: What to serve, and how.
+    """
+
+    def __init__(self, config: InferenceConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.admission = Admission(config.max_pending)
+        self.gateway: Gateway | None = None
+        self.pool: Pool | None = None
+        self._batcher: Batcher[PromptRequest] | None = None
+        self._directory: Path | None = None
+        self._open: set[PromptRequest] = set()
+
+    async def start(self) -> None:
+        """Start the replicas, wait until they are ready, and open the gateway.
+
+        Raises:
+            ConfigurationError: The configuration is impossible; nothing was started.
+            ResourceError: The port is taken; nothing was started.
+            ReplicaError: A server could not start, with its last lines; nothing is left running.
+        """
+        options = self.config.check()
+        self._directory = _private_directory()
+        self.pool = Pool(
+            self._make_replicas(options, self._directory),
+            max_retries=self.config.max_retries,
+            max_restarts=self.config.max_restarts,
+            startup_timeout=self.config.startup_timeout,
+            health_interval=self.config.health_interval,
+            put_back=self._put_back,
+            on_failure=self._fail_waiting,
+        )
+        self._batcher = Batcher(
+            self.pool.dispatch,
+            self.pool.capacity,
+            max_batch_size=self.config.max_batch_size,
+            max_wait=self.config.max_batch_wait_ms / 1000,
+            on_batch=self.metrics.batch,
+        )
+        try:
+            await self.pool.start()
+            if self.config.use_service:
+                self.gateway = Gateway(self)
+                await self.gateway.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _make_replicas(self, options: Mapping[str, Any], directory: Path) -> list[Replica]:
+        environment = {"RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32)}
+        return [
+            Replica(
+                index,
+                embedded_command(self.config.model_name, options),
+                environment,
+                directory,
+                int(options.get("max-num-seqs", MAX_NUM_SEQS)),
+                LocalLauncher(),
+                self._wake,
+            )
+            for index in range(self.config.replicas)
+        ]
+
+    async def stop(self) -> None:
+        """Close the gateway, end the replicas, fail what still waits."""
+        if self.gateway is not None:
+            await self.gateway.stop()
+            self.gateway = None
+        for request in list(self._open):
+            request.fail(ReplicaError("the inference service was shut down"))
+        if self._batcher is not None:
+            self._batcher.clear()
+            await self._batcher.close()
+        if self.pool is not None:
+            await self.pool.stop()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the servers at once, at the exit of this process."""
+        if self.pool is not None:
+            self.pool.kill()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _wake(self) -> None:
+        if self._batcher is not None:
+            self._batcher.wake()
+
+    def _put_back(self, requests: Any) -> None:
+        assert self._batcher is not None
+        self._batcher.put_back(requests)
+
+    def _fail_waiting(self, error: ReplicaError) -> None:
+        for request in self._batcher.clear() if self._batcher is not None else ():
+            request.fail(error)
+
+    # -- prompts --------------------------------------------------------------------------------
+
+    async def complete(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Answer one prompt; wait where `max_pending` are inside already.
+
+        Cancelling it takes the prompt out of the queue, or stops the server's work on it.
+
+        Raises:
+            PromptError: The server refused the prompt.
+            ReplicaError: No server could answer it.
+        """
+        await self.admission.enter()
+        try:
+            return await self.complete_admitted(prompt, system_prompt, sampling)
+        finally:
+            self.admission.leave()
+
+    async def complete_admitted(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Answer one prompt that has been let in already."""
+        request = PromptRequest(prompt, system_prompt, sampling)
+        with self._on_its_way(request) as outcome:
+            completion = await request.completion()
+            outcome["usage"] = completion.usage
+            return completion
+
+    async def stream(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[str]:
+        """Yield the response to one prompt, piece by piece; raises as `complete` does."""
+        await self.admission.enter()
+        try:
+            request = PromptRequest(prompt, system_prompt, sampling, stream=True)
+            with self._on_its_way(request) as outcome:
+                since: float | None = time.monotonic()
+                async for piece in request.pieces():
+                    if since is not None:
+                        self.metrics.first_piece(time.monotonic() - since)
+                        since = None
+                    yield piece
+                outcome["usage"] = (await request.completion()).usage
+        finally:
+            self.admission.leave()
+
+    @contextlib.contextmanager
+    def _on_its_way(self, request: PromptRequest) -> Any:
+        """Put a prompt into the batcher, and take it out wherever it is if nobody waits."""
+        assert self._batcher is not None and self.pool is not None
+        if self.pool.failure is not None:
+            raise self.pool.failure
+        since = time.monotonic()
+        outcome: dict[str, Any] = {"usage": None}
+        ended = "error"
+        self._open.add(request)
+        self._batcher.put(request)
+        try:
+            yield outcome
+            ended = "done"
+        except (asyncio.CancelledError, GeneratorExit):
+            ended = "cancelled"
+            raise
+        finally:
+            self._open.discard(request)
+            if not request.done or ended == "cancelled":
+                self._withdraw(request)
+            self.metrics.outcome(ended, time.monotonic() - since, outcome["usage"])
+
+    def _withdraw(self, request: PromptRequest) -> None:
+        assert self._batcher is not None
+        if not self._batcher.remove(request) and request.replica is not None:
+            request.replica.cancel(request.id)
+        request.abandon()
+
+    # -- what it looks like ---------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether at least one server takes prompts."""
+        return self.pool is not None and bool(self.pool.ready)
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Count batches and prompts, and describe the replicas."""
+        batches, batched = self.metrics.batches, self.metrics.batched
+        return {
+            "batches": batches,
+            "batched_prompts": batched,
+            "mean_batch_size": batched / batches if batches else None,
+            "pending_prompts": self.admission.pending,
+            "replicas": [replica.as_dict() for replica in self.pool.replicas] if self.pool else [],
+        }
+
+
+def _private_directory() -> Path:
+    directory = tempfile.mkdtemp(prefix="rhapsody-")
+    if len(directory.encode()) > SOCKET_PATH_BYTES:
+        shutil.rmtree(directory)
+        directory = tempfile.mkdtemp(prefix="rhapsody-", dir="/tmp")  # noqa: S108 - made private
+    return Path(directory)

@@ -1,0 +1,1 @@
+"""Tests of Rhapsody; see CONTRIBUTING.md for the tiers."""
