@@ -154,8 +154,10 @@ class AITaskDecorator:
         if backend is None:
             many = isinstance(task["prompt"], (list, tuple))
             is_chat = many and isinstance(task["prompt"][0], Mapping)
-            return [DRY_RUN_RESPONSE] * len(task["prompt"]) if many and not is_chat else (
-                DRY_RUN_RESPONSE
+            return (
+                [DRY_RUN_RESPONSE] * len(task["prompt"])
+                if many and not is_chat
+                else (DRY_RUN_RESPONSE)
             )
         task.update(await backend.answer(task), state="DONE")
         return task["response"]

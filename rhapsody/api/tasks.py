@@ -100,7 +100,9 @@ class BaseTask(dict[str, Any]):
         )
 
     def _check_type(self, field: str, kind: Any, expected: str) -> None:
-        if not isinstance(self[field], kind) or (isinstance(self[field], bool) and kind is not bool):
+        if not isinstance(self[field], kind) or (
+            isinstance(self[field], bool) and kind is not bool
+        ):
             self._refuse(field, expected)
 
     def _check_number(
@@ -363,7 +365,9 @@ class AITask(BaseTask):
     __slots__ = ()
 
     known_fields = (
-        BaseTask.known_fields | SAMPLING_FIELDS | {"inference_endpoint", "model", "prompt"}
+        BaseTask.known_fields
+        | SAMPLING_FIELDS
+        | {"inference_endpoint", "model", "prompt"}
         | {"stop_sequences", "system_prompt"}
     )
 

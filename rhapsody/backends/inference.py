@@ -189,7 +189,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         if _is_one(prompt):
             completion = await service.complete(prompt, system_prompt, sampling)
             response: Any = completion.response
-            usage, reason = completion.usage, completion.finish_reason
+            reason: Any = completion.finish_reason
+            usage = completion.usage
         else:
             outcomes = await self._complete_all(prompt, system_prompt, sampling)
             completions = _all_or_raise(outcomes)

@@ -128,8 +128,8 @@ class Batcher(Generic[T]):
         if self._on_batch is not None:
             self._on_batch([now - since for _, since in taken])
         sending = asyncio.ensure_future(self._dispatch([item for item, _ in taken]))
-        self._sending.add(sending)  # type: ignore[arg-type]
-        sending.add_done_callback(self._sending.discard)  # type: ignore[arg-type]
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -91,7 +91,7 @@ class Metrics:
         for state, number in Tally(states).items():
             self._replicas.labels(state).set(number)
         others = CollectorRegistry()
-        others.register(_Merged(replicas))  # type: ignore[arg-type]
+        others.register(_Merged(replicas))
         return generate_latest(self.registry) + generate_latest(others)
 
 

@@ -61,8 +61,7 @@ class Pool:
             ReplicaError: One exited or was too slow; none is left running.
         """
         starts = [
-            asyncio.ensure_future(replica.start(self._startup_timeout))
-            for replica in self.replicas
+            asyncio.ensure_future(replica.start(self._startup_timeout)) for replica in self.replicas
         ]
         try:
             await asyncio.gather(*starts)
@@ -157,9 +156,7 @@ class Pool:
             *(self._send(replica, share) for replica, share in self._shares(batch))
         )
 
-    def _shares(
-        self, batch: Sequence[PromptRequest]
-    ) -> list[tuple[Replica, list[PromptRequest]]]:
+    def _shares(self, batch: Sequence[PromptRequest]) -> list[tuple[Replica, list[PromptRequest]]]:
         ready = sorted(self.ready, key=lambda replica: replica.in_flight)
         if not ready:
             self._put_back(batch)

@@ -102,11 +102,11 @@ class Replica:
         self.state = "STARTING"
         self._socket.unlink(missing_ok=True)
         try:
-            self._process = await self._launcher.launch(
-                self._command, self._environment, self._log
-            )
+            self._process = await self._launcher.launch(self._command, self._environment, self._log)
         except OSError as error:
-            raise ReplicaError(f"model server {self.index} could not be started: {error}") from error
+            raise ReplicaError(
+                f"model server {self.index} could not be started: {error}"
+            ) from error
         self._client = aiohttp.ClientSession(
             base_url="http://replica",
             connector=aiohttp.UnixConnector(str(self._socket), limit=0),

@@ -192,7 +192,8 @@ class InferenceService:
     @contextlib.contextmanager
     def _on_its_way(self, request: PromptRequest) -> Any:
         """Put a prompt into the batcher, and take it out wherever it is if nobody waits."""
-        assert self._batcher is not None and self.pool is not None
+        assert self._batcher is not None
+        assert self.pool is not None
         if self.pool.failure is not None:
             raise self.pool.failure
         since = time.monotonic()
@@ -241,5 +242,5 @@ def _private_directory() -> Path:
     directory = tempfile.mkdtemp(prefix="rhapsody-")
     if len(directory.encode()) > SOCKET_PATH_BYTES:
         shutil.rmtree(directory)
-        directory = tempfile.mkdtemp(prefix="rhapsody-", dir="/tmp")  # noqa: S108 - made private
+        directory = tempfile.mkdtemp(prefix="rhapsody-", dir="/tmp")
     return Path(directory)

@@ -27,6 +27,7 @@ KEY_VARIABLE = "RHAPSODY_REPLICA_KEY"
 PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
 # A batch of 1,024 prompts as long as the default context allows is about 10 MiB.
 _MAX_BODY = 64 * 1024 * 1024
+# What running requests are given to finish after SIGTERM.
 _SHUTDOWN_SECONDS = 2.0
 # sun_path has 108 bytes with the closing zero (macOS: 104).
 _LONGEST_UDS = 107 if sys.platform == "linux" else 103
@@ -149,7 +150,8 @@ async def serve(options: ServerOptions) -> None:
             build_app(scheduler, options.model, key),
             access_log=None,
             handler_cancellation=True,
-            shutdown_timeout=_SHUTDOWN_SECONDS,
+            # Granted twice: before and after aiohttp closes the bodies of running requests.
+            shutdown_timeout=_SHUTDOWN_SECONDS / 2,
         )
         await runner.setup()
         try:

@@ -75,7 +75,7 @@ def sentences_of(text: str) -> list[list[Token]]:
     """
     sentences: list[list[Token]] = []
     current: list[Token] = []
-    for token in tokenize(" " + " ".join(text.split())):
+    for token in tokenize("".join(f" {word}" for word in text.split())):
         current.append(token)
         if token in SENTENCE_ENDS:
             sentences.append(current)

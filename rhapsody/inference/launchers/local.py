@@ -26,6 +26,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
+        """Process id; of its process group as well."""
         return self._process.pid
 
     async def wait(self) -> int:
