@@ -36,7 +36,7 @@ _HOME = {
     "get_backend": "rhapsody.backends",
 }
 
-__all__ = ["__version__", "enable_logging", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "enable_logging", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ class Attachment:
             # An owner is never kept alive by its backend. Built-in objects such as a list (whose
             # `append` somebody registered) take no weak reference: they own nothing.
             with contextlib.suppress(TypeError):
-                self._callback = weakref.WeakMethod(callback)  # type: ignore[arg-type]
+                self._callback = weakref.WeakMethod(callback)
                 self.owner = weakref.ref(owner)
         self.loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):
@@ -134,7 +134,6 @@ class Work:
         uid: The task's uid, unique within the attachment.
         kind: "function", "executable" or "prompt".
         work_dir: Directory for captured output, as it was when the task came.
-        options: The task's `task_backend_specific_kwargs`.
     """
 
     __slots__ = ("_running", "attachment", "expired", "job", "kind", "task", "uid", "work_dir")
@@ -156,6 +155,7 @@ class Work:
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The task's `task_backend_specific_kwargs`."""
         return self.task.get("task_backend_specific_kwargs") or {}
 
     @property
@@ -206,7 +206,7 @@ class BaseBackend:
 
     def __init__(self, name: str | None = None) -> None:
         name = type(self).__name__ if name is None else name
-        if not isinstance(name, str) or not name:
+        if not name or not isinstance(name, str):
             raise ValueError(f"a backend's name must be a non-empty string, not {name!r}")
         self.name = name
         self._work_dir = os.getcwd()

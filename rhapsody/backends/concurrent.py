@@ -92,6 +92,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         return self._wanted == "thread" or isinstance(self._wanted, ThreadPoolExecutor)
 
     async def start(self) -> None:
+        """Make the pool; with processes, listen for which calls start in which of them."""
         self._slots = asyncio.Semaphore(self._max_children)
         self._pool = self._make_pool()
         if not self._in_threads:
@@ -110,6 +111,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         )
 
     async def stop(self) -> None:
+        """End the pool, if it is the backend's own."""
         if self._pool is not None and self._pool is not self._wanted:
             await self._stop_pool(self._pool)
         self._pool = None
@@ -128,6 +130,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         await ended
 
     def abandon(self) -> None:
+        """Kill executables, and the processes of the backend's own pool."""
         for pid in tuple(self._children):
             end_group(pid, signal.SIGKILL)
         if self._marks is not None and self._pool is not self._wanted:
@@ -135,6 +138,7 @@ class ConcurrentExecutionBackend(BaseBackend):
             self._marks.close()
 
     async def execute(self, work: Work) -> dict[str, Any]:
+        """Run a function in the pool, or an executable as a child."""
         self._warn_of_unknown(work)
         if work.kind == EXECUTABLE:
             assert self._slots is not None

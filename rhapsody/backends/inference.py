@@ -116,6 +116,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         return self.config.model_name
 
     async def start(self) -> None:
+        """Start the model's servers, and the HTTP server in server mode."""
         service = InferenceService(self.config)
         self._service = service
         try:
@@ -125,17 +126,20 @@ class DragonVllmInferenceBackend(BaseBackend):
             raise
 
     async def stop(self) -> None:
+        """End all servers."""
         if self._service is not None:
             service, self._service = self._service, None
             await service.stop()
 
     def abandon(self) -> None:
+        """Kill the servers."""
         if self._service is not None:
             self._service.kill()
 
     # -- tasks ----------------------------------------------------------------------------------
 
     def check(self, work: Work) -> None:
+        """Refuse what is no prompt, or asks for another model."""
         super().check(work)
         _check_prompt(work.uid, work.task["prompt"])
         self._check_model(work.uid, work.task)
@@ -148,6 +152,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             )
 
     async def execute(self, work: Work) -> dict[str, Any]:
+        """Answer the task's prompts."""
         self.running(work)
         return await self._fields(work.task)
 

@@ -131,7 +131,11 @@ class Backend(Protocol):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> Any:
-        """Called per file where `supports_explicit_data_linking` is true; returns {"target": ..}."""
+        """Called per file where `supports_explicit_data_linking` is true.
+
+        Returns:
+            At least `{"target": <name at the destination>}`.
+        """
 
     async def shutdown(self) -> None:
         """End all work and release everything. Idempotent, never raises, never blocks the loop.

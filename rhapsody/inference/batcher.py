@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["Batcher", "Clock"]
@@ -47,7 +47,7 @@ class Batcher(Generic[T]):
 
     def __init__(
         self,
-        dispatch: Callable[[list[T]], Awaitable[None]],
+        dispatch: Callable[[list[T]], Coroutine[Any, Any, None]],
         capacity: Callable[[], int | None],
         *,
         max_batch_size: int,
@@ -127,7 +127,8 @@ class Batcher(Generic[T]):
         taken = [self._waiting.popitem(last=False) for _ in range(size)]
         if self._on_batch is not None:
             self._on_batch([now - since for _, since in taken])
-        sending = asyncio.ensure_future(self._dispatch([item for item, _ in taken]))
+        batch = [item for item, _ in taken]
+        sending = asyncio.get_running_loop().create_task(self._dispatch(batch))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 

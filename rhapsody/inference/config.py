@@ -45,7 +45,7 @@ class InferenceConfig:
     health_interval: float = 2.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model_name, str) or not self.model_name:
+        if not self.model_name or not isinstance(self.model_name, str):
             raise ConfigurationError(
                 f"model_name must be the name or path of a model, not {self.model_name!r}"
             )
