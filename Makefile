@@ -38,11 +38,11 @@ bench: $(VENV)/.installed-dev
 	@$(python) -m benchmarks
 
 docs: $(VENV)/.installed-docs
-	@$(python) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment for all targets; a stamp per set of dependencies, renewed with pyproject.toml.

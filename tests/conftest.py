@@ -139,7 +139,17 @@ def asyncio_errors(pytestconfig: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def leak_check() -> Iterator[None]:
+def elsewhere(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Run outside the checkout: AsyncFlow makes its session folders where it is started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(pytestconfig.stash[SCRATCH])
+        # What a test starts imports the same checkout as the test, installed or not.
+        patch.setenv("PYTHONPATH", str(pytestconfig.rootpath), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leak_check(elsewhere: None) -> Iterator[None]:
     """Nothing of the session's outlives it: once for all tests, since a look costs too much."""
     before = leaks.look()
     yield

@@ -94,11 +94,11 @@ async def test_the_loop_runs_between_the_tokens_of_one_answer(scheduler):
     assert turns >= job.usage["completion_tokens"] == 500
 
 
-async def test_a_failure_of_the_model_fails_one_prompt_alone(scheduler, monkeypatch, caplog):
+async def test_a_failure_of_the_model_fails_one_prompt_alone(scheduler, caplog):
     listener = Listener()
     bad = scheduler.submit("Once", SHORT, listener.on_end)
     good = scheduler.submit("Once", SHORT, listener.on_end)
-    bad.writers[0]._forced = None  # what a bug of the writer would look like
+    bad.writers[0]._sampling = None  # what a bug of the writer would look like
     await listener.until(lambda: len(listener.ended) == 2)
     assert (bad.error.code, bad.error.kind) == (500, "InternalServerError")
     assert good.error is None

@@ -1,4 +1,5 @@
 import asyncio
+import io
 import json
 import os
 import signal
@@ -67,7 +68,8 @@ async def test_a_method_that_is_not_allowed_says_which_are(client):
 
 
 async def test_a_body_that_is_too_large_is_refused(client):
-    async with client.post("/rhapsody/batch", data=b"x" * (65 * 1024 * 1024)) as response:
+    body = io.BytesIO(b"x" * (65 * 1024 * 1024))
+    async with client.post("/rhapsody/batch", data=body) as response:
         assert response.status == 413
         assert (await response.json())["error"]["type"] == "PayloadTooLargeError"
 
@@ -132,7 +134,7 @@ async def test_at_sigterm_endless_requests_are_cut_after_two_seconds(servers, he
         status, log = await asyncio.to_thread(end, server.process)
         await asyncio.gather(request, return_exceptions=True)
     assert status == 0, log
-    assert 1 < time.monotonic() - start < 6
+    assert 1.5 < time.monotonic() - start < 4
 
 
 @pytest.mark.parametrize("arguments", [(), ("--start-delay-ms", "60000")])
