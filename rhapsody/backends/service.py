@@ -10,11 +10,15 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["THREAD_NAME", "ServiceLoop", "service_loop"]
+__all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
 
 THREAD_NAME = "rhapsody-service"
+IO_THREAD_NAME = "rhapsody-io"
+IO_THREADS = 4
+"""Threads for what would block the loop: pickling, JSON of large batches, name look-ups."""
 
 T = TypeVar("T")
 
@@ -24,6 +28,10 @@ class ServiceLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # Named, so that a look at the process's threads says whose they are.
+        self.loop.set_default_executor(
+            ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD_NAME)
+        )
         self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
         self._thread.start()
 

@@ -17,6 +17,7 @@ import psutil
 
 PREFIX = "rhapsody-"
 SERVICE_THREAD = "rhapsody-service"
+SERVICE_IO_THREADS = "rhapsody-io_"
 
 # In the environment of every process that a test starts, so that an orphan can be told from a
 # stranger after its parent is gone.
@@ -112,6 +113,8 @@ def _threads() -> Iterator[tuple[Hashable, str]]:
     for thread in threading.enumerate():
         if thread.name == SERVICE_THREAD and thread.daemon and service_allowed:
             service_allowed = False
+            continue
+        if thread.name.startswith(SERVICE_IO_THREADS):
             continue
         if not thread.daemon or thread.name.startswith("rhapsody"):
             # By object: an identifier may be used again by a later thread.
