@@ -1,0 +1,193 @@
+"""A component of a workflow, a task or a block, from its call to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Protocol
+
+__all__ = ["Component", "ComponentFuture", "Options", "Stage"]
+
+
+class Stage(Enum):
+    """How far a component has come."""
+
+    WAITING = auto()
+    """For its dependencies, or for its next attempt."""
+    PREPARING = auto()
+    """Its body is making the command or the prompt."""
+    QUEUED = auto()
+    """For its backend to take the next batch."""
+    SUBMITTING = auto()
+    """The backend is taking it."""
+    SUBMITTED = auto()
+    """The backend has it, or, for a block, its body runs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a decorator says of all its calls.
+
+    Attributes:
+        is_service: Passed to the backend.
+        backend: Name of the backend; the engine's default where None.
+        capture_stdio: Executables write their output to files.
+        retries: How often a failed attempt is repeated.
+        backoff: Seconds before the first repetition; each later one waits twice as long.
+        timeout: Seconds that an attempt may take; None is no limit.
+    """
+
+    is_service: bool = False
+    backend: str | None = None
+    capture_stdio: bool = False
+    retries: int = 0
+    backoff: float = 0.1
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.is_service, bool):
+            raise TypeError(f"'service' must be a boolean, got {type(self.is_service).__name__}")
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(
+                f"'retries' must be a whole number of at least 0, not {self.retries!r}"
+            )
+        if not _is_number(self.backoff) or not self.backoff >= 0:
+            raise ValueError(f"'backoff' must be a number of seconds, not {self.backoff!r}")
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
+            raise ValueError(
+                f"'timeout' must be a positive number of seconds, not {self.timeout!r}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Canceller(Protocol):
+    """What a future needs of its engine."""
+
+    def cancel(self, component: Component) -> bool:
+        """Cancel a component that has not ended."""
+
+
+class ComponentFuture(asyncio.Future[Any]):
+    """The future of a component. Cancelling it asks the engine, which stops the work."""
+
+    id: str
+    state: str
+    component: Component | None = None
+    """What it is the future of, until that has ended."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the component.
+
+        A component that no backend has yet is cancelled at once. Otherwise its backend is asked,
+        and the future is cancelled when it confirms, refuses, or takes too long.
+
+        Returns:
+            False where the future is done.
+        """
+        if self.done() or self.component is None:
+            return super().cancel(msg)
+        return self.component.engine.cancel(self.component)
+
+    def cancel_now(self) -> bool:
+        """Cancel the future itself, whatever becomes of the work."""
+        return super().cancel()
+
+
+class Component(dict[str, Any]):
+    """A component's `type`, `future` and `description`, as the stock engine keeps them, and more.
+
+    Attributes:
+        engine: The engine it belongs to.
+        kind: "function", "executable", "prompt" or "block".
+        options: What its decorator said.
+        function: The function behind it.
+        dependencies: Futures in its arguments, until it is ready.
+        waiting: How many of them are not done.
+        stage: How far it is.
+        attempt: Repetitions so far.
+        job: The asyncio task that runs its body, if one does.
+        timer: Fires at its timeout, or when its next attempt is due.
+        timed_out: The present attempt took too long.
+        cancelling: Its backend has been asked to stop it, or will be.
+        context: The context of its call, in which its body runs, if the engine runs it.
+        members: For a block, the unfinished components made inside it.
+    """
+
+    __slots__ = (
+        "attempt",
+        "cancelling",
+        "context",
+        "dependencies",
+        "engine",
+        "function",
+        "job",
+        "kind",
+        "members",
+        "options",
+        "stage",
+        "timed_out",
+        "timer",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        engine: Canceller,
+        comp_type: str,
+        kind: str,
+        function: Callable[..., Any],
+        options: Options,
+        description: dict[str, Any],
+        future: ComponentFuture,
+    ) -> None:
+        super().__init__(type=comp_type, future=future, description=description)
+        self.engine = engine
+        self.kind = kind
+        self.function = function
+        self.options = options
+        self.dependencies: Sequence[asyncio.Future[Any]] = ()
+        self.waiting = 0
+        self.stage = Stage.WAITING
+        self.attempt = 0
+        self.job: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        self.cancelling = False
+        self.context = None if kind == "function" else copy_context()
+        self.members: set[ComponentFuture] | None = None
+
+    @property
+    def future(self) -> ComponentFuture:
+        """The future of its result."""
+        future: ComponentFuture = self["future"]
+        return future
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What its backend gets."""
+        description: dict[str, Any] = self["description"]
+        return description
+
+    @property
+    def uid(self) -> str:
+        """Unique in this process."""
+        uid: str = self["description"]["uid"]
+        return uid
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        name: str = self["description"]["name"]
+        return name
+
+    def stop_timer(self) -> None:
+        """Take back its timeout or its next attempt."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

@@ -1,0 +1,60 @@
+"""What a component's future raises: its own failure, or that of something it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from radical.asyncflow.errors import DependencyFailureError
+
+from asyncflow_ext.component import Component
+
+__all__ = ["as_exception", "dependency_failure", "reported_error"]
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return an exception that a future can hold: `StopIteration` and exits are wrapped."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def reported_error(fields: Mapping[str, Any]) -> BaseException:
+    """Return the failure that a backend reports: an exception, else what is on stderr."""
+    error = fields.get("exception") or fields.get("stderr") or "failed with unknown error"
+    return error if isinstance(error, BaseException) else RuntimeError(str(error))
+
+
+def dependency_failure(component: Component) -> DependencyFailureError | None:
+    """Say that a component cannot run since something it depends on failed.
+
+    The message has the whole chain down to the root cause, and so has `__cause__`.
+
+    Args:
+        component: One whose dependencies are done.
+    """
+    failed = [
+        (_name(dependency), error)
+        for dependency in component.dependencies
+        if (error := dependency.exception()) is not None
+    ]
+    if not failed:
+        return None
+    name, error = failed[0]
+    reason = str(error) if isinstance(error, DependencyFailureError) else _in_words(error)
+    return DependencyFailureError(
+        f"Cannot execute '{component.name}' due to dependency failure: '{name}' failed: {reason}",
+        failed_dependencies=[name for name, _ in failed],
+        root_cause=error,
+    )
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _name(dependency: Any) -> str:
+    description = getattr(dependency, "task", None) or getattr(dependency, "block", None)
+    return description["name"] if isinstance(description, dict) else repr(dependency)

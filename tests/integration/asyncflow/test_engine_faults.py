@@ -1,0 +1,265 @@
+"""The event-driven engine: a fault fails the tasks concerned, with the true reason."""
+
+import asyncio
+
+import pytest
+from radical.asyncflow import InputFile
+from radical.asyncflow.errors import DependencyFailureError
+
+from asyncflow_ext import WorkflowEngine
+from rhapsody.api.errors import BackendInUseError, ConfigurationError, TaskTimeoutError
+from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
+from tests.support.scripted import ScriptedBackend
+
+pytestmark = pytest.mark.asyncflow
+
+
+class TwoArguments(Exception):
+    def __init__(self, code, reason):
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+@pytest.fixture
+async def flow():
+    async with WorkflowEngine.create(backend=ConcurrentExecutionBackend()) as engine:
+        yield engine
+
+
+def tasks_of(flow, **options):
+    @flow.function_task(**options)
+    async def task(*before):
+        return "fine"
+
+    return task
+
+
+async def test_an_unknown_backend_name_fails_that_task_only(flow):
+    with pytest.raises(ConfigurationError, match=r"no backend 'nowhere'.*'concurrent'"):
+        await tasks_of(flow, backend="nowhere")()
+    assert await tasks_of(flow)() == "fine"
+
+
+async def test_a_backend_that_raises_from_submit_fails_its_batch_only():
+    bad, good = ScriptedBackend("bad"), NoopExecutionBackend("good")
+    bad.submit_error = OSError("the scheduler is down")
+    async with WorkflowEngine.create(backend=[bad, good]) as flow:
+        failing, fine = tasks_of(flow, backend="bad")(), tasks_of(flow, backend="good")()
+        with pytest.raises(OSError, match="the scheduler is down"):
+            await failing
+        await fine
+        bad.submit_error = None
+        await tasks_of(flow, backend="bad")()
+
+
+@pytest.mark.parametrize("answer", [None, {}, RuntimeError("no such file")])
+async def test_a_link_hook_that_fails_fails_that_task_only(answer):
+    class Linking(ScriptedBackend):
+        supports_explicit_data_linking = True
+
+        def link_explicit_data_deps(self, **kwargs):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    async with WorkflowEngine.create(backend=Linking()) as flow:
+        task = tasks_of(flow)
+        with pytest.raises((TypeError, RuntimeError), match=r"target|no such file"):
+            await task(InputFile(__file__))
+        await task()
+
+
+async def test_a_task_called_after_the_shutdown_raises_at_once():
+    flow = await WorkflowEngine.create(backend=NoopExecutionBackend())
+    task = tasks_of(flow)
+    await flow.shutdown()
+    with pytest.raises(RuntimeError, match="was shut down"):
+        task()
+
+
+async def test_two_backends_of_one_name_are_refused():
+    first, second = NoopExecutionBackend("same"), NoopExecutionBackend("same")
+    with pytest.raises(ConfigurationError, match="two backends are named 'same'"):
+        await WorkflowEngine.create(backend=[first, second])
+    flow = await WorkflowEngine.create(backend=first)  # the failed engine has let it go
+    await flow.shutdown()
+
+
+async def test_a_backend_of_a_living_engine_is_refused():
+    backend = NoopExecutionBackend()
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(BackendInUseError):
+            await WorkflowEngine.create(backend=backend)
+        await tasks_of(flow)()
+
+
+async def test_done_without_a_result_fails_the_task():
+    backend = ScriptedBackend(on_task=lambda task: backend._callback_func(task, "DONE"))
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(RuntimeError, match="without its 'return_value'"):
+            await tasks_of(flow)()
+
+
+@pytest.mark.parametrize("error", [StopIteration("end"), SystemExit(3), "just words", None])
+async def test_whatever_a_backend_reports_becomes_an_exception(error):
+    backend = ScriptedBackend(on_task=lambda task: backend.failed(task, error))
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(RuntimeError):
+            await tasks_of(flow)()
+
+
+async def test_an_exception_of_two_arguments_keeps_its_type_and_message(flow):
+    @flow.function_task
+    async def task():
+        raise TwoArguments(7, "seven")
+
+    with pytest.raises(TwoArguments) as caught:
+        await task()
+    assert (caught.value.code, caught.value.reason) == (7, "seven")
+
+
+async def test_a_failed_dependency_shows_the_chain_to_the_root_cause(flow):
+    @flow.function_task
+    async def first():
+        raise ValueError("boom")
+
+    @flow.function_task
+    async def second(before):
+        return before
+
+    @flow.function_task
+    async def third(before):
+        return before
+
+    with pytest.raises(DependencyFailureError) as caught:
+        await third(second(first()))
+    message = str(caught.value)
+    assert "'third'" in message
+    assert "'second' failed" in message
+    assert "'first' failed: ValueError: boom" in message
+    assert caught.value.failed_dependencies == ["second"]
+    assert isinstance(caught.value.root_cause.root_cause, ValueError)
+
+
+async def test_a_body_that_fails_fails_its_dependents_with_that_error(flow):
+    @flow.executable_task
+    async def broken():
+        raise LookupError("no input deck")
+
+    with pytest.raises(DependencyFailureError, match="LookupError: no input deck"):
+        await tasks_of(flow)(broken())
+
+
+@pytest.mark.parametrize("text", ["", None, 7, "   "])
+async def test_a_body_that_makes_no_command_is_told_so(flow, text):
+    @flow.executable_task
+    async def task():
+        return text
+
+    with pytest.raises(ValueError, match="non-empty command string"):
+        await task()
+
+
+async def test_a_failed_attempt_is_repeated():
+    attempts = []
+
+    def fail_twice(task):
+        attempts.append(task["uid"])
+        if len(attempts) < 3:
+            backend.failed(task, OSError("flaky"))
+        else:
+            assert "exception" not in task
+            backend.done(task, "at last")
+
+    backend = ScriptedBackend(on_task=fail_twice)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        assert await tasks_of(flow, retries=2, backoff=0.001)() == "at last"
+    assert len(attempts) == 3
+
+
+async def test_retries_used_up_give_the_last_error():
+    backend = ScriptedBackend(on_task=lambda task: backend.failed(task, OSError("broken")))
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(OSError, match="broken"):
+            await tasks_of(flow, retries=2, backoff=0.001)()
+    assert len(backend.batches) == 3
+
+
+async def test_a_block_is_repeated(flow):
+    attempts = []
+
+    @flow.block(retries=1, backoff=0.001)
+    async def block():
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("flaky")
+        return "fine"
+
+    assert await block() == "fine"
+
+
+async def test_a_body_runs_once_per_attempt():
+    bodies = []
+    outcomes = [OSError("flaky"), None]
+
+    def answer(task):
+        error = outcomes.pop(0)
+        backend.failed(task, error) if error else backend.done(task, "out")
+
+    backend = ScriptedBackend(on_task=answer)
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.executable_task(retries=1, backoff=0.001)
+        async def task():
+            bodies.append(1)
+            return "/bin/true"
+
+        assert await task() == "out"
+    assert len(bodies) == 2
+
+
+async def test_a_failed_dependency_is_not_repeated(flow):
+    @flow.function_task
+    async def broken():
+        raise ValueError("boom")
+
+    with pytest.raises(DependencyFailureError):
+        await asyncio.wait_for(tasks_of(flow, retries=5, backoff=60)(broken()), 5)
+
+
+async def test_a_task_that_takes_too_long_fails(flow):
+    @flow.executable_task(timeout=0.1)
+    async def endless():
+        return "/bin/sleep 60"
+
+    with pytest.raises(TaskTimeoutError, match=r"timeout of 0\.1 s"):
+        await asyncio.wait_for(endless(), 10)
+
+
+async def test_a_block_that_takes_too_long_fails_and_stops(flow):
+    stopped = asyncio.Event()
+
+    @flow.block(timeout=0.05)
+    async def endless():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    with pytest.raises(TaskTimeoutError):
+        await endless()
+    await asyncio.wait_for(stopped.wait(), 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"service": "yes"}, "'service' must be a boolean"),
+        ({"retries": -1}, "'retries' must be a whole number"),
+        ({"backoff": -1}, "'backoff' must be a number of seconds"),
+        ({"timeout": 0}, "'timeout' must be a positive number of seconds"),
+    ],
+)
+async def test_wrong_options_are_refused_at_decoration(flow, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        tasks_of(flow, **options)
