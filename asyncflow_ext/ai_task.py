@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from functools import wraps
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from radical.asyncflow.errors import DependencyFailureError
 
+from asyncflow_ext.futures import find_futures, with_values
 from rhapsody.api.errors import ConfigurationError, TaskValidationError
 from rhapsody.api.tasks import AITask
 from rhapsody.sampling import SAMPLING_FIELDS
@@ -58,8 +59,10 @@ class AITaskDecorator:
     an `AITask` whose own fields go before the options. Calling it gives a future of the response.
 
     Options, on the decorator or by the same keywords in a call (where the function has no
-    parameter of that name), or in a call's `task_description`: `backend`, `model`,
-    `system_prompt`, `timeout` (seconds), and sampling parameters such as `temperature`.
+    parameter of that name), or in a `task_description`, of a call or as the default of the
+    function's parameter of that name: `backend`, `model`, `system_prompt`, `timeout` (seconds),
+    and sampling parameters such as `temperature`. With one inference backend in the engine none
+    need be named; with several the decorator, the call or `model` says which.
 
     Args:
         flow: The engine.
@@ -74,10 +77,11 @@ class AITaskDecorator:
         Raises:
             TypeError: The function is not async, or an option is unknown.
             TaskValidationError: An option has a wrong value.
-            ConfigurationError: No backend of the engine, or not the one named, answers prompts.
+            ConfigurationError: No backend of the engine, or not the one named, answers prompts,
+                or none serves the model. The message lists those that do.
         """
         _check_options(options)
-        self._pick(options)
+        self._able(options)
 
         def decorate(function: PromptFunction) -> Callable[..., asyncio.Future[Any]]:
             return self._decorate(function, options)
@@ -87,16 +91,20 @@ class AITaskDecorator:
     def _decorate(
         self, function: PromptFunction, options: dict[str, Any]
     ) -> Callable[..., asyncio.Future[Any]]:
+        name = _name_of(function)
         if not inspect.iscoroutinefunction(function):
-            name = getattr(function, "__name__", repr(function))
             raise TypeError(f"ai_task takes an async function that returns a prompt, not {name}")
         parameters = inspect.signature(function).parameters
+        described = parameters.get("task_description")
+        if described is not None and described.default is not inspect.Parameter.empty:
+            options = {**_described(described.default), **options}
+            self._able(options)
 
-        @wraps(function)
         async def body(call: _Call) -> Any:
-            args, kwargs = await call.values(function.__name__)
-            return await self._answer(await function(*args, **kwargs), call.options)
+            args, kwargs = await call.values(name)
+            return await self._answer(await function(*args, **kwargs), call.options, name)
 
+        body.__name__ = name
         block = self._flow.block(body)
 
         @wraps(function)
@@ -104,9 +112,9 @@ class AITaskDecorator:
             engine_kwargs = {}
             if "workflow_id" in kwargs and "workflow_id" not in parameters:
                 engine_kwargs["workflow_id"] = kwargs.pop("workflow_id")
-            given = dict(kwargs.pop("task_description", None) or {})
-            for name in OPTIONS & kwargs.keys() - parameters.keys():
-                given[name] = kwargs.pop(name)
+            given = _described(kwargs.pop("task_description", None))
+            for option in OPTIONS & (kwargs.keys() - parameters.keys()):
+                given[option] = kwargs.pop(option)
             _check_options(given)
             merged = {**options, **given}
             self._pick(merged)
@@ -115,11 +123,11 @@ class AITaskDecorator:
 
         return submit
 
-    def _pick(self, options: Mapping[str, Any]) -> Any:
-        """Return the backend that is to answer; None in a dry run."""
+    def _able(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the backends, by name, that can answer with these options; none in a dry run."""
         flow = self._flow
         if flow.dry_run:
-            return None
+            return {}
         able = {
             name: backend
             for name, backend in flow._backends.items()
@@ -127,39 +135,41 @@ class AITaskDecorator:
         }
         names = ", ".join(f"'{name}'" for name in able) or "none"
         name, model = options.get("backend"), options.get("model")
-        if name is not None:
-            if name not in able:
-                has = "cannot answer prompts" if name in flow._backends else "is not in the engine"
-                raise ConfigurationError(f"backend '{name}' {has}; these can: {names}")
-            return able[name]
+        if name is not None and name not in able:
+            has = "cannot answer prompts" if name in flow._backends else "is not in the engine"
+            raise ConfigurationError(f"backend '{name}' {has}; these can: {names}")
         if not able:
             raise ConfigurationError(
                 "no backend of the engine answers prompts; create the engine with an inference "
                 "backend too: WorkflowEngine.create(backend=[compute, inference])"
             )
-        if model is not None:
-            for backend in able.values():
-                if getattr(backend, "model_name", model) == model:
-                    return backend
-            raise ConfigurationError(f"no backend serves the model '{model}'; there are {names}")
-        if len(able) > 1:
+        if name is not None:
+            able = {name: able[name]}
+        if model is None:
+            return able
+        served = {name: getattr(backend, "model_name", model) for name, backend in able.items()}
+        if model not in served.values():
+            models = ", ".join(f"'{served[name]}' by '{name}'" for name in served)
+            raise ConfigurationError(f"no backend serves the model '{model}'; served: {models}")
+        return {name: able[name] for name in able if served[name] == model}
+
+    def _pick(self, options: Mapping[str, Any]) -> Any:
+        """Return the backend that is to answer; None in a dry run."""
+        able = self._able(options)
+        if len(able) > 1 and options.get("model") is None:
+            names = ", ".join(f"'{name}'" for name in able)
             raise ConfigurationError(
                 f"several backends answer prompts ({names}); name one: ai_task(backend=...)"
             )
-        return next(iter(able.values()))
+        return next(iter(able.values()), None)
 
-    async def _answer(self, prompt: Any, options: Mapping[str, Any]) -> Any:
-        task = _make_task(prompt, options)
-        backend = self._pick(task)
+    async def _answer(self, prompt: Any, options: Mapping[str, Any], name: str) -> Any:
+        task = _make_task(prompt, options, name)
+        fields = {**options, **task}
+        backend = self._pick(fields)
         if backend is None:
-            many = isinstance(task["prompt"], (list, tuple))
-            is_chat = many and isinstance(task["prompt"][0], Mapping)
-            return (
-                [DRY_RUN_RESPONSE] * len(task["prompt"])
-                if many and not is_chat
-                else (DRY_RUN_RESPONSE)
-            )
-        task.update(await backend.answer(task), state="DONE")
+            return _stand_in(fields)
+        task.update(await backend.answer(fields), state="DONE")
         return task["response"]
 
 
@@ -171,17 +181,40 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"ai_task has no option '{name}'; {hint}options are {', '.join(sorted(OPTIONS))}"
             )
-    AITask(prompt="-", **options)
+    AITask("-", uid="ai_task", **options)
 
 
-def _make_task(prompt: Any, options: Mapping[str, Any]) -> AITask:
+def _described(description: Any) -> dict[str, Any]:
+    if description is None:
+        return {}
+    if not isinstance(description, Mapping):
+        raise TypeError(
+            f"'task_description' must be a dict of options, not {type(description).__name__}"
+        )
+    _check_options(description)
+    return dict(description)
+
+
+def _make_task(prompt: Any, options: Mapping[str, Any], name: str) -> AITask:
     if isinstance(prompt, AITask):
-        for name, value in options.items():
-            prompt.setdefault(name, value)
         return prompt
     if prompt is None:
-        raise TaskValidationError(None, "the ai_task's function returned None, not a prompt")
-    return AITask(prompt=prompt, **options)
+        raise TaskValidationError(name, "its function returned None, not a prompt")
+    return AITask(prompt, uid=name, **options)
+
+
+def _stand_in(task: Mapping[str, Any]) -> Any:
+    """Return a response of the right shape: one per prompt, with `n` above 1 a list of n each."""
+    prompt, number = task["prompt"], task.get("n") or 1
+    one = DRY_RUN_RESPONSE if number == 1 else [DRY_RUN_RESPONSE] * number
+    single = isinstance(prompt, str) or isinstance(prompt[0], Mapping)
+    return one if single else [one for _ in prompt]
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", None) or repr(function)
 
 
 class _Call:
@@ -200,40 +233,25 @@ class _Call:
             DependencyFailureError: One of them failed.
             asyncio.CancelledError: One of them was cancelled, and so is this task.
         """
-        futures = list(dict.fromkeys(_futures(self._arguments)))
-        if futures:
-            await asyncio.wait(futures)
+        futures = list(dict.fromkeys(find_futures(self._arguments)))
+        if not futures:
+            return self._arguments
+        await asyncio.wait(futures)
         if any(future.cancelled() for future in futures):
             raise asyncio.CancelledError(f"a task that '{name}' depends on was cancelled")
-        failed = [future for future in futures if future.exception() is not None]
+        failed = [
+            (_name(future), error)
+            for future in futures
+            if (error := future.exception()) is not None
+        ]
         if failed:
+            first, reason = failed[0]
             raise DependencyFailureError(
-                f"Cannot execute '{name}' due to dependency failure",
-                failed_dependencies=[_name(future) for future in failed],
-                root_cause=failed[0].exception(),
+                f"Cannot execute '{name}' due to dependency failure: '{first}' failed: {reason}",
+                failed_dependencies=[dependency for dependency, _ in failed],
+                root_cause=reason,
             )
-        return _with_values(self._arguments)
-
-
-def _futures(value: Any) -> Iterator[asyncio.Future[Any]]:
-    if isinstance(value, asyncio.Future):
-        yield value
-    elif type(value) in (list, tuple, set):
-        for item in value:
-            yield from _futures(item)
-    elif type(value) is dict:
-        for item in value.values():
-            yield from _futures(item)
-
-
-def _with_values(value: Any) -> Any:
-    if isinstance(value, asyncio.Future):
-        return value.result()
-    if type(value) in (list, tuple, set):
-        return type(value)(_with_values(item) for item in value)
-    if type(value) is dict:
-        return {key: _with_values(item) for key, item in value.items()}
-    return value
+        return with_values(self._arguments)
 
 
 def _name(future: Any) -> str:

@@ -66,7 +66,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-class Canceller(Protocol):
+class Cancels(Protocol):
     """What a future needs of its engine."""
 
     def cancel(self, component: Component) -> bool:
@@ -138,7 +138,7 @@ class Component(dict[str, Any]):
 
     def __init__(
         self,
-        engine: Canceller,
+        engine: Cancels,
         comp_type: str,
         kind: str,
         function: Callable[..., Any],

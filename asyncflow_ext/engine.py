@@ -17,6 +17,7 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 from asyncflow_ext import signals
 from asyncflow_ext.ai_task import extend
 from asyncflow_ext.bodies import make_text, set_command
+from asyncflow_ext.cancelling import Canceller
 from asyncflow_ext.component import Component, ComponentFuture, Stage
 from asyncflow_ext.creation import Creation
 from asyncflow_ext.data_links import link_data, metadata
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK, EXECUTABLE, FUNCTION, PROMPT = "block", "executable", "function", "prompt"
 
-CANCEL_SECONDS = 2.0
-"""How long a backend may take to confirm that it stopped a task."""
+STOP_SECONDS = 2.0
+"""How long the bodies that run at the shutdown may take to end."""
 
 RESULT_KEYS = ("exception", "exit_code", "return_value", "state", "stderr", "stdout")
 
@@ -73,6 +74,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         # whichever task happened to come first.
         self._context = copy_context()
         self._events = TaskEvents(self)
+        self._canceller = Canceller(self._sender_of, self._end_cancelled, self._own)
         self._block: ContextVar[Component | None] = ContextVar("block", default=None)
         try:
             super().__init__(backend, dry_run, implicit_data, uid, work_dir)
@@ -252,6 +254,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             else:
                 set_command(component, text)
             self._queue(component)
+        except asyncio.CancelledError:  # ours, or of something that the body awaited
+            self._end_cancelled(component)
+            raise
         except Exception as error:
             self._fail(component, error)
 
@@ -280,7 +285,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 continue
             component.stage = Stage.SUBMITTED
             if component.cancelling:
-                self._ask_to_cancel(component)
+                self._canceller.ask(component)
 
     def _on_send_error(self, batch: list[Component], error: Exception) -> None:
         logger.error("a backend raised from submit_tasks", exc_info=error)
@@ -390,48 +395,16 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self.cancel(component)
 
     def cancel(self, component: Component) -> bool:
-        """Cancel at once what no backend has, ask the backend otherwise."""
-        with_backend = component.kind != BLOCK and component.stage in (
-            Stage.SUBMITTING,
-            Stage.SUBMITTED,
-        )
-        if not with_backend:
-            if component.stage is Stage.QUEUED:
-                self._sender_of(component).remove(component)
-            self._end_cancelled(component)
-        elif not component.cancelling:
-            component.cancelling = True
-            component.stop_timer()
-            component.timer = self.loop.call_later(
-                CANCEL_SECONDS, self._give_up_waiting, component, context=self._context
-            )
-            if component.stage is Stage.SUBMITTED:
-                self._ask_to_cancel(component)
+        """Cancel a component that has not ended; its future asks for this."""
+        self._canceller.cancel(component)
         return True
 
     def _sender_of(self, component: Component) -> Sender:
         return self._senders[component.options.backend or self._default_backend_name]
 
-    def _ask_to_cancel(self, component: Component) -> None:
-        self._own(self.loop.create_task(self._cancel_at_backend(component)))
-
     def _own(self, task: asyncio.Task[None]) -> None:
         self._owned.add(task)
         task.add_done_callback(self._owned.discard)
-
-    async def _cancel_at_backend(self, component: Component) -> None:
-        try:
-            answer = await self._sender_of(component).backend.cancel_task(component.uid)
-        except Exception:
-            logger.exception("a backend raised from cancel_task")
-            answer = False
-        if answer is False and component.cancelling:
-            self._end_cancelled(component)
-
-    def _give_up_waiting(self, component: Component) -> None:
-        """The backend did not confirm: release who waits, whatever it goes on doing."""
-        logger.warning("the backend did not confirm that it stopped task %s", component.uid)
-        self._end_cancelled(component, again=False)
 
     def _end_cancelled(self, component: Component, again: bool = True) -> None:
         if component.future.done():
@@ -509,6 +482,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         owned = {*self._owned, self._run_task}
         for task in owned:
             task.cancel()
-        _, left = await asyncio.wait(owned, timeout=CANCEL_SECONDS)
+        _, left = await asyncio.wait(owned, timeout=STOP_SECONDS)
         for task in left:
             logger.warning("%s goes on after it was cancelled", task)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from asyncflow_ext import WorkflowEngine, engine
+from asyncflow_ext import WorkflowEngine, cancelling
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from tests.support.scripted import ScriptedBackend
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncflow
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
-    monkeypatch.setattr(engine, "CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr(cancelling, "CONFIRM_SECONDS", 0.2)
 
 
 def holding(name="holding"):
@@ -207,6 +207,19 @@ async def test_a_body_that_is_being_prepared_is_stopped():
         future.cancel()
         assert future.cancelled()
         await asyncio.wait_for(stopped.wait(), 5)
+
+
+async def test_a_body_that_awaits_something_cancelled_cancels_its_task():
+    async with WorkflowEngine.create(backend=NoopExecutionBackend()) as flow:
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+
+        @flow.executable_task
+        async def task():
+            return await gone
+
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(task()), 5)
 
 
 async def test_an_executable_really_ends(tmp_path):
