@@ -103,6 +103,10 @@ class Component(dict[str, Any]):
     """A component's `type`, `future` and `description`, as the stock engine keeps them, and more.
 
     Attributes:
+        uid: Unique in this process.
+        name: The function's name.
+        future: The future of its result.
+        description: What its backend gets.
         engine: The engine it belongs to.
         kind: "function", "executable", "prompt" or "block".
         options: What its decorator said.
@@ -124,15 +128,19 @@ class Component(dict[str, Any]):
         "cancelling",
         "context",
         "dependencies",
+        "description",
         "engine",
         "function",
+        "future",
         "job",
         "kind",
         "members",
+        "name",
         "options",
         "stage",
         "timed_out",
         "timer",
+        "uid",
         "waiting",
     )
 
@@ -147,6 +155,10 @@ class Component(dict[str, Any]):
         future: ComponentFuture,
     ) -> None:
         super().__init__(type=comp_type, future=future, description=description)
+        self.uid: str = description["uid"]
+        self.name: str = description["name"]
+        self.future = future
+        self.description = description
         self.engine = engine
         self.kind = kind
         self.function = function
@@ -161,30 +173,6 @@ class Component(dict[str, Any]):
         self.cancelling = False
         self.context = None if kind == "function" else copy_context()
         self.members: set[ComponentFuture] | None = None
-
-    @property
-    def future(self) -> ComponentFuture:
-        """The future of its result."""
-        future: ComponentFuture = self["future"]
-        return future
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What its backend gets."""
-        description: dict[str, Any] = self["description"]
-        return description
-
-    @property
-    def uid(self) -> str:
-        """Unique in this process."""
-        uid: str = self["description"]["uid"]
-        return uid
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        name: str = self["description"]["name"]
-        return name
 
     def stop_timer(self) -> None:
         """Take back its timeout or its next attempt."""

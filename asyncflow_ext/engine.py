@@ -173,7 +173,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         future, description = component.future, component.description
         if description["args"] or description["kwargs"]:
             arguments = (description["args"], description["kwargs"])
-            component.dependencies = tuple(dict.fromkeys(find_futures(arguments)))
+            component.dependencies = find_futures(arguments)
         description["metadata"] = metadata(component)
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["find_futures", "with_values"]
@@ -11,21 +11,28 @@ __all__ = ["find_futures", "with_values"]
 CONTAINERS = (list, tuple, set, frozenset)
 
 
-def find_futures(value: Any) -> Iterator[asyncio.Future[Any]]:
-    """Yield the futures in a value: itself, or inside lists, tuples, sets and dicts' values.
+def find_futures(value: Any) -> list[asyncio.Future[Any]]:
+    """Return the futures in a value, each once: itself, or in lists, tuples, sets, dicts' values.
 
     Subclasses of these, such as named tuples, are taken as they are: nobody can say how to make
     another one.
     """
-    kind = type(value)
-    if kind in CONTAINERS:
-        for item in value:
-            yield from find_futures(item)
-    elif kind is dict:
-        for item in value.values():
-            yield from find_futures(item)
-    elif isinstance(value, asyncio.Future):
-        yield value
+    found: dict[asyncio.Future[Any], None] = {}
+    _collect((value,), found)
+    return list(found)
+
+
+def _collect(values: Iterable[Any], found: dict[asyncio.Future[Any], None]) -> None:
+    for value in values:
+        kind = type(value)
+        if kind in CONTAINERS:
+            if value:
+                _collect(value, found)
+        elif kind is dict:
+            if value:
+                _collect(value.values(), found)
+        elif isinstance(value, asyncio.Future):
+            found[value] = None
 
 
 def with_values(value: Any) -> Any:
