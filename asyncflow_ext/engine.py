@@ -244,6 +244,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         """Run a body on the caller's loop, in the context of the call."""
         assert component.context is not None
         component.job = component.context.run(self.loop.create_task, body)
+        if component.kind == BLOCK:
+            self._block_asyncio_tasks[component.uid] = component.job
 
     async def _prepare(self, component: Component, arguments: tuple[Any, Any]) -> None:
         """Have the body of an executable or a prompt task make its command or prompt."""
@@ -430,6 +432,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self.components.pop(uid, None)
         self.dependencies.pop(uid, None)
         self.running.discard(uid)
+        self._block_asyncio_tasks.pop(uid, None)
 
     def _stop_job(self, component: Component) -> None:
         job, component.job = component.job, None
@@ -466,8 +469,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._shutdown_event.set()
         signals.give_back(self)
         for component in list(self.components.values()):
-            component.timed_out = False
-            self._end_cancelled(component)
+            if isinstance(component, Component):  # the dictionary is open to everybody
+                component.timed_out = False
+                self._end_cancelled(component)
         for sender in self._senders.values():
             await sender.stop()
         await asyncio.sleep(0)  # what was cancelled has been released then
