@@ -1,8 +1,10 @@
 """`@flow.ai_task`: an async function that returns a prompt becomes a workflow task.
 
-The task is a block of the engine, made by public means: its body waits for what it depends on,
-calls the function with the values, has a backend answer the prompt, and returns the response. So
-values, cancelling and failures are the engine's own, and a slow function delays no other task.
+The body of the task calls the function with the values of what it depends on, has a backend answer
+the prompt, and returns the response. It runs on the caller's loop, so a slow function delays no
+other task. On Rhapsody's engine it is a kind of task of its own. On the stock engine it is a block,
+made by public means, whose body waits for what it depends on; so values, cancelling and failures
+are the engine's own there too.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from radical.asyncflow.errors import DependencyFailureError
-
+from asyncflow_ext.failures import dependency_failure
 from asyncflow_ext.futures import find_futures, with_values
 from rhapsody.api.errors import ConfigurationError, TaskValidationError
 from rhapsody.api.tasks import AITask
+from rhapsody.backends.protocol import PROMPT, accepted_kinds
 from rhapsody.sampling import SAMPLING_FIELDS
 
 __all__ = ["AITaskDecorator", "extend"]
@@ -62,7 +64,8 @@ class AITaskDecorator:
     parameter of that name), or in a `task_description`, of a call or as the default of the
     function's parameter of that name: `backend`, `model`, `system_prompt`, `timeout` (seconds),
     and sampling parameters such as `temperature`. With one inference backend in the engine none
-    need be named; with several the decorator, the call or `model` says which.
+    need be named; with several the decorator, the call or `model` says which. On Rhapsody's engine
+    the decorator takes `retries` and `backoff` (seconds) as well.
 
     Args:
         flow: The engine.
@@ -74,22 +77,29 @@ class AITaskDecorator:
     def __call__(self, function: PromptFunction | None = None, /, **options: Any) -> Any:
         """Decorate a function, or return the decorator that does.
 
+        Args:
+            function: An async function that returns a prompt.
+            **options: See the class.
+
         Raises:
             TypeError: The function is not async, or an option is unknown.
             TaskValidationError: An option has a wrong value.
             ConfigurationError: No backend of the engine, or not the one named, answers prompts,
                 or none serves the model. The message lists those that do.
         """
+        repeating: dict[str, Any] = {}
+        if hasattr(self._flow, "_ai_component"):
+            repeating = {k: options.pop(k) for k in ("retries", "backoff") if k in options}
         _check_options(options)
         self._able(options)
 
         def decorate(function: PromptFunction) -> Callable[..., asyncio.Future[Any]]:
-            return self._decorate(function, options)
+            return self._decorate(function, options, repeating)
 
         return decorate if function is None else decorate(function)
 
     def _decorate(
-        self, function: PromptFunction, options: dict[str, Any]
+        self, function: PromptFunction, options: dict[str, Any], repeating: dict[str, Any]
     ) -> Callable[..., asyncio.Future[Any]]:
         name = _name_of(function)
         if not inspect.iscoroutinefunction(function):
@@ -100,12 +110,10 @@ class AITaskDecorator:
             options = {**_described(described.default), **options}
             self._able(options)
 
-        async def body(call: _Call) -> Any:
-            args, kwargs = await call.values(name)
-            return await self._answer(await function(*args, **kwargs), call.options, name)
+        async def body(args: Any, kwargs: Any, merged: Any) -> Any:
+            return await self._answer(await function(*args, **kwargs), merged, name)
 
-        body.__name__ = name
-        block = self._flow.block(body)
+        component = self._component(body, name, repeating)
 
         @wraps(function)
         def submit(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
@@ -118,10 +126,32 @@ class AITaskDecorator:
             _check_options(given)
             merged = {**options, **given}
             self._pick(merged)
-            future: asyncio.Future[Any] = block(_Call(args, kwargs, merged), **engine_kwargs)
+            future: asyncio.Future[Any] = component(args, kwargs, merged, **engine_kwargs)
             return future
 
         return submit
+
+    def _component(
+        self, body: PromptFunction, name: str, repeating: dict[str, Any]
+    ) -> Callable[..., asyncio.Future[Any]]:
+        """Make a component of the engine: called with arguments in which there are futures."""
+        body.__name__ = name
+        own_kind = getattr(self._flow, "_ai_component", None)
+        if own_kind is not None:
+            made: Callable[..., asyncio.Future[Any]] = own_kind(**repeating)(body)
+            return made
+
+        async def waiting_body(arguments: _Opaque) -> Any:
+            return await body(*await arguments.values(name))
+
+        waiting_body.__name__ = name
+        block = self._flow.block(waiting_body)
+
+        def component(*args: Any, **engine_kwargs: Any) -> asyncio.Future[Any]:
+            future: asyncio.Future[Any] = block(_Opaque(args), **engine_kwargs)
+            return future
+
+        return component
 
     def _able(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the backends, by name, that can answer with these options; none in a dry run."""
@@ -131,7 +161,7 @@ class AITaskDecorator:
         able = {
             name: backend
             for name, backend in flow._backends.items()
-            if callable(getattr(backend, "answer", None))
+            if callable(getattr(backend, "answer", None)) and PROMPT in accepted_kinds(backend)
         }
         names = ", ".join(f"'{name}'" for name in able) or "none"
         name, model = options.get("backend"), options.get("model")
@@ -217,14 +247,11 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__name__", None) or repr(function)
 
 
-class _Call:
-    """The arguments of one call, opaque to the engine, which looks for futures one level deep."""
+class _Opaque:
+    """Arguments that the stock engine does not look into: it finds futures one level deep only."""
 
-    def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
-    ) -> None:
-        self._arguments = (args, kwargs)
-        self.options = options
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self._arguments = arguments
 
     async def values(self, name: str) -> Any:
         """Wait for all futures in the arguments and return these with the values in their place.
@@ -233,27 +260,13 @@ class _Call:
             DependencyFailureError: One of them failed.
             asyncio.CancelledError: One of them was cancelled, and so is this task.
         """
-        futures = list(dict.fromkeys(find_futures(self._arguments)))
+        futures = find_futures(self._arguments)
         if not futures:
             return self._arguments
         await asyncio.wait(futures)
         if any(future.cancelled() for future in futures):
             raise asyncio.CancelledError(f"a task that '{name}' depends on was cancelled")
-        failed = [
-            (_name(future), error)
-            for future in futures
-            if (error := future.exception()) is not None
-        ]
-        if failed:
-            first, reason = failed[0]
-            raise DependencyFailureError(
-                f"Cannot execute '{name}' due to dependency failure: '{first}' failed: {reason}",
-                failed_dependencies=[dependency for dependency, _ in failed],
-                root_cause=reason,
-            )
+        failure = dependency_failure(name, futures)
+        if failure is not None:
+            raise failure
         return with_values(self._arguments)
-
-
-def _name(future: Any) -> str:
-    description = getattr(future, "task", None) or getattr(future, "block", None)
-    return description["name"] if isinstance(description, dict) else repr(future)

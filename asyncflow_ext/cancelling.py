@@ -45,7 +45,7 @@ class Canceller:
 
     def cancel(self, component: Component) -> None:
         """Cancel a component that has not ended."""
-        if component.kind == "block" or component.stage in (Stage.WAITING, Stage.PREPARING):
+        if component.runs_here or component.stage in (Stage.WAITING, Stage.PREPARING):
             self._end(component)
         elif component.stage is Stage.QUEUED:
             self._sender_of(component).remove(component)

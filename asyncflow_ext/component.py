@@ -24,7 +24,7 @@ class Stage(Enum):
     SUBMITTING = auto()
     """The backend is taking it."""
     SUBMITTED = auto()
-    """The backend has it, or, for a block, its body runs."""
+    """The backend has it, or its body runs on the caller's loop."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Component(dict[str, Any]):
         future: The future of its result.
         description: What its backend gets.
         engine: The engine it belongs to.
-        kind: "function", "executable", "prompt" or "block".
+        kind: "function", "executable", "prompt", "block" or "ai".
         options: What its decorator said.
         function: The function behind it.
         dependencies: Futures in its arguments, until it is ready.
@@ -120,7 +120,7 @@ class Component(dict[str, Any]):
         timed_out: The present attempt took too long.
         cancelling: Its backend has been asked to stop it, or will be.
         context: The context of its call, in which its body runs, if the engine runs it.
-        members: For a block, the unfinished components made inside it.
+        members: The unfinished components made inside its body, if that runs here.
     """
 
     __slots__ = (
@@ -173,6 +173,11 @@ class Component(dict[str, Any]):
         self.cancelling = False
         self.context = None if kind == "function" else copy_context()
         self.members: set[ComponentFuture] | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether its body runs on the caller's loop: blocks and AI tasks."""
+        return self.kind in ("block", "ai")
 
     def stop_timer(self) -> None:
         """Take back its timeout or its next attempt."""

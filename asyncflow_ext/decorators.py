@@ -78,14 +78,15 @@ class Decorated:
         """Describe one call in the words of AsyncFlow's backends.
 
         Args:
-            kind: "function", "executable", "prompt" or "block".
+            kind: "function", "executable", "prompt", "block" or "ai".
             uid: Unique in this process.
             args: Positional arguments.
             kwargs: Keyword arguments.
             specific: What is for the backend only.
             workflow_id: Label of the workflow that it belongs to.
         """
-        called = kind in ("function", "block")
+        called = kind in ("function", "block", "ai")
+        task_type = "function" if kind == "block" else "prompt" if kind == "ai" else kind
         description: dict[str, Any] = {
             "uid": uid,
             "name": self.name,
@@ -98,7 +99,7 @@ class Decorated:
             "target_backend": self.options.backend,
             "capture_stdio": self.options.capture_stdio,
             "workflow_id": workflow_id,
-            "_tel_task_type": "function" if called else kind,
+            "_tel_task_type": task_type,
             "_tel_executable": self.name,
         }
         if kind != "executable":

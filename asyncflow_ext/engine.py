@@ -34,6 +34,7 @@ __all__ = ["WorkflowEngine"]
 logger = logging.getLogger(__name__)
 
 BLOCK, EXECUTABLE, FUNCTION, PROMPT = "block", "executable", "function", "prompt"
+AI, TASK = "ai", "task"
 
 STOP_SECONDS = 2.0
 """How long the bodies that run at the shutdown may take to end."""
@@ -84,6 +85,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 if release is not None:
                     release(self)
             raise
+        self._ai_component = self._register_decorator(TASK, AI)
         extend(self)
 
     @classmethod
@@ -225,7 +227,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         if any(dependency.cancelled() for dependency in component.dependencies):
             self._end_cancelled(component)
             return
-        failure = dependency_failure(component)
+        failure = dependency_failure(component.name, component.dependencies)
         if failure is not None:
             self._fail(component, failure, again=False)
             return
@@ -234,8 +236,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             description["args"], description["kwargs"] = with_values(arguments)
         if component.kind == FUNCTION:
             self._queue(component)
-        elif component.kind == BLOCK:
-            self._start(component, self._run_block(component))
+        elif component.runs_here:
+            self._start(component, self._run_here(component))
         else:
             component.stage = Stage.PREPARING
             self._start(component, self._prepare(component, arguments))
@@ -294,16 +296,20 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         for component in batch:
             self._fail(component, error)
 
-    async def _run_block(self, component: Component) -> None:
+    async def _run_here(self, component: Component) -> None:
+        """Run the body of a block or of an AI task, which waits for its backend itself."""
         description = component.description
         component.stage = Stage.SUBMITTED
         component.future.state = "RUNNING"
-        self._workflow_id_ctx.set(component.uid)
-        self._block.set(component)
         component.members = set()
+        self._block.set(component)
+        if component.kind == BLOCK:
+            self._workflow_id_ctx.set(component.uid)
+        else:
+            self._events.taken(component)
         self._start_timer(component)
         try:
-            with self._span("block", component.uid):
+            with self._span(component):
                 value = await component.function(*description["args"], **description["kwargs"])
         except asyncio.CancelledError:
             self._end_cancelled(component)
@@ -313,10 +319,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         else:
             self._succeed(component, {"return_value": value})
 
-    def _span(self, name: str, workflow_id: str) -> Any:
-        if self._telemetry is None:
+    def _span(self, component: Component) -> Any:
+        if self._telemetry is None or component.kind != BLOCK:
             return nullcontext()
-        return self._telemetry.span_scope(name, {"asyncflow.workflow_id": workflow_id})
+        return self._telemetry.span_scope("block", {"asyncflow.workflow_id": component.uid})
 
     def task_callbacks(
         self,
@@ -346,7 +352,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _succeed(self, component: Component, fields: Any) -> None:
         if component.future.done():
             return
-        key = "return_value" if component.kind in (FUNCTION, BLOCK) else "stdout"
+        key = "stdout" if component.kind in (EXECUTABLE, PROMPT) else "return_value"
         if key not in fields:
             error = RuntimeError(
                 f"the backend reported '{component.name}' DONE without its '{key}'"
@@ -390,7 +396,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
 
     def _on_timeout(self, component: Component) -> None:
         component.timed_out = True
-        if component.kind == BLOCK:
+        if component.runs_here:
             self._stop_job(component)
             self._end_cancelled(component)
         else:

@@ -51,6 +51,12 @@ class TaskEvents:
                 "TaskSubmitted", component, backend=component.options.backend, event_time=now
             )
 
+    def taken(self, component: Component) -> None:
+        """It runs on the caller's loop: nothing queues it, and it starts at once."""
+        self.queued(component)
+        self.submitted(component)
+        self.started(component)
+
     def started(self, component: Component) -> None:
         """Its backend says that it runs."""
         if self.on:

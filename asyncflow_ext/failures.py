@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from radical.asyncflow.errors import DependencyFailureError
-
-from asyncflow_ext.component import Component
 
 __all__ = ["as_exception", "dependency_failure", "reported_error"]
 
@@ -27,17 +26,23 @@ def reported_error(fields: Mapping[str, Any]) -> BaseException:
     return error if isinstance(error, BaseException) else RuntimeError(str(error))
 
 
-def dependency_failure(component: Component) -> DependencyFailureError | None:
+def dependency_failure(
+    dependent: str, dependencies: Iterable[asyncio.Future[Any]]
+) -> DependencyFailureError | None:
     """Say that a component cannot run since something it depends on failed.
 
     The message has the whole chain down to the root cause, and so has `__cause__`.
 
     Args:
-        component: One whose dependencies are done.
+        dependent: The name of what cannot run.
+        dependencies: Futures that are done, and not cancelled.
+
+    Returns:
+        None where none of them failed.
     """
     failed = [
         (_name(dependency), error)
-        for dependency in component.dependencies
+        for dependency in dependencies
         if (error := dependency.exception()) is not None
     ]
     if not failed:
@@ -45,7 +50,7 @@ def dependency_failure(component: Component) -> DependencyFailureError | None:
     name, error = failed[0]
     reason = str(error) if isinstance(error, DependencyFailureError) else _in_words(error)
     return DependencyFailureError(
-        f"Cannot execute '{component.name}' due to dependency failure: '{name}' failed: {reason}",
+        f"Cannot execute '{dependent}' due to dependency failure: '{name}' failed: {reason}",
         failed_dependencies=[name for name, _ in failed],
         root_cause=error,
     )

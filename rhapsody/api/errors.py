@@ -100,7 +100,7 @@ class MissingExtraError(RhapsodyError, ImportError):
         self._arguments = (feature, package, extra)
 
 
-class SessionError(RhapsodyError):
+class SessionError(RhapsodyError, RuntimeError):
     """A session was used in a way that it cannot be, such as after it was closed."""
 
 
@@ -159,7 +159,7 @@ class TaskExecutionError(RhapsodyError):
         self._arguments = (task_uid, message, exit_code)
 
 
-class UnsupportedTaskError(TaskExecutionError):
+class UnsupportedTaskError(TaskExecutionError, NotImplementedError):
     """A backend was given a kind of task, or an option, that it cannot run."""
 
 

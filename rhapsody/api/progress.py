@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -96,12 +97,13 @@ class _View:
         return (self._ended(figures) - self._ended_before.get(name, 0)) / elapsed
 
     def table(self) -> Table:
-        table = Table(title=f"{time.monotonic() - self._start:.1f} s", title_justify="left")
-        table.add_column("backend", style="bold")
+        seconds = f"{time.monotonic() - self._start:.1f} s"
+        table = Table(title=seconds, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("backend", style="bold", no_wrap=True)
         for state in STATES:
             table.add_column(state.lower(), justify="right")
         table.add_column("ended/s", justify="right")
-        table.add_column("prompts/batch", justify="right")
+        table.add_column("per batch", justify="right")
         for name, figures in self._figures().items():
             failed = figures["tasks"].get(TaskStates.FAILED, 0)
             table.add_row(

@@ -138,8 +138,7 @@ class Session:
             SessionError: The session is closed, has no backends, or belongs to another loop.
         """
         self._check_open()
-        if isinstance(tasks, MutableMapping):
-            tasks = [tasks]
+        tasks = _as_list(tasks)
         loop = self._bind_loop()
         batches = self._route(tasks)
         now = time.monotonic()
@@ -157,16 +156,17 @@ class Session:
         if isinstance(task, BaseTask):
             task.bind_future(future)
             self._known[task["uid"]] = task
+        task["backend"] = backend.name
         task["state"] = TaskStates.PENDING
         self._active[task["uid"]] = _Entry(task, backend, future, now)
         self._statistics[backend.name].submitted()
         if self._telemetry is not None:
-            self._telemetry.on_task_created({**task, "backend": backend.name})
+            self._telemetry.on_task_created(task)
 
     async def _submit(self, backend: Any, batch: list[AnyTask]) -> None:
         if self._telemetry is not None:
             for task in batch:
-                self._telemetry.on_task_submitted({**task, "backend": backend.name})
+                self._telemetry.on_task_submitted(task)
         try:
             await backend.submit_tasks(batch)
         except Exception as error:  # not ours: our backends report, task by task
@@ -260,18 +260,18 @@ class Session:
             statistics.started(task["state"])
             task["state"] = state
         if self._telemetry is not None:
-            self._telemetry.on_task_state({**task, "backend": entry.backend.name}, state)
+            self._telemetry.on_task_state(task, state)
 
     async def wait_tasks(
         self,
-        tasks: Sequence[AnyTask],
+        tasks: Sequence[AnyTask] | AnyTask,
         timeout: float | None = None,
         progress: bool = False,
     ) -> list[AnyTask]:
         """Wait until tasks have ended, well or not; their failures are not raised.
 
         Args:
-            tasks: Submitted tasks.
+            tasks: Submitted tasks, or a single one.
             timeout: Seconds; None waits as long as it takes.
             progress: Show a live table on standard error, or plain lines where that is no
                 terminal.
@@ -284,6 +284,7 @@ class Session:
                 Python 3.10.)
             SessionError: A task was not submitted to this session.
         """
+        tasks = _as_list(tasks)
         waiting = [entry.future for entry in map(self._entry, tasks) if entry is not None]
         waiter = asyncio.wait(waiting, timeout=timeout) if waiting else None
         if progress:
@@ -327,9 +328,9 @@ class Session:
         total: dict[str, int] = {}
         backends = {}
         for name, statistics in self._statistics.items():
-            for state, number in statistics.counts.items():
-                total[state] = total.get(state, 0) + number
             backends[name] = statistics.as_dict()
+            for state, number in backends[name]["tasks"].items():
+                total[state] = total.get(state, 0) + number
             own = getattr(self.backends[name], "get_statistics", None)
             if own is not None:
                 backends[name]["backend"] = own()
@@ -387,7 +388,10 @@ class Session:
     # -- the blocking face ------------------------------------------------------------------------
 
     def run(
-        self, tasks: Sequence[AnyTask], timeout: float | None = None, progress: bool = False
+        self,
+        tasks: Sequence[AnyTask] | AnyTask,
+        timeout: float | None = None,
+        progress: bool = False,
     ) -> list[AnyTask]:
         """Submit tasks and block until they have ended; for scripts and notebooks.
 
@@ -410,7 +414,7 @@ class Session:
         return service_loop().run_blocking(self._run(tasks, timeout, progress))
 
     async def _run(
-        self, tasks: Sequence[AnyTask], timeout: float | None, progress: bool
+        self, tasks: Sequence[AnyTask] | AnyTask, timeout: float | None, progress: bool
     ) -> list[AnyTask]:
         await self.submit_tasks(tasks)
         return await self.wait_tasks(tasks, timeout, progress)
@@ -471,6 +475,10 @@ class Session:
         )
 
 
+def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
+    return [tasks] if isinstance(tasks, MutableMapping) else list(tasks)
+
+
 def _check_dict(task: Any) -> None:
     if not isinstance(task, MutableMapping):
         raise TaskValidationError(
@@ -480,6 +488,11 @@ def _check_dict(task: Any) -> None:
 
 
 def _settle(future: asyncio.Future[Any], task: AnyTask, state: str) -> None:
+    loop = future.get_loop()
+    if not _runs_here(loop) and not loop.is_closed():
+        # `with` left where a loop runs, or a third party's backend that reports from a thread.
+        loop.call_soon_threadsafe(_settle, future, task, state)
+        return
     if future.done():  # cancelled by whoever awaited the future itself
         return
     if state == TaskStates.DONE:
@@ -494,6 +507,13 @@ def _settle(future: asyncio.Future[Any], task: AnyTask, state: str) -> None:
         )
     future.set_exception(error)
     future.exception()  # retrieved: those who use wait_tasks get no warnings
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _release(backend: Any, owner: Any) -> None:

@@ -199,10 +199,11 @@ class BaseTask(dict[str, Any]):
 
     def __repr__(self) -> str:
         parts = [self["uid"], self._subject()]
-        for field in ("backend", "state", "exception", "response", "return_value"):
-            if self.get(field) is not None:
-                shown = self[field] if field in ("backend", "state") else _repr.repr(self[field])
-                parts.append(f"{field}={shown}")
+        for field in ("model", "backend", "state", "exception", "response", "return_value"):
+            value = self.get(field)
+            if value is not None:
+                plain = field in ("model", "backend", "state")
+                parts.append(f"{field}={value if plain else _repr.repr(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _subject(self) -> str:
@@ -291,9 +292,9 @@ class ComputeTask(BaseTask):
             fields["task_backend_specific_kwargs"] = task_backend_specific_kwargs
         super().__init__(fields, extra)
         if (executable is None) == (function is None):
-            given = "neither" if executable is None else "both"
+            given = "neither was" if executable is None else "both were"
             raise TaskValidationError(
-                self["uid"], f"give either 'executable' or 'function'; {given} was given"
+                self["uid"], f"give either 'executable' or 'function'; {given} given"
             )
         if function is not None:
             self._check_function(arguments)
@@ -348,7 +349,7 @@ class AITask(BaseTask):
         temperature: At least 0; 0 takes the likeliest token every time.
         max_tokens: Most tokens in the response.
         top_p: Above 0, at most 1: sample among the likeliest tokens of this total probability.
-        top_k: Sample among this many likeliest tokens; -1 for all.
+        top_k: Sample among this many likeliest tokens; 0 or -1 for all.
         stop: Strings that end the response and are not part of it.
         seed: For the same response every time.
         n: Responses per prompt; with more than one, each response is a list.
@@ -410,6 +411,9 @@ class AITask(BaseTask):
         for field in self.keys() & _AI_CHECKS.keys():
             _AI_CHECKS[field](self)
 
+    def __missing__(self, field: str) -> Any:
+        return self["stop"] if field == "stop_sequences" else super().__missing__(field)
+
     def _check_prompt(self) -> None:
         prompt = self.get("prompt")
         if isinstance(prompt, str) and prompt:
@@ -433,7 +437,7 @@ class AITask(BaseTask):
     def _check_top_k(self) -> None:
         value = self["top_k"]
         if isinstance(value, bool) or not isinstance(value, int) or value < -1:
-            self._refuse("top_k", "a whole number of at least 1, or -1 for all tokens")
+            self._refuse("top_k", "a whole number of at least 1, or 0 or -1 for all tokens")
 
     def _check_stop(self) -> None:
         stop = self["stop"]

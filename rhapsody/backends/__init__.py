@@ -10,11 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rhapsody.api.session import Session as Session
     from rhapsody.backends.base import BaseBackend as BaseBackend
     from rhapsody.backends.base import Work as Work
     from rhapsody.backends.concurrent import (
         ConcurrentExecutionBackend as ConcurrentExecutionBackend,
     )
+    from rhapsody.backends.constants import StateMapper as StateMapper
+    from rhapsody.backends.constants import TasksMainStates as TasksMainStates
+    from rhapsody.backends.dask import DaskExecutionBackend as DaskExecutionBackend
     from rhapsody.backends.inference import (
         DragonVllmInferenceBackend as DragonVllmInferenceBackend,
     )
@@ -26,16 +30,20 @@ if TYPE_CHECKING:
     from rhapsody.backends.registry import get_backend as get_backend
 
 _HOME = {
-    "Backend": "protocol",
-    "BackendRegistry": "registry",
-    "BaseBackend": "base",
-    "ConcurrentExecutionBackend": "concurrent",
-    "DragonVllmInferenceBackend": "inference",
-    "NoopExecutionBackend": "noop",
-    "TaskStates": "protocol",
-    "Work": "base",
-    "discover_backends": "registry",
-    "get_backend": "registry",
+    "Backend": "rhapsody.backends.protocol",
+    "BackendRegistry": "rhapsody.backends.registry",
+    "BaseBackend": "rhapsody.backends.base",
+    "ConcurrentExecutionBackend": "rhapsody.backends.concurrent",
+    "DaskExecutionBackend": "rhapsody.backends.dask",
+    "DragonVllmInferenceBackend": "rhapsody.backends.inference",
+    "NoopExecutionBackend": "rhapsody.backends.noop",
+    "Session": "rhapsody.api.session",
+    "StateMapper": "rhapsody.backends.constants",
+    "TaskStates": "rhapsody.backends.protocol",
+    "TasksMainStates": "rhapsody.backends.constants",
+    "Work": "rhapsody.backends.base",
+    "discover_backends": "rhapsody.backends.registry",
+    "get_backend": "rhapsody.backends.registry",
 }
 
 __all__ = list(_HOME)
@@ -44,7 +52,7 @@ __all__ = list(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "rhapsody.backends"
 
 BUILT_IN = {
     "concurrent": "rhapsody.backends.concurrent:ConcurrentExecutionBackend",
+    "dask": "rhapsody.backends.dask:DaskExecutionBackend",
     "dragon_vllm": "rhapsody.backends.inference:DragonVllmInferenceBackend",
     "noop": "rhapsody.backends.noop:NoopExecutionBackend",
 }
@@ -66,11 +67,11 @@ def _entry_points() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def get_backend(name: str, *args: Any, **kwargs: Any) -> Any:
+def get_backend(backend_name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Make a backend by name; await it, or let it start by itself.
 
     Args:
-        name: A name that `discover_backends` knows.
+        backend_name: A name that `discover_backends` knows.
         *args: Passed to the class.
         **kwargs: Passed to the class.
 
@@ -80,7 +81,7 @@ def get_backend(name: str, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ConfigurationError: There is no such name.
     """
-    return BackendRegistry.get_backend_class(name)(*args, **kwargs)
+    return BackendRegistry.get_backend_class(backend_name)(*args, **kwargs)
 
 
 def discover_backends() -> dict[str, bool]:

@@ -263,3 +263,28 @@ async def test_a_block_that_takes_too_long_fails_and_stops(flow):
 async def test_wrong_options_are_refused_at_decoration(flow, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         tasks_of(flow, **options)
+
+
+async def test_an_ai_task_is_a_task_with_dependencies_and_retries():
+    async with WorkflowEngine.create(backend=NoopExecutionBackend()) as flow:
+        attempts = []
+
+        @flow.function_task
+        async def fact():
+            return None
+
+        @flow.ai_task(retries=1, backoff=0.001)
+        async def ask(facts):
+            attempts.append(facts)
+            if len(attempts) == 1:
+                raise OSError("flaky")
+            return "a question"
+
+        known = fact()
+        answer = ask([known])
+        assert await answer == ""
+        assert attempts == [[None], [None]]
+        assert answer.task["uid"].startswith("task.")
+        assert answer.task["metadata"]["dependencies"] == [
+            {"uid": known.task["uid"], "name": "fact"}
+        ]

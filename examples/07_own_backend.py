@@ -1,0 +1,71 @@
+"""A backend of one's own: one class with one coroutine, registered and made by its name.
+
+`BaseBackend` does what every backend has to do: attaching, delivering results on the right loop,
+one end per task, time limits, cancelling, start and shutdown. What is left is how a task is run;
+here as an executable under `nice`, where `srun` or `ssh node7` would be as good. Needs nothing but
+Rhapsody, and `nice`, which every Unix has.
+
+    python examples/07_own_backend.py
+"""
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+from radical.asyncflow import WorkflowEngine
+
+from rhapsody import ComputeTask, Session, discover_backends, get_backend
+from rhapsody.backends import BackendRegistry, BaseBackend, Work
+from rhapsody.backends.executables import Executable
+
+
+class NiceBackend(BaseBackend):
+    """Runs executables at a low priority, a few at a time."""
+
+    task_kinds = frozenset({"executable"})
+
+    def __init__(self, niceness: int = 10, limit: int = 2, name: str = "nice") -> None:
+        super().__init__(name)
+        self.prefix = ["nice", "-n", str(niceness)]
+        self.limit = limit
+        self.children: set[int] = set()
+
+    async def start(self) -> None:
+        self.room = asyncio.Semaphore(self.limit)
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        executable = Executable.from_task(work.task, work.work_dir)
+        async with self.room:
+            self.running(work)
+            command = [*self.prefix, *executable.command]
+            return await replace(executable, command=command).run(self.children)
+
+
+async def main() -> None:
+    # In a package, an entry point of the group "rhapsody.backends" does the same.
+    BackendRegistry.register_backend("nice", NiceBackend)
+    print("Backends:", ", ".join(discover_backends()))
+
+    async with Session(get_backend("nice", 5)) as session:
+        # Without arguments, `nice` prints how nice it is.
+        good = [ComputeTask(executable="nice") for _ in range(4)]
+        slow = ComputeTask(executable="sleep", arguments=["60"], timeout=0.2)
+        await session.submit_tasks([*good, slow])
+        await session.wait_tasks([*good, slow])
+        print("In a Session, niceness:", [int(task.stdout) for task in good])
+        print("Stopped in time:", slow.exception)
+
+    with tempfile.TemporaryDirectory() as folder:
+        flow = await WorkflowEngine.create(backend=get_backend("nice"), work_dir=folder)
+
+        @flow.executable_task
+        async def niceness() -> str:
+            return "nice"
+
+        print("In AsyncFlow, niceness:", int(await niceness()))
+        await flow.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

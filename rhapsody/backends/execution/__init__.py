@@ -1,0 +1,9 @@
+"""Execution backends under their package's name in `rhapsody-py`; see `rhapsody.backends`."""
+
+from __future__ import annotations
+
+from rhapsody.backends.concurrent import ConcurrentExecutionBackend
+from rhapsody.backends.dask import DaskExecutionBackend
+from rhapsody.backends.noop import NoopExecutionBackend
+
+__all__ = ["ConcurrentExecutionBackend", "DaskExecutionBackend", "NoopExecutionBackend"]

@@ -1,0 +1,68 @@
+"""AsyncFlow engines with `ai_task`, the stock one and ours, and backends that answer prompts."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from rhapsody.backends import NoopExecutionBackend
+
+ENGINES = ("stock", "ours")
+
+
+async def make_engine(kind: str, backend: Any = None, **options: Any) -> Any:
+    """Make an engine that has `ai_task`.
+
+    Args:
+        kind: "stock" for AsyncFlow's own, extended; "ours" for Rhapsody's.
+        backend: A backend or a list of them.
+        **options: Passed to `WorkflowEngine.create`.
+    """
+    import asyncflow_ext
+
+    if kind == "ours":
+        return await asyncflow_ext.WorkflowEngine.create(backend=backend, **options)
+    import radical.asyncflow
+
+    stock = await radical.asyncflow.WorkflowEngine.create(backend=backend, **options)
+    return asyncflow_ext.extend(stock)
+
+
+class Echo(NoopExecutionBackend):
+    """Answers a prompt with itself in angle brackets, and keeps what it was asked.
+
+    Args:
+        name: Name of the backend.
+        model_name: What it serves.
+        held: Answer only after `let_go` was set.
+    """
+
+    task_kinds = frozenset({"prompt"})
+
+    def __init__(self, name: str = "ai", model_name: str = "echo", held: bool = False) -> None:
+        super().__init__(name)
+        self.model_name = model_name
+        self.asked: list[dict[str, Any]] = []
+        self.cancelled = 0
+        self.let_go = asyncio.Event()
+        if not held:
+            self.let_go.set()
+
+    @property
+    def prompts(self) -> list[Any]:
+        return [task["prompt"] for task in self.asked]
+
+    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        self.asked.append(dict(task))
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        prompt = task["prompt"]
+        if isinstance(prompt, str):
+            response: Any = f"<{prompt}>"
+        elif isinstance(prompt[0], Mapping):
+            response = f"<{prompt[-1]['content']}>"
+        else:
+            response = [f"<{text}>" for text in prompt]
+        return {"response": response, "stdout": response, "return_value": response}
