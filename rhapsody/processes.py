@@ -1,17 +1,21 @@
-"""Child processes: their environment, and process groups that end as a whole."""
+"""Child processes: their environment, groups that end as a whole, a place for shared sockets."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["GROUP", "SECRET_VARIABLES", "child_environment", "end_group"]
+__all__ = ["GROUP", "SECRET_VARIABLES", "child_environment", "end_group", "socket_directory"]
 
 SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
 """Never handed on to what users run."""
+
+SOCKET_DIRECTORY_BYTES = 90
+"""A longer path leaves no room for a socket's name: its whole path has 108 bytes (macOS: 104)."""
 
 # A process group of its own makes a child's children reachable by one signal. Python 3.10 has no
 # `process_group`; a session of its own does the same there.
@@ -40,3 +44,12 @@ def end_group(pid: int, sig: int) -> None:
     """Send a signal to the process group that a child leads, if it still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, sig)
+
+
+def socket_directory(prefix: str) -> str:
+    """Make a private temporary directory whose path is short enough for Unix sockets in it."""
+    directory = tempfile.mkdtemp(prefix=prefix)
+    if len(os.fsencode(directory)) > SOCKET_DIRECTORY_BYTES:
+        os.rmdir(directory)
+        directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+    return directory

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -45,6 +46,10 @@ B = TypeVar("B", bound="BaseBackend")
 
 DELIVERIES_PER_PASS = 512
 """Results handed to an owner before its loop gets to do something else."""
+
+
+EXIT_SECONDS = 5.0
+"""How long a shutdown may take at the exit of a program that did not call it."""
 
 
 class Attachment:
@@ -106,8 +111,14 @@ class Attachment:
         self.waking = True
         try:
             self.loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:  # the owner's loop has been closed: nobody is left to be told
-            self.outbox.clear()
+        except RuntimeError:  # the owner's loop has been closed: it waits for another one
+            self.waking = False
+
+    async def delivered(self) -> None:
+        """Return once the owner has been told everything, if it is the owner's loop that waits."""
+        while self.outbox and self.loop is asyncio.get_running_loop():
+            self._drain()
+            await asyncio.sleep(0)
 
     def _drain(self) -> None:
         self.waking = False
@@ -134,9 +145,20 @@ class Work:
         uid: The task's uid, unique within the attachment.
         kind: "function", "executable" or "prompt".
         work_dir: Directory for captured output, as it was when the task came.
+        state: The state that was reported last; PENDING before any.
     """
 
-    __slots__ = ("_running", "attachment", "expired", "job", "kind", "task", "uid", "work_dir")
+    __slots__ = (
+        "attachment",
+        "ending",
+        "expired",
+        "job",
+        "kind",
+        "state",
+        "task",
+        "uid",
+        "work_dir",
+    )
 
     def __init__(self, task: Task, attachment: Attachment, work_dir: str) -> None:
         self.task = task
@@ -145,8 +167,9 @@ class Work:
         self.attachment = attachment
         self.work_dir = work_dir
         self.job: asyncio.Task[None] | None = None
+        self.ending = False
         self.expired = False
-        self._running = False
+        self.state = TaskStates.PENDING
 
     @property
     def key(self) -> tuple[int, str]:
@@ -215,9 +238,9 @@ class BaseBackend:
         self._attachment: Attachment | None = None
         self._attached_as: tuple[str, int] = (self._work_dir, 0)
         self._works: dict[tuple[int, str], Work] = {}
+        self._reporting = threading.Lock()
         self._state = "IDLE"
-        self._lifecycle = asyncio.Lock()
-        self._starter: asyncio.Task[Any] | None = None
+        self._starter: asyncio.Task[Exception | None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
         _backends.add(self)
@@ -247,7 +270,7 @@ class BaseBackend:
         """Release it all, on the service loop, after every task has ended."""
 
     def abandon(self) -> None:
-        """End child processes at interpreter exit, synchronously; nobody called `shutdown`."""
+        """End child processes at interpreter exit, at once, where a shutdown took too long."""
 
     def check(self, work: Work) -> None:
         """Refuse a task before it is started, by raising; cheap, on the owner's loop."""
@@ -278,9 +301,10 @@ class BaseBackend:
 
     def running(self, work: Work) -> None:
         """Report that a task has started; from any thread."""
-        if work.key in self._works and not work._running:
-            work._running = True
-            work.attachment.post(work.task, {}, TaskStates.RUNNING)
+        with self._reporting:  # else its end, from another thread, could be told first
+            if work.key in self._works and work.state == TaskStates.PENDING:
+                work.state = TaskStates.RUNNING
+                work.attachment.post(work.task, {}, work.state)
 
     def finish(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
         """Report a task's end; from any thread.
@@ -293,16 +317,16 @@ class BaseBackend:
         Returns:
             False where the task has ended already, and then nothing is reported.
         """
-        if self._works.pop(work.key, None) is None:
-            return False
-        work.attachment.post(work.task, fields or {}, state)
+        with self._reporting:
+            if self._works.pop(work.key, None) is None:
+                return False
+            work.state = state
+            work.attachment.post(work.task, fields or {}, state)
         return True
 
     def fail(self, work: Work, error: BaseException) -> bool:
         """Report a task FAILED with a real exception; from any thread."""
-        exception = task_exception(work.uid, error)
-        fields = {"exception": exception, "stderr": str(exception)}
-        return self.finish(work, TaskStates.FAILED, fields)
+        return self.finish(work, TaskStates.FAILED, _failure(work, error))
 
     async def _drive(self, work: Work) -> None:
         timer = None
@@ -310,6 +334,7 @@ class BaseBackend:
             timer = asyncio.get_running_loop().call_later(work.timeout, self._expire, work)
         try:
             fields = await self.execute(work)
+            failed = fields.get("exception") is not None
         except asyncio.CancelledError:
             if work.expired:
                 self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
@@ -318,16 +343,24 @@ class BaseBackend:
         except BaseException as error:
             self.fail(work, error)
         else:
-            failed = fields.get("exception") is not None
             self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
         finally:
             if timer is not None:
                 timer.cancel()
 
     def _expire(self, work: Work) -> None:
-        if work.job is not None and not work.job.done():
+        if not work.ending:
             work.expired = True
-            work.job.cancel()
+            self._end(work)
+
+    def _end(self, work: Work) -> None:
+        if work.job is None:
+            self.finish(work, TaskStates.CANCELED)
+        elif not work.ending:
+            # Once, since a second cancellation would break into the clean-up after the first, and
+            # behind the job's first step, since a coroutine cancelled before it never runs.
+            work.ending = True
+            asyncio.get_running_loop().call_soon(work.job.cancel)
 
     # -- attachment ---------------------------------------------------------------------------
 
@@ -351,7 +384,7 @@ class BaseBackend:
                 del self.attached_to[owners:]
                 uid = getattr(owner, "uid", "")
                 raise BackendInUseError(self.name, f"{type(owner).__name__} {uid}".strip())
-            leftover = [work for work in self._works.values() if work.attachment is present]
+            leftover = [w for w in list(self._works.values()) if w.attachment is present]
             present.owner, present._callback = None, _ignore
             if leftover:
                 service_loop().call(self._cancel_all, leftover)
@@ -389,14 +422,12 @@ class BaseBackend:
         works = []
         for task in tasks:
             work = Work(task, attachment, self._work_dir)
-            if self._works.setdefault(work.key, work) is not work:
-                taken = UnsupportedTaskError(work.uid, "a task of this uid is active already")
-                attachment.post(task, {"exception": taken}, TaskStates.FAILED)
-                continue
             try:
                 self.check(work)
+                if self._works.setdefault(work.key, work) is not work:
+                    raise UnsupportedTaskError(work.uid, "a task of this uid is active already")
             except Exception as error:
-                self.fail(work, error)
+                attachment.post(task, _failure(work, error), TaskStates.FAILED)
             else:
                 works.append(work)
         if works:
@@ -434,7 +465,7 @@ class BaseBackend:
             uid: A uid that the present owner submitted.
 
         Returns:
-            True once it has been stopped; False where it is unknown or ended by itself.
+            True once it has been stopped; False where it is unknown or ended otherwise.
         """
         work = self._works.get((id(self._attachment), uid))
         return work is not None and await service_loop().run(self._cancel(work))
@@ -442,18 +473,14 @@ class BaseBackend:
     async def _cancel(self, work: Work) -> bool:
         if work.key not in self._works:
             return False
-        if work.job is None:
-            return self.finish(work, TaskStates.CANCELED)
-        work.job.cancel()
-        await asyncio.wait([work.job])
-        return True
+        self._end(work)
+        if work.job is not None:
+            await asyncio.wait([work.job])
+        return work.state == TaskStates.CANCELED
 
     def _cancel_all(self, works: Sequence[Work]) -> None:
         for work in works:
-            if work.job is None:
-                self.finish(work, TaskStates.CANCELED)
-            else:
-                work.job.cancel()
+            self._end(work)
 
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> None:
         """Nothing to link: tasks see the same files."""
@@ -497,35 +524,47 @@ class BaseBackend:
         await self.shutdown()
 
     async def _ensure_started(self) -> None:
-        if self._closer is not None:
+        while self._closer is not None:
             await asyncio.shield(self._closer)
-        async with self._lifecycle:
-            if self._state == "RUNNING":
-                return
-            self._starter = asyncio.current_task()
-            self._state = "STARTING"
-            _abandon_at_exit()
-            try:
-                await self.start()
-            except asyncio.CancelledError:
-                self._state = "IDLE"
-                if self._closer is None:
-                    raise
-                raise BackendError(self.name, "it was shut down while it was starting") from None
-            except BaseException:
-                self._state = "FAILED"
-                raise
-            finally:
-                self._starter = None
-            self._state = "RUNNING"
-            logger.info("backend '%s' is running", self.name)
+        if self._state == "RUNNING":
+            return
+        if self._starter is None:
+            self._starter = asyncio.get_running_loop().create_task(self._start_up())
+        error = await asyncio.shield(self._starter)
+        if error is not None:
+            raise error
+
+    async def _start_up(self) -> Exception | None:
+        self._state = "STARTING"
+        _end_at_exit()
+        try:
+            await self.start()
+        except asyncio.CancelledError:
+            self._state = "IDLE"
+            return BackendError(self.name, "it was shut down while it was starting")
+        except BaseException as error:
+            self._state = "FAILED"
+            # What is not an `Exception`, such as SystemExit, would end the service loop.
+            return (
+                error
+                if isinstance(error, Exception)
+                else BackendError(self.name, f"its start raised {error!r}")
+            )
+        finally:
+            self._starter = None
+        self._state = "RUNNING"
+        logger.info("backend '%s' is running", self.name)
+        return None
 
     async def shutdown(self) -> None:
         """End all work and release everything; tasks still active are reported CANCELED.
 
         Idempotent; never raises. The backend starts again when it is used again.
         """
+        attachment = self._attachment
         await service_loop().run(self._shut_down_once())
+        if attachment is not None:
+            await attachment.delivered()
 
     async def _shut_down_once(self) -> None:
         if self._closer is None:
@@ -533,28 +572,34 @@ class BaseBackend:
         await asyncio.shield(self._closer)
 
     async def _shut_down(self) -> None:
+        attachment = self._attachment
         try:
-            if self._starter is not None:
-                self._starter.cancel()
             for handover in tuple(self._handovers):
                 handover.cancel()
             works = list(self._works.values())
             self._cancel_all(works)
-            jobs = [work.job for work in works if work.job is not None]
-            if jobs:
-                await asyncio.wait(jobs)
-            async with self._lifecycle:
-                if self._state not in ("IDLE", "STOPPED"):
-                    self._state = "STOPPING"
-                    await self.stop()
-                self._state = "STOPPED"
+            ending: list[asyncio.Task[Any]] = [w.job for w in works if w.job is not None]
+            if self._starter is not None:
+                asyncio.get_running_loop().call_soon(self._starter.cancel)  # see `_end`
+                ending.append(self._starter)
+            if ending:
+                await asyncio.wait(ending)
+            if self._state not in ("IDLE", "STOPPED"):
+                self._state = "STOPPING"
+                await self.stop()
+            self._state = "STOPPED"
         except Exception:
             self._state = "FAILED"
             logger.exception("backend '%s' did not shut down cleanly", self.name)
         finally:
-            if self._attachment is not None:
-                self._attachment.released = True
+            if attachment is not None:
+                attachment.released = True
             self._closer = None
+
+
+def _failure(work: Work, error: BaseException) -> dict[str, Any]:
+    exception = task_exception(work.uid, error)
+    return {"exception": exception, "stderr": str(exception)}
 
 
 def _ignore(task: Any, state: str) -> None:
@@ -565,12 +610,24 @@ _backends: weakref.WeakSet[BaseBackend] = weakref.WeakSet()
 
 
 @functools.cache
-def _abandon_at_exit() -> None:
+def _end_at_exit() -> None:
     # Executors join their workers before `atexit` runs, for ever where a task never ends. What
     # `threading` offers for its own needs comes earlier, the last to register first.
-    getattr(threading, "_register_atexit", atexit.register)(_abandon_all)
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(functools.partial(_end_all, os.getpid()))
 
 
-def _abandon_all() -> None:
-    for backend in list(_backends):
-        backend.abandon()
+def _end_all(owner_pid: int) -> None:
+    """End what nobody shut down: in good order where that is quick, else at once."""
+    if os.getpid() != owner_pid:
+        return  # a forked child exits: nothing of this is its own
+    backends = [
+        backend for backend in list(_backends) if backend.state() not in ("IDLE", "STOPPED")
+    ]
+    loop = service_loop().loop
+    ends = [asyncio.run_coroutine_threadsafe(b._shut_down_once(), loop) for b in backends]
+    try:
+        concurrent.futures.wait(ends, timeout=EXIT_SECONDS)
+    finally:  # a second Ctrl-C interrupts the waiting
+        for backend in backends:
+            backend.abandon()

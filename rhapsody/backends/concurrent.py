@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import multiprocessing
@@ -11,7 +12,7 @@ import os
 import signal
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.thread import ThreadPoolExecutor
-from itertools import count
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, WorkerDied
@@ -19,7 +20,7 @@ from rhapsody.backends import process_calls
 from rhapsody.backends.base import BaseBackend, Work, task_exception
 from rhapsody.backends.executables import OPTIONS, Executable
 from rhapsody.backends.protocol import EXECUTABLE
-from rhapsody.processes import SECRET_VARIABLES, end_group
+from rhapsody.processes import end_group
 
 __all__ = ["ConcurrentExecutionBackend"]
 
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 STOP_GRACE_SECONDS = 2.0
 """How long interrupted pool processes may take to end before they are killed."""
 
-POOL_TRIES = 3
-"""How often a call that never started is handed to a new pool after one broke."""
+BARREN_POOLS = 3
+"""Pools in a row that may break before any call has started in them."""
 
 
 class ConcurrentExecutionBackend(BaseBackend):
@@ -76,8 +77,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         self._max_children = max_children or max(32, 4 * (os.cpu_count() or 1))
         self._pool: Executor | None = None
         self._marks: process_calls.Marks | None = None
-        self._calls: dict[str, Work] = {}
-        self._tokens = count()
+        self._barren = 0
         self._children: set[int] = set()
         self._slots: asyncio.Semaphore | None = None
         self._warned: set[str] = set()
@@ -96,7 +96,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         self._slots = asyncio.Semaphore(self._max_children)
         self._pool = self._make_pool()
         if not self._in_threads:
-            self._marks = process_calls.Marks(self._on_call_started)
+            self._marks = process_calls.Marks()
 
     def _make_pool(self) -> Executor:
         if isinstance(self._wanted, Executor):
@@ -107,7 +107,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         methods = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in methods else "spawn"
         return ProcessPoolExecutor(
-            self._max_workers, multiprocessing.get_context(method), _forget_secrets
+            self._max_workers, multiprocessing.get_context(method), process_calls.prepare_worker
         )
 
     async def stop(self) -> None:
@@ -120,22 +120,25 @@ class ConcurrentExecutionBackend(BaseBackend):
             self._marks = None
 
     async def _stop_pool(self, pool: Executor) -> None:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if self._marks is None:
-            return  # threads cannot be stopped: what still runs is left behind
-        ended = asyncio.ensure_future(asyncio.to_thread(pool.shutdown, wait=True))
+        workers = _workers(pool)
+        if not workers:
+            # Threads cannot be stopped: what still runs is left behind.
+            pool.shutdown(wait=False, cancel_futures=True)
+            return
+        ended = asyncio.ensure_future(asyncio.to_thread(pool.shutdown, cancel_futures=True))
         done, _ = await asyncio.wait([ended], timeout=STOP_GRACE_SECONDS)
         if not done:
-            self._marks.kill_workers()
+            _kill(workers)
         await ended
 
     def abandon(self) -> None:
         """Kill executables, and the processes of the backend's own pool."""
         for pid in tuple(self._children):
             end_group(pid, signal.SIGKILL)
-        if self._marks is not None and self._pool is not self._wanted:
-            self._marks.kill_workers()
-            self._marks.close()
+        if self._pool is not None and self._pool is not self._wanted:
+            _kill(_workers(self._pool))
+        if self._marks is not None:
+            self._marks.remove_directory()
 
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run a function in the pool, or an executable as a child."""
@@ -183,47 +186,60 @@ class ConcurrentExecutionBackend(BaseBackend):
             task.get("args") or (),
             task.get("kwargs") or {},
         )
-        token = f"{next(self._tokens)}"
-        self._calls[token] = work
+        token = marks.expect(functools.partial(self._on_call_started, work))
         try:
-            outcome = await self._submit(work, data, token, marks)
-        except asyncio.CancelledError:
-            marks.interrupt(token)
-            raise
-        else:
-            marks.forget(token)
+            outcome = await self._outcome(work, data, token, marks)
         finally:
-            del self._calls[token]
+            marks.forget(token)
         return await asyncio.to_thread(process_calls.load_outcome, outcome)
 
-    async def _submit(
+    def _on_call_started(self, work: Work) -> None:
+        self._barren = 0
+        self.running(work)
+
+    async def _outcome(
         self, work: Work, data: bytes, token: str, marks: process_calls.Marks
     ) -> bytes:
-        for _ in range(POOL_TRIES):
+        while True:
             pool = self._pool
             assert pool is not None
             try:
-                future: Future[bytes] = pool.submit(
-                    process_calls.run_call, data, token, marks.directory
-                )
-                return await asyncio.wrap_future(future)
+                return await _call_in(pool, data, token, marks)
             except BrokenExecutor as error:
+                started = marks.started(token)
                 if pool is self._pool and pool is not self._wanted:
+                    self._barren += 1
                     self._pool = self._make_pool()
-                if marks.started(token) or pool is self._wanted:
+                if started or pool is self._wanted:
                     raise WorkerDied(
                         work.uid, "a worker process of the pool died while this task ran in it"
                     ) from error
-        raise TaskExecutionError(
-            work.uid,
-            "the pool's processes die before any task starts; a script that uses processes needs "
-            "its entry point under `if __name__ == '__main__':`",
-        )
+                if self._barren >= BARREN_POOLS:
+                    raise TaskExecutionError(
+                        work.uid,
+                        "the pool's processes die before any task starts; a script that uses "
+                        "processes needs its entry point under `if __name__ == '__main__':`",
+                    ) from error
 
-    def _on_call_started(self, token: str) -> None:
-        work = self._calls.get(token)
-        if work is not None:
-            self.running(work)
+
+async def _call_in(pool: Executor, data: bytes, token: str, marks: process_calls.Marks) -> bytes:
+    future: Future[bytes] = pool.submit(process_calls.run_call, data, token, marks.directory)
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        marks.interrupt(token, future)
+        raise
+
+
+def _workers(pool: Executor) -> list[BaseProcess]:
+    # A pool's processes have no public name before Python 3.14, which has `kill_workers`. None
+    # for threads, and after `shutdown`.
+    return list((getattr(pool, "_processes", None) or {}).values())
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 class _ThreadCall:
@@ -234,6 +250,7 @@ class _ThreadCall:
         self._work = work
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
 
     def run(self) -> tuple[Any, Exception | None]:
         """Call it; an outcome instead of raising, so that no exception can upset the executor."""
@@ -249,15 +266,13 @@ class _ThreadCall:
 
     async def _await(self, awaitable: Any) -> Any:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._cancelled and self._task is not None:
+            self._task.cancel()
         return await awaitable
 
     def cancel(self) -> None:
         """Cancel an async function at its next await; a sync one cannot be stopped."""
+        self._cancelled = True
         if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # its loop has just ended with it
                 self._loop.call_soon_threadsafe(self._task.cancel)
-
-
-def _forget_secrets() -> None:
-    for variable in SECRET_VARIABLES:
-        os.environ.pop(variable, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +88,13 @@ class Executable:
             TaskExecutionError: It could not be started.
         """
         with self._outputs() as (stdout, stderr):
+            spawning = asyncio.ensure_future(self._spawn(stdout, stderr))
             try:
-                process = await self._spawn(stdout, stderr)
+                process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                # asyncio would end the new child, but none of its children.
+                await self._end(await spawning)
+                raise
             except OSError as error:
                 raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
             children.add(process.pid)
@@ -134,19 +138,21 @@ class Executable:
             await asyncio.wait_for(process.wait(), GRACE_SECONDS)
         # Also when the leader has gone: a child of its own may have ignored SIGTERM.
         end_group(process.pid, signal.SIGKILL)
-        # The pipes may be held open by a stranger that left the group: wait for the leader only.
+        # A process that left the group may hold the pipes open, and asyncio waits for them too.
+        # Closing the whole transport would race with asyncio for the child's exit status.
+        for descriptor in (1, 2):
+            pipe = process._transport.get_pipe_transport(descriptor)  # type: ignore[attr-defined]
+            if pipe is not None:
+                pipe.close()
         await process.wait()
-        # asyncio offers no other way to let go of pipes that are still open at their far end.
-        process._transport.close()  # type: ignore[attr-defined]
 
     def _why_not_started(self, error: OSError) -> str:
         if self.cwd is not None and not os.path.isdir(self.cwd):
             return f"its working directory does not exist: {self.cwd!r}"
         program = self.command[0]
         if isinstance(error, FileNotFoundError):
-            hint = ""
-            if " " in program:
-                words = shlex.split(program) or [""]
+            hint, words = "", program.split()
+            if len(words) > 1:
                 hint = (
                     f"; a program and its arguments are separate: executable={words[0]!r}, "
                     f"arguments={words[1:]!r}, or set shell=True"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from rhapsody.api.errors import (
@@ -19,6 +20,7 @@ from rhapsody.backends.service import service_loop
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.prompts import Completion
 from rhapsody.inference.service import InferenceService
+from rhapsody.inference.turns import outcomes_of
 from rhapsody.sampling import SAMPLING_FIELDS
 
 __all__ = ["DragonVllmInferenceBackend"]
@@ -89,7 +91,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         super().__init__(name)
         self.config = InferenceConfig(
             model_name=model_name,
-            config_file=None if config_file is None else os.fspath(config_file),
+            config_file=config_file,
             engine=engine,
             launcher=launcher,
             num_nodes=num_nodes,
@@ -99,7 +101,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             host=host,
             port=port,
             use_service=use_service,
-            api_key=api_key or os.environ.get("RHAPSODY_API_KEY"),
+            api_key=api_key or os.environ.get("RHAPSODY_API_KEY") or None,
             max_batch_size=max_batch_size,
             max_batch_wait_ms=max_batch_wait_ms,
             max_pending=max_pending,
@@ -119,17 +121,22 @@ class DragonVllmInferenceBackend(BaseBackend):
         """Start the model's servers, and the HTTP server in server mode."""
         service = InferenceService(self.config)
         self._service = service
+        _running.add(self)
         try:
             await service.start()
         except BaseException:
             self._service = None
+            _running.discard(self)
             raise
 
     async def stop(self) -> None:
         """End all servers."""
         if self._service is not None:
             service, self._service = self._service, None
-            await service.stop()
+            try:
+                await service.stop()
+            finally:
+                _running.discard(self)
 
     def abandon(self) -> None:
         """Kill the servers."""
@@ -214,9 +221,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         self, prompts: Sequence[Any], system_prompt: str | None, sampling: Mapping[str, Any]
     ) -> list[Completion | BaseException]:
         service = self._running_service()
-        return await asyncio.gather(
-            *(service.complete(prompt, system_prompt, sampling) for prompt in prompts),
-            return_exceptions=True,
+        return await outcomes_of(
+            service.complete(prompt, system_prompt, sampling) for prompt in prompts
         )
 
     def _running_service(self) -> InferenceService:
@@ -228,7 +234,7 @@ class DragonVllmInferenceBackend(BaseBackend):
 
     async def generate(
         self,
-        prompts: str | Sequence[str | Messages],
+        prompts: str | Messages | Sequence[str | Messages],
         timeout: float | None = 300,
         *,
         system_prompt: str | None = None,
@@ -238,7 +244,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         """Answer prompts; starts the backend where it does not run.
 
         Args:
-            prompts: Texts or chats; a single text is a list of one.
+            prompts: Texts or chats; a single text or chat is a list of one.
             timeout: Longest time for all of them, in seconds; None waits as long as it takes.
             system_prompt: Goes before every prompt.
             return_exceptions: Put a failed prompt's exception into its place, instead of raising.
@@ -251,13 +257,17 @@ class DragonVllmInferenceBackend(BaseBackend):
             PartialFailureError: Some prompts failed; it has the results and the errors, in order.
             TimeoutError: It took longer than `timeout`. (`asyncio.TimeoutError` on Python 3.10.)
             TypeError: A sampling parameter is unknown.
+            UnsupportedTaskError: There are no prompts, or one of them is none.
         """
         _check_sampling(sampling)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check_prompt("generate", prompts)
-        outcomes = await asyncio.wait_for(
-            service_loop().run(self._generate(prompts, system_prompt, sampling)), timeout
-        )
+        each: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        answering = service_loop().run(self._generate(each, system_prompt, sampling))
+        try:
+            outcomes = await asyncio.wait_for(answering, timeout)
+        except asyncio.TimeoutError:
+            text = f"{len(each)} prompts were not answered within the timeout of {timeout} s"
+            raise asyncio.TimeoutError(text) from None
         if return_exceptions:
             return [o if isinstance(o, BaseException) else o.response for o in outcomes]
         return [completion.response for completion in _all_or_raise(outcomes)]
@@ -270,7 +280,7 @@ class DragonVllmInferenceBackend(BaseBackend):
 
     async def stream(
         self, prompt: str | Messages, *, system_prompt: str | None = None, **sampling: Any
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """Yield the response to one prompt piece by piece, as it is generated.
 
         Args:
@@ -282,28 +292,31 @@ class DragonVllmInferenceBackend(BaseBackend):
             PromptError: The model refused the prompt.
             ReplicaError: The server was lost; what has been yielded cannot be taken back.
             TypeError: A sampling parameter is unknown.
+            UnsupportedTaskError: It is not one prompt, or more than one response is asked for.
         """
         _check_sampling(sampling)
         _check_prompt("stream", prompt)
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        if not _is_one(prompt) or sampling.get("n") not in (None, 1):
+            raise UnsupportedTaskError("stream", "a stream is one response to one prompt")
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()  # no longer than the response
         loop = asyncio.get_running_loop()
 
         async def pump() -> None:
-            try:
-                await self._ensure_started()
-                service = self._running_service()
-                async for piece in service.stream(prompt, system_prompt, sampling):
+            await self._ensure_started()
+            service = self._running_service()
+            async with aclosing(service.stream(prompt, system_prompt, sampling)) as stream:
+                async for piece in stream:
                     loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            finally:
-                loop.call_soon_threadsafe(pieces.put_nowait, None)
 
         pumping = asyncio.ensure_future(service_loop().run(pump()))
+        pumping.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
             await pumping
         finally:
             pumping.cancel()
+            await asyncio.wait([pumping])
 
     def get_endpoint(self) -> str | None:
         """Return the URL of the HTTP server; None in engine mode and while it does not run."""
@@ -319,6 +332,10 @@ class DragonVllmInferenceBackend(BaseBackend):
     def get_statistics(self) -> dict[str, Any]:
         """Return batches and prompts so far, the mean batch size, pending prompts, replicas."""
         return self._service.get_statistics() if self._service is not None else {}
+
+
+_running: set[DragonVllmInferenceBackend] = set()
+"""Backends that serve, HTTP clients perhaps, though the program may have let go of them."""
 
 
 def _is_one(prompt: Any) -> bool:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import os
 import pickle
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,8 +30,17 @@ from typing import Any
 import cloudpickle
 
 from rhapsody.api.errors import TaskExecutionError
+from rhapsody.processes import SECRET_VARIABLES, socket_directory
 
-__all__ = ["Marks", "RemoteTraceback", "call", "dump_call", "load_outcome", "run_call"]
+__all__ = [
+    "Marks",
+    "RemoteTraceback",
+    "call",
+    "dump_call",
+    "load_outcome",
+    "prepare_worker",
+    "run_call",
+]
 
 INTERRUPT = signal.SIGUSR1
 
@@ -44,18 +56,35 @@ class _Interrupted(BaseException):
     """Raised by the signal handler inside a call that is being cancelled."""
 
 
+def prepare_worker() -> None:
+    """Initialise a worker process: it has no secrets, and does not outlive its parent."""
+    for variable in SECRET_VARIABLES:
+        os.environ.pop(variable, None)
+    threading.Thread(target=_end_with_parent, name="rhapsody-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker that waits for its next call does not notice when its parent is killed: the pipe it
+    # reads from is held open by its siblings.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a function, and run what it returns to its end where that can be awaited."""
     result = function(*args, **kwargs)
-    if inspect.iscoroutine(result):
-        return asyncio.run(result)
-    if inspect.isawaitable(result):
-        return asyncio.run(_result_of(result))
-    return result
+    return asyncio.run(_result_of(result)) if inspect.isawaitable(result) else result
 
 
 async def _result_of(awaitable: Any) -> Any:
-    return await awaitable
+    global _current_task
+    _current_task = asyncio.current_task()
+    try:
+        return await awaitable
+    finally:
+        _current_task = None
 
 
 def dump_call(uid: str, function: Callable[..., Any], args: Any, kwargs: Any) -> bytes:
@@ -111,7 +140,8 @@ def run_call(data: bytes, token: str, directory: str) -> bytes:
 
 def _dump_error(uid: str, error: BaseException) -> bytes:
     remote = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    if isinstance(error, Exception):
+    # No future can hold a StopIteration, and what is no `Exception` would end the head's loop.
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
         with contextlib.suppress(Exception):
             data = bytes(cloudpickle.dumps((None, error, remote)))
             pickle.loads(data)  # many exceptions pickle but cannot be rebuilt
@@ -121,11 +151,24 @@ def _dump_error(uid: str, error: BaseException) -> bytes:
 
 
 _current_flag: Path | None = None
+_current_task: asyncio.Task[Any] | None = None
 
 
 def _on_interrupt(signum: int, frame: FrameType | None) -> None:
-    if _current_flag is not None and _current_flag.exists():
-        raise _Interrupted("cancelled")
+    if _current_flag is None or not _current_flag.exists():
+        return
+    if _current_task is not None:
+        loop = _current_task.get_loop()
+        loop.call_soon_threadsafe(_current_task.cancel)
+        # asyncio itself, where it is at work, would log an exception and go on. What blocks the
+        # loop is the function's own code, and an exception ends that.
+        if asyncio.current_task(loop) is None or _is_asyncios(frame):
+            return
+    raise _Interrupted("cancelled")
+
+
+def _is_asyncios(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("asyncio.")
 
 
 @contextlib.contextmanager
@@ -155,55 +198,79 @@ def _send_mark(token: str, directory: str) -> None:
 class Marks:
     """The head's side: hears which call started in which process, and interrupts calls.
 
-    Args:
-        on_start: Called with the token of a call that has started, on the loop that was running
-            when this was made.
+    Belongs to the loop that was running when it was made.
     """
 
-    def __init__(self, on_start: Callable[[str], None]) -> None:
-        self._on_start = on_start
-        self.directory = tempfile.mkdtemp(prefix="rhapsody-calls-")
+    def __init__(self) -> None:
+        self.directory = socket_directory("rhapsody-calls-")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind(os.path.join(self.directory, "marks"))
+        self._tokens = count()
+        self._on_start: dict[str, Callable[[], None]] = {}
         self._pids: dict[str, int] = {}
-        self.workers: set[int] = set()
+        self._interrupted: set[Future[Any]] = set()
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._read)
+
+    def expect(self, on_start: Callable[[], None]) -> str:
+        """Return the token for a new call.
+
+        Args:
+            on_start: Called when the call has started.
+        """
+        token = str(next(self._tokens))
+        self._on_start[token] = on_start
+        return token
+
+    def forget(self, token: str) -> None:
+        """Drop what is kept of a call."""
+        self._on_start.pop(token, None)
+        self._pids.pop(token, None)
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 token, pid = self._socket.recv(256).decode().split()
-                self._pids[token] = int(pid)
-                self.workers.add(int(pid))
-                self._on_start(token)
+                if token in self._on_start:
+                    self._pids[token] = int(pid)
+                    self._on_start[token]()
 
     def started(self, token: str) -> bool:
         """Whether a call has started, as far as is known now."""
         self._read()
         return token in self._pids
 
-    def forget(self, token: str) -> None:
-        """Drop what is kept of a call that has ended."""
-        self._pids.pop(token, None)
-        Path(self.directory, token).unlink(missing_ok=True)
+    def interrupt(self, token: str, future: Future[Any]) -> None:
+        """Interrupt a call: where it runs, or as soon as it starts.
 
-    def interrupt(self, token: str) -> None:
-        """Interrupt a call: where it runs, or as soon as it starts. Its flag stays."""
-        Path(self.directory, token).touch()
+        Args:
+            token: The call's.
+            future: The executor's future of this call; the call's flag stays until it is done.
+        """
+        flag = Path(self.directory, token)
+        flag.touch()
+        self._interrupted.add(future)
+        future.add_done_callback(functools.partial(self._end_of_interrupted, flag))
         if self.started(token):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pids[token], INTERRUPT)
 
-    def kill_workers(self) -> None:
-        """End every process that has run a call."""
-        for pid in self.workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def _end_of_interrupted(self, flag: Path, future: Future[Any]) -> None:
+        flag.unlink(missing_ok=True)
+        self._interrupted.discard(future)
+        if self._closed and not self._interrupted:
+            self.remove_directory()
 
     def close(self) -> None:
-        """Release the socket and the directory."""
+        """Release the socket, and the directory as soon as no interrupted call needs its flag."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
+        self._closed = True
+        if not self._interrupted:
+            self.remove_directory()
+
+    def remove_directory(self) -> None:
+        """Remove the directory, from any thread."""
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -35,8 +35,9 @@ class Batcher(Generic[T]):
     """Gathers items and dispatches them in batches; it knows nothing of what they are.
 
     Args:
-        dispatch: Sends one batch and returns when all of it has ended. The next batch does not
-            wait for it.
+        dispatch: Sends one batch; what it returns ends when all of the batch has ended, and the
+            next batch does not wait for that. The call itself takes the capacity that the batch
+            needs: `capacity` is asked again right after it.
         capacity: How many items could start at once now: 0 where all are busy to their limit,
             None where nothing is ready, and then nothing leaves.
         max_batch_size: Most items in a batch.
@@ -76,9 +77,10 @@ class Batcher(Generic[T]):
 
     def put_back(self, items: Iterable[T]) -> None:
         """Add items at the front, in their order: they were sent and came back."""
-        now = self._clock.time()
+        # As old as the oldest here: the first one in the queue tells how long it has waited.
+        since = next(iter(self._waiting.values()), self._clock.time())
         for item in reversed(list(items)):
-            self._waiting[item] = now
+            self._waiting[item] = since
             self._waiting.move_to_end(item, last=False)
         self.wake()
 

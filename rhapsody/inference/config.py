@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -16,8 +17,15 @@ from rhapsody.api.errors import ConfigurationError, ResourceError
 
 __all__ = ["ENGINE_KEYS", "InferenceConfig", "check_port", "port_error", "read_config_file"]
 
-ENGINE_KEYS = {"embedded": frozenset({"max-model-len", "max-num-seqs", "seed", "token-delay-ms"})}
-"""Keys of a configuration file that each engine takes."""
+ENGINE_KEYS: dict[str, dict[str, tuple[type, float | None]]] = {
+    "embedded": {
+        "max-model-len": (int, 2),
+        "max-num-seqs": (int, 1),
+        "seed": (int, None),
+        "token-delay-ms": (float, 0),
+    }
+}
+"""Keys of a configuration file that each engine takes: their kind, and their least value."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class InferenceConfig:
     """The parameters of `DragonVllmInferenceBackend`, which says what each means."""
 
     model_name: str
-    config_file: str | None = None
+    config_file: str | os.PathLike[str] | None = None
     engine: str = "vllm"
     launcher: str | None = None
     num_nodes: int = 1
@@ -49,31 +57,35 @@ class InferenceConfig:
             raise ConfigurationError(
                 f"model_name must be the name or path of a model, not {self.model_name!r}"
             )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            whole = name not in ("max_batch_wait_ms", "startup_timeout", "health_interval")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigurationError(f"{name} must be {kind}, not {value!r}")
-            if not value >= least:
-                raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+        for name, (kind, least) in _LEAST.items():
+            _check_number(name, getattr(self, name), kind, least)
         if self.port > 65535:
             raise ConfigurationError(f"port must be at most 65535, not {self.port}")
         if self.engine not in ("vllm", "embedded"):
             raise ConfigurationError(f"engine must be 'vllm' or 'embedded', not {self.engine!r}")
         if self.launcher not in (None, "dragon", "local"):
             raise ConfigurationError(f"launcher must be 'dragon' or 'local', not {self.launcher!r}")
+        if not isinstance(self.config_file, (str, os.PathLike, type(None))):
+            raise ConfigurationError(f"config_file must be a path, not {self.config_file!r}")
+        if not isinstance(self.host, (str, type(None))):
+            raise ConfigurationError(f"host must be a name or an address, not {self.host!r}")
+        if not isinstance(self.use_service, bool):
+            raise ConfigurationError(f"use_service must be True or False, not {self.use_service!r}")
+        key = self.api_key
+        if key is not None and not (
+            isinstance(key, str) and key.isprintable() and key.split() == [key]
+        ):
+            raise ConfigurationError("api_key must be text without spaces and line breaks")
 
     @property
     def replicas(self) -> int:
         """How many servers there are to be."""
         return max(1, self.num_gpus // self.tp_size) * self.num_nodes
 
-    @property
     def bind_address(self) -> str | None:
-        """Where the gateway listens: `host`, or this machine's name; None is everywhere.
+        """Say where the gateway listens: `host`, or this machine's name; None is everywhere.
 
-        Everywhere is for machines whose own name cannot be looked up.
+        Everywhere is for machines whose own name cannot be looked up, which may take seconds.
         """
         if self.host is not None:
             return self.host
@@ -119,24 +131,32 @@ class InferenceConfig:
             )
         options = read_config_file(self.config_file, self.engine)
         if self.use_service and self.port:
-            check_port(self.bind_address, self.port)
+            check_port(self.bind_address(), self.port)
         return options
 
 
-_LEAST: dict[str, float] = {
-    "num_nodes": 1,
-    "num_gpus": 0,
-    "tp_size": 1,
-    "offset": 0,
-    "port": 0,
-    "max_batch_size": 1,
-    "max_batch_wait_ms": 0,
-    "max_pending": 1,
-    "max_retries": 0,
-    "max_restarts": 0,
-    "startup_timeout": 0.1,
-    "health_interval": 0.05,
+_LEAST: dict[str, tuple[type, float]] = {
+    "num_nodes": (int, 1),
+    "num_gpus": (int, 0),
+    "tp_size": (int, 1),
+    "offset": (int, 0),
+    "port": (int, 0),
+    "max_batch_size": (int, 1),
+    "max_batch_wait_ms": (float, 0),
+    "max_pending": (int, 1),
+    "max_retries": (int, 0),
+    "max_restarts": (int, 0),
+    "startup_timeout": (float, 0.1),
+    "health_interval": (float, 0.05),
 }
+
+
+def _check_number(name: str, value: Any, kind: type, least: float | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
+    if least is not None and not value >= least:
+        raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
 
 
 def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[str, Any]:
@@ -161,7 +181,8 @@ def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[s
             f"config_file {os.fspath(path)!r} cannot be read: {error.strerror}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {reason}") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, Mapping):
@@ -171,7 +192,7 @@ def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[s
         )
     known = ENGINE_KEYS[engine]
     options = {str(key).replace("_", "-"): value for key, value in loaded.items()}
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
@@ -179,6 +200,7 @@ def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[s
                 f"config_file {os.fspath(path)!r}: unknown key '{key}'; {hint}"
                 f"the {engine} engine knows {', '.join(sorted(known))}"
             )
+        _check_number(f"config_file {os.fspath(path)!r}: {key}", value, *known[key])
     return options
 
 
@@ -192,13 +214,23 @@ def check_port(address: str | None, port: int) -> None:
     Raises:
         ResourceError: Something listens there, or the address is not this machine's.
     """
+    absent: OSError | None = None
+    free = False
     try:
         for family, kind, proto, _, target in socket.getaddrinfo(
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            with socket.socket(family, kind, proto) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(target)
+            try:
+                with socket.socket(family, kind, proto) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(target)
+                free = True
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                absent = error  # a machine without IPv6 may still know an address of that kind
+        if absent is not None and not free:
+            raise absent
     except OSError as error:
         raise port_error(address, port, error) from error
 
@@ -206,6 +238,7 @@ def check_port(address: str | None, port: int) -> None:
 def port_error(address: str | None, port: int, error: OSError) -> ResourceError:
     """Say that a server cannot listen at an address, and what to do."""
     where = f"{address or 'any address'}, port {port}"
-    return ResourceError(
-        None, "port", f"{where}: {error.strerror or error}; choose another port=, or 0 for any free"
-    )
+    advice = "choose another port=, or 0 for any free"
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        advice = "choose a host= that is this machine's, such as '127.0.0.1'"
+    return ResourceError(None, "port", f"{where}: {error.strerror or error}; {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 __all__ = ["Metrics"]
+
+logger = logging.getLogger(__name__)
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -104,7 +107,12 @@ class _Merged:
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
         for index, text in self._texts.items():
-            for family in text_string_to_metric_families(text):
+            try:
+                found = list(text_string_to_metric_families(text))
+            except ValueError as error:
+                logger.warning("the metrics of model server %d cannot be read: %s", index, error)
+                continue
+            for family in found:
                 merged = families.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 from rhapsody.api.errors import ReplicaError
 from rhapsody.inference.prompts import PromptRequest
@@ -46,6 +47,7 @@ class Pool:
     ) -> None:
         self.replicas = list(replicas)
         self.failure: ReplicaError | None = None
+        """Why no server will ever take a prompt again, once that is so."""
         self._max_retries = max_retries
         self._max_restarts = max_restarts
         self._startup_timeout = startup_timeout
@@ -92,6 +94,16 @@ class Pool:
             replica.kill()
 
     async def _supervise(self, replica: Replica) -> None:
+        try:
+            await self._keep_alive(replica)
+        except Exception as error:  # a bug: prompts must not wait for a server nobody restarts
+            logger.exception("model server %d is no longer watched", replica.index)
+            await replica.end()
+            self._give_up(
+                replica, ReplicaError(f"watching model server {replica.index}: {error!r}")
+            )
+
+    async def _keep_alive(self, replica: Replica) -> None:
         loop = asyncio.get_running_loop()
         in_a_row = 0
         while True:
@@ -147,20 +159,27 @@ class Pool:
         """The ready server with the fewest prompts in flight."""
         return min(self.ready, key=lambda replica: replica.in_flight, default=None)
 
-    async def dispatch(self, batch: Sequence[PromptRequest]) -> None:
-        """Send a batch, spread so that the servers' loads become even; return when it has ended.
+    def dispatch(self, batch: Sequence[PromptRequest]) -> Coroutine[Any, Any, None]:
+        """Send a batch, spread so that the servers' loads become even.
 
         Prompts whose server died go back to be sent again, or fail where that was too often.
+
+        Args:
+            batch: Prompts; at least one server is ready.
+
+        Returns:
+            What ends when all of the batch has ended. The servers' room is taken at once.
         """
-        await asyncio.gather(
-            *(self._send(replica, share) for replica, share in self._shares(batch))
-        )
+        shares = self._shares(batch)
+        for replica, share in shares:
+            replica.take(share)
+        return self._send_all(shares)
+
+    async def _send_all(self, shares: list[tuple[Replica, list[PromptRequest]]]) -> None:
+        await asyncio.gather(*(self._send(replica, share) for replica, share in shares))
 
     def _shares(self, batch: Sequence[PromptRequest]) -> list[tuple[Replica, list[PromptRequest]]]:
         ready = sorted(self.ready, key=lambda replica: replica.in_flight)
-        if not ready:
-            self._put_back(batch)
-            return []
         # Fill up the idlest to the level of the next one, then both, and so on.
         loads = [replica.in_flight for replica in ready]
         level, used = loads[0], 1

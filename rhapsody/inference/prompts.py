@@ -94,6 +94,8 @@ class PromptRequest:
         self.replica: Any = None
         self.started = False
         self._future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        # As long as the text at most, which the model bounds. Holding pieces back for a slow
+        # reader would hold up the connection, which the prompt shares with its whole batch.
         self._pieces: asyncio.Queue[str | None] | None = asyncio.Queue() if stream else None
 
     @property

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
-from rhapsody.api.errors import ReplicaError
+from rhapsody.api.errors import PromptError, ReplicaError
+from rhapsody.inference.batch_call import CANCEL_PATH, PATH, events, posts_of
 from rhapsody.inference.launchers.local import LocalLauncher, ServerProcess
 from rhapsody.inference.prompts import PromptRequest
 
@@ -21,11 +23,12 @@ __all__ = ["KEY_HEADER", "Replica"]
 logger = logging.getLogger(__name__)
 
 KEY_HEADER = "X-Rhapsody-Key"
-HEALTH_TIMEOUT_SECONDS = 5.0
+START_CHECK_SECONDS = 5.0
+"""Longest time for a health check while a server starts, and for reading its metrics."""
+HEALTH_INTERVALS = 2.5
+"""Longest time for a health check of a running server, in intervals between them."""
 HEALTH_FAILURES = 3
 """Health checks in a row that fail before a server counts as dead."""
-LARGE_BODY = 256 * 1024
-"""Characters of prompts from which a batch is put into JSON in a thread."""
 
 
 class Replica:
@@ -65,6 +68,7 @@ class Replica:
         self._on_change = on_change
         self._process: ServerProcess | None = None
         self._client: aiohttp.ClientSession | None = None
+        self._answers: set[aiohttp.ClientResponse] = set()
         self._doubted = asyncio.Event()
         self._cancelled: list[str] = []
         self._cancelling: asyncio.Task[None] | None = None
@@ -77,7 +81,8 @@ class Replica:
     @property
     def pid(self) -> int | None:
         """Process id of the server, while it runs."""
-        return self._process.pid if self._process is not None else None
+        process = self._process
+        return process.pid if process is not None and not process.ended else None
 
     @property
     def room(self) -> int:
@@ -112,13 +117,17 @@ class Replica:
             connector=aiohttp.UnixConnector(str(self._socket), limit=0),
             headers={KEY_HEADER: self._environment["RHAPSODY_REPLICA_KEY"]},
             timeout=aiohttp.ClientTimeout(total=None),
+            # Requests are passed on as they came, answers as they are.
             auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
         exit_ = asyncio.ensure_future(self._process.wait())
         health = asyncio.ensure_future(self._until_healthy())
         try:
             await asyncio.wait([exit_, health], timeout=timeout, return_when="FIRST_COMPLETED")
-            if not health.done():
+            if health.done():
+                health.result()
+            else:
                 reason = (
                     f"exited with code {exit_.result()} while it started"
                     if exit_.done()
@@ -138,13 +147,13 @@ class Replica:
     async def _until_healthy(self) -> None:
         # A server says in no other way that it is ready; start-up is the only time we ask often.
         pause = 0.02
-        while not await self._is_healthy():
+        while not await self._is_healthy(START_CHECK_SECONDS):
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
-    async def _is_healthy(self) -> bool:
+    async def _is_healthy(self, seconds: float) -> bool:
         assert self._client is not None
-        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._client.get("/health", timeout=timeout) as answer:
                 return answer.status == 200
@@ -163,12 +172,11 @@ class Replica:
         failures = 0
         try:
             while failures < HEALTH_FAILURES:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._doubted.wait(), interval)
+                await self._doubted_within(interval)
                 if exit_.done():
                     return f"exited with code {exit_.result()}"
                 self._doubted.clear()
-                if await self._is_healthy():
+                if await self._is_healthy(HEALTH_INTERVALS * interval):
                     failures = 0
                     self._set_ready()
                 else:
@@ -177,6 +185,14 @@ class Replica:
         finally:
             exit_.cancel()
         return f"did not answer {HEALTH_FAILURES} health checks in a row"
+
+    async def _doubted_within(self, seconds: float) -> None:
+        # Not `wait_for`: before Python 3.12 it loses a cancel that comes with the event.
+        doubted = asyncio.ensure_future(self._doubted.wait())
+        try:
+            await asyncio.wait([doubted], timeout=seconds)
+        finally:
+            doubted.cancel()
 
     def _set_ready(self) -> None:
         if self.state != "READY":
@@ -192,10 +208,14 @@ class Replica:
     async def end(self, state: str = "DEAD") -> None:
         """End the server and every connection to it."""
         self.state = state
+        self._cancelled.clear()
         if self._cancelling is not None:
             self._cancelling.cancel()
+            await asyncio.wait([self._cancelling])
         if self._client is not None:
             client, self._client = self._client, None
+            for answer in self._answers:  # aiohttp closes connections without a word to readers
+                answer.content.set_exception(aiohttp.ClientConnectionError("it was ended"))
             await client.close()
         if self._process is not None:
             await self._process.end()
@@ -208,50 +228,68 @@ class Replica:
 
     # -- work -----------------------------------------------------------------------------------
 
-    async def answer(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
-        """Send a batch and hand each prompt its events as they come.
-
-        Args:
-            requests: The batch.
-
-        Returns:
-            The prompts that have no outcome, because the connection was lost.
-        """
+    def take(self, requests: Sequence[PromptRequest]) -> None:
+        """Count prompts as in flight here; `answer` is to follow."""
         self.in_flight += len(requests)
-        open_ = {request.id: request for request in requests}
         for request in requests:
             request.replica = self
+
+    async def answer(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
+        """Send prompts that were taken, and hand each its events as they come.
+
+        Args:
+            requests: The prompts.
+
+        Returns:
+            Those that have no outcome, because the connection was lost.
+        """
+        posts = await posts_of(requests)
+        self._leave(len(requests) - sum(len(group) for _, group in posts))
+        lost = await asyncio.gather(*(self._post(body, group) for body, group in posts))
+        return [request for group in lost for request in group]
+
+    async def _post(self, body: bytes, group: Sequence[PromptRequest]) -> list[PromptRequest]:
+        open_ = {request.id: request for request in group}
         try:
-            async for event in self._events(requests):
-                request = open_[event["id"]]
-                request.take_event(event)
-                if event["type"] != "delta":
-                    del open_[event["id"]]
-                    self._leave(1)
+            await self._exchange(body, open_)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             logger.warning("model server %d lost %d prompts: %s", self.index, len(open_), error)
+        except Exception:
+            logger.exception("model server %d sent what nobody understands", self.index)
         finally:
             if open_:
                 self.doubt()
             self._leave(len(open_))
         return [request for request in open_.values() if not request.done]
 
-    async def _events(self, requests: Sequence[PromptRequest]) -> AsyncIterator[dict[str, Any]]:
-        if self._client is None:
-            return
-        bodies = {"prompts": [request.body for request in requests]}
-        large = sum(len(str(body.body["prompt"])) for body in requests) > LARGE_BODY
-        data = await asyncio.to_thread(json.dumps, bodies) if large else json.dumps(bodies)
-        headers = {"Content-Type": "application/json"}
-        async with self._client.post("/rhapsody/batch", data=data, headers=headers) as answer:
-            if answer.status != 200:
-                text = (await answer.text())[:500]
-                raise aiohttp.ClientError(f"the batch route answered {answer.status}: {text}")
-            rest = b""
-            async for chunk in answer.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    yield json.loads(line)
+    async def _exchange(self, body: bytes, open_: dict[str, PromptRequest]) -> None:
+        async with self._ask("POST", PATH, {"Content-Type": "application/json"}, body) as answer:
+            if 400 <= answer.status < 500:
+                await self._refused(answer, open_)
+            elif answer.status != 200:
+                raise aiohttp.ClientError(f"it answered {answer.status}")
+            # The server knows the prompts now; a cancel sent before this may have come too early.
+            for request in open_.values():
+                if request.done:
+                    self.cancel(request.id)
+            async with contextlib.aclosing(events(answer.content)) as lines:
+                async for event in lines:
+                    request = open_[event["id"]]
+                    request.take_event(event)
+                    if event["type"] != "delta":
+                        del open_[event["id"]]
+                        self._leave(1)
+
+    async def _refused(
+        self, answer: aiohttp.ClientResponse, open_: dict[str, PromptRequest]
+    ) -> None:
+        """Sending it again would not help: too large, above all."""
+        text = (await answer.text())[:500]
+        error = f"the model server refused the prompt with status {answer.status}: {text}"
+        for request in open_.values():
+            request.fail(PromptError(error, answer.status, "BadRequestError"))
+        self._leave(len(open_))
+        open_.clear()
 
     def _leave(self, prompts: int) -> None:
         if prompts:
@@ -268,28 +306,60 @@ class Replica:
         while self._cancelled and self._client is not None:
             ids, self._cancelled = self._cancelled, []
             with contextlib.suppress(aiohttp.ClientError, OSError):  # then it has stopped anyway
-                async with self._client.post("/rhapsody/cancel", json={"ids": ids}):
+                async with self._client.post(CANCEL_PATH, json={"ids": ids}):
                     pass
 
     @contextlib.asynccontextmanager
     async def request(
-        self, method: str, path: str, headers: Mapping[str, str], data: Any
+        self, method: str, path: str, headers: Mapping[str, str], data: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Pass an HTTP request through; it counts as one prompt in flight.
+
+        Args:
+            method: The method.
+            path: Path and query, quoted as they are to be sent.
+            headers: The headers, to which this replica's key is added.
+            data: The body.
 
         Raises:
             aiohttp.ClientError: The server went away.
         """
-        if self._client is None:
-            raise aiohttp.ClientConnectionError("the model server is gone")
         self.in_flight += 1
         try:
-            async with self._client.request(
-                method, path, headers=headers, data=data, allow_redirects=False
-            ) as answer:
+            async with self._ask(method, path, headers, data) as answer:
                 yield answer
         finally:
             self._leave(1)
+
+    @contextlib.asynccontextmanager
+    async def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], data: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._client is None:
+            raise aiohttp.ClientConnectionError("it is gone")
+        async with self._client.request(
+            method,
+            URL(path, encoded=True),
+            headers=headers,
+            data=BytesIO(data) if data else None,
+            allow_redirects=False,
+        ) as answer:
+            self._answers.add(answer)
+            try:
+                yield answer
+            finally:
+                self._answers.discard(answer)
+
+    async def metrics(self) -> str | None:
+        """Return the server's own metrics as text; None where it does not tell them."""
+        if self._client is None:
+            return None
+        timeout = aiohttp.ClientTimeout(total=START_CHECK_SECONDS)
+        try:
+            async with self._client.get("/metrics", timeout=timeout) as answer:
+                return await answer.text() if answer.status == 200 else None
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return None
 
     def as_dict(self) -> dict[str, Any]:
         """Describe it: index, state, address, pid, prompts in flight, restarts."""

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class InferenceService:
             ResourceError: The port is taken; nothing was started.
             ReplicaError: A server could not start, with its last lines; nothing is left running.
         """
-        options = self.config.check()
+        # It looks names up and reads a file: not on the loop.
+        options = await asyncio.to_thread(self.config.check)
         self._directory = _private_directory()
         self.pool = Pool(
             self._make_replicas(options, self._directory),
@@ -101,11 +102,14 @@ class InferenceService:
 
     async def stop(self) -> None:
         """Close the gateway, end the replicas, fail what still waits."""
+        ended = ReplicaError("the inference service was shut down")
+        if self.pool is not None and self.pool.failure is None:
+            self.pool.failure = ended  # prompts that wait to be let in get this from now on
         if self.gateway is not None:
             await self.gateway.stop()
             self.gateway = None
         for request in list(self._open):
-            request.fail(ReplicaError("the inference service was shut down"))
+            request.fail(ended)
         if self._batcher is not None:
             self._batcher.clear()
             await self._batcher.close()
@@ -173,7 +177,7 @@ class InferenceService:
         prompt: str | Sequence[Mapping[str, Any]],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """Yield the response to one prompt, piece by piece; raises as `complete` does."""
         await self.admission.enter()
         try:
@@ -209,15 +213,15 @@ class InferenceService:
             raise
         finally:
             self._open.discard(request)
-            if not request.done or ended == "cancelled":
+            if ended == "cancelled" or not request.done:  # who cancels a waiter, ends its future
                 self._withdraw(request)
+            request.abandon()
             self.metrics.outcome(ended, time.monotonic() - since, outcome["usage"])
 
     def _withdraw(self, request: PromptRequest) -> None:
         assert self._batcher is not None
         if not self._batcher.remove(request) and request.replica is not None:
             request.replica.cancel(request.id)
-        request.abandon()
 
     # -- what it looks like ---------------------------------------------------------------------
 

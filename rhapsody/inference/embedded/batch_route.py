@@ -26,7 +26,8 @@ class BatchRoute:
     def __init__(self, scheduler: Scheduler) -> None:
         """Know of no prompts yet."""
         self._scheduler = scheduler
-        self._jobs: dict[str, Job] = {}
+        # None: announced by a batch that is still being taken in.
+        self._jobs: dict[str, Job | None] = {}
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Add the routes.
@@ -78,21 +79,33 @@ class BatchRoute:
         ids = (await read_object(request)).get("ids")
         if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
             raise RequestError(f"ids must be a list of str, got {ids!r:.80}.", "ids")
-        jobs = [self._jobs[one] for one in dict.fromkeys(ids) if one in self._jobs]
-        return json_response({"cancelled": sum(map(self._scheduler.cancel, jobs))})
+        return json_response({"cancelled": sum(map(self._cancel, dict.fromkeys(ids)))})
+
+    def _cancel(self, name: str) -> bool:
+        if name not in self._jobs:
+            return False
+        job = self._jobs[name]
+        if job is not None:
+            return self._scheduler.cancel(job)
+        del self._jobs[name]
+        return True
 
 
 class _Batch:
     """The prompts of one request, and the lines that are ready to be sent."""
 
-    def __init__(self, scheduler: Scheduler, jobs: dict[str, Job]) -> None:
+    def __init__(self, scheduler: Scheduler, jobs: dict[str, Job | None]) -> None:
         self._scheduler = scheduler
         self._jobs = jobs
         self._own: dict[str, Job] = {}
+        self._announced: set[str] = set()
         self._lines: list[bytes] = []
         self._ready = asyncio.Event()
 
     async def answer(self, items: list[dict[str, object]], response: web.StreamResponse) -> None:
+        # All at once, before the first turn of the loop: any of them may be cancelled from then on.
+        self._announced = {str(item["id"]) for item in items} - self._jobs.keys()
+        self._jobs.update(dict.fromkeys(self._announced))
         for position, item in enumerate(items):
             self._submit(item)
             if position % _PROMPTS_PER_TURN == _PROMPTS_PER_TURN - 1:
@@ -106,15 +119,16 @@ class _Batch:
 
     def close(self) -> None:
         """End what nobody listens to any more."""
+        for name in self._announced:
+            self._jobs.pop(name, None)
         for job in list(self._own.values()):
             self._scheduler.cancel(job)
 
     def _submit(self, item: dict[str, object]) -> None:
         name = str(item["id"])
         try:
+            self._claim(name)
             text, sampling, stream = _read_item(item)
-            if name in self._jobs:
-                raise RequestError(f"A prompt with the id {name!r} is being answered.", "id")
 
             def on_delta(index: int, piece: str) -> None:
                 self._send({"id": name, "type": "delta", "index": index, "text": piece})
@@ -127,6 +141,15 @@ class _Batch:
             self._own[name] = self._jobs[name] = job
         except RequestError as error:
             self._send(_error_line(name, error))
+
+    def _claim(self, name: str) -> None:
+        if name in self._announced:
+            self._announced.remove(name)
+            if name not in self._jobs:
+                raise RequestError("The request was cancelled.", code=499)
+            del self._jobs[name]
+        elif name in self._jobs:
+            raise RequestError(f"A prompt with the id {name!r} is being answered.", "id")
 
     def _send(self, line: dict[str, object]) -> None:
         self._lines.append(dumps(line) + b"\n")

@@ -23,6 +23,8 @@ class ServerProcess:
         self._process = process
         self._log = log
         self._leash = leash
+        self.ended = False
+        """Whether `end` has ended it: its number may be another process's by now."""
 
     @property
     def pid(self) -> int:
@@ -34,20 +36,27 @@ class ServerProcess:
         return await self._process.wait()
 
     async def end(self, grace: float = 3.0) -> None:
-        """End it and its children: SIGTERM, then SIGKILL after `grace` seconds."""
+        """End it and its children: SIGTERM, then SIGKILL after `grace` seconds. Idempotent."""
+        if self.ended:
+            return
         if self._process.returncode is None:
             end_group(self.pid, signal.SIGTERM)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace)
+            # Not `wait_for`: before Python 3.12 it loses a cancel that comes with the exit.
+            exit_ = asyncio.ensure_future(self._process.wait())
+            try:
+                await asyncio.wait([exit_], timeout=grace)
+            finally:
+                exit_.cancel()
         self.kill()
         await self._process.wait()
-        if self._leash >= 0:
+        if not self.ended:
+            self.ended = True
             os.close(self._leash)
-            self._leash = -1
 
     def kill(self) -> None:
         """End the whole group at once; what the server left behind as well."""
-        end_group(self.pid, signal.SIGKILL)
+        if not self.ended:
+            end_group(self.pid, signal.SIGKILL)
 
     def log_tail(self) -> str:
         """Return the last lines of the server's output."""

@@ -1,0 +1,118 @@
+"""What batcher, pool and loops add to posting straight to a model server's batch route.
+
+And what a fixed window of 500 ms would add. Both servers run the embedded model, on Unix sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from rhapsody.backends import DragonVllmInferenceBackend
+
+ROUNDS = 7
+SIZES = (1, 256, 1000)
+SAMPLING = {"max_tokens": 32, "ignore_eos": True, "temperature": 0}
+WINDOW_SECONDS = 0.5
+
+Post = Callable[[list[str]], Awaitable[int]]
+
+
+@contextlib.asynccontextmanager
+async def server() -> AsyncIterator[Post]:
+    """Run a model server of its own; yields what posts prompts to it and counts the answers."""
+    with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
+        path = Path(folder) / "server.sock"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "rhapsody.inference.embedded", "--model", "tiny"),
+            *("--uds", str(path)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "RHAPSODY_REPLICA_KEY": "key"},
+        )
+        assert process.stdout is not None
+        await process.stdout.readline()
+        session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(path)), headers={"X-Rhapsody-Key": "key"}
+        )
+
+        async def post(prompts: list[str]) -> int:
+            bodies = [
+                {"id": str(i), "prompt": text, "sampling": SAMPLING}
+                for i, text in enumerate(prompts)
+            ]
+            async with session.post(
+                "http://server/rhapsody/batch", json={"prompts": bodies}
+            ) as answer:
+                lines = [json.loads(line) async for line in answer.content]
+            return sum(line["type"] == "done" for line in lines)
+
+        try:
+            yield post
+        finally:
+            await session.close()
+            process.terminate()
+            await process.wait()
+
+
+async def seconds_of(work: Awaitable[Any]) -> float:
+    began = time.perf_counter()
+    await work
+    return time.perf_counter() - began
+
+
+async def compare(number: int, backend: DragonVllmInferenceBackend, post: Post) -> list[float]:
+    """Return the median seconds of: the backend, the server alone, a window before the server."""
+    prompts = [f"What is {i} and what is it good for?" for i in range(number)]
+
+    async def ours() -> None:
+        assert len(await backend.generate(prompts, **SAMPLING)) == number
+
+    async def straight() -> None:
+        assert await post(prompts) == number
+
+    async def window() -> None:
+        await asyncio.sleep(WINDOW_SECONDS)
+        await straight()
+
+    rounds = [
+        [await seconds_of(ours()), await seconds_of(straight()), await seconds_of(window())]
+        for _ in range(ROUNDS if number > 1 else 3 * ROUNDS)
+    ]
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
+async def measure() -> list[tuple[str, str, str]]:
+    """Return the rows of the table: what, ratio, how it was taken."""
+    rows = []
+    backend = DragonVllmInferenceBackend(
+        None, "tiny", engine="embedded", launcher="local", use_service=False
+    )
+    async with backend, server() as post:
+        await compare(8, backend, post)  # connections are open from here on
+        for number in SIZES:
+            ours, straight, window = await compare(number, backend, post)
+            what = "a lone prompt" if number == 1 else f"{number:,} prompts at once"
+            for other, seconds in (
+                ("the server's batch route alone", straight),
+                ("a fixed window of 500 ms", window),
+            ):
+                rows.append(
+                    (
+                        f"{what}: the backend over {other}",
+                        f"{ours / seconds:.2f}",
+                        f"{ours * 1000:.1f} ms against {seconds * 1000:.1f} ms",
+                    )
+                )
+    return rows

@@ -1,0 +1,16 @@
+"""The no-op backend keeps the protocol."""
+
+from collections.abc import Callable
+
+import pytest
+
+from rhapsody.backends import NoopExecutionBackend
+from rhapsody.testing import BackendConformance
+
+
+class TestNoop(BackendConformance):
+    runs_tasks = False
+
+    @pytest.fixture
+    def make_backend(self) -> Callable[[], NoopExecutionBackend]:
+        return NoopExecutionBackend

@@ -1,0 +1,132 @@
+"""Bounds, and clients that go away."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from rhapsody import AITask, Session
+from tests.support.inference import ENDLESS, MODEL, at_work, embedded, slow, until
+
+LONG_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **ENDLESS}
+
+
+async def idle(backend: Any) -> bool:
+    return await at_work(backend) == 0
+
+
+# -- max_pending ------------------------------------------------------------------------------
+
+
+async def test_generate_waits_where_http_is_refused(start: Any, tmp_path: Path) -> None:
+    small = await start(use_service=True, max_pending=2, config_file=slow(tmp_path, 5))
+    generating = asyncio.create_task(small.generate(["hi"] * 5, max_tokens=40, ignore_eos=True))
+    await until(lambda: small.get_statistics()["pending_prompts"] == 2)
+    async with aiohttp.ClientSession(base_url=small.get_endpoint()) as http:
+        for path, body in (("/generate", {"prompts": ["hi"]}), ("/v1/chat/completions", LONG_CHAT)):
+            async with http.post(path, json=body) as answer:
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "1"
+                assert "max_pending" in (await answer.json())["error"]["message"]
+    assert len(await generating) == 5
+
+
+async def test_no_more_prompts_are_inside_than_allowed(tmp_path: Path) -> None:
+    small = embedded(max_pending=3, config_file=slow(tmp_path, 1))
+    most = 0
+    async with Session([small]) as session:
+        tasks = [AITask(prompt=f"{i}", max_tokens=4) for i in range(30)]
+        await session.submit_tasks(tasks)
+        waiting = asyncio.create_task(session.wait_tasks(tasks, timeout=30))
+        while not waiting.done():
+            most = max(most, small.get_statistics().get("pending_prompts", 0))
+            await asyncio.wait([waiting], timeout=0.002)
+    assert {task.state for task in tasks} == {"DONE"}
+    assert 0 < most <= 3
+
+
+async def test_more_prompts_than_could_ever_be_inside_are_a_mistake(start: Any) -> None:
+    small = await start(use_service=True, max_pending=2)
+    async with (
+        aiohttp.ClientSession(base_url=small.get_endpoint()) as http,
+        http.post("/generate", json={"prompts": ["hi"] * 3}) as answer,
+    ):
+        assert answer.status == 400
+        assert (await answer.json())["error"]["param"] == "prompts"
+
+
+async def test_cancelling_what_waits_to_be_let_in_lets_the_others_in(
+    start: Any, tmp_path: Path
+) -> None:
+    small = await start(max_pending=1, config_file=slow(tmp_path))
+    first = asyncio.create_task(small.generate("a", **ENDLESS))
+    await until(lambda: small.get_statistics()["pending_prompts"] == 1)
+    second = asyncio.create_task(small.generate("b", max_tokens=4))
+    third = asyncio.create_task(small.generate("c", max_tokens=4))
+    for task in (second, first):
+        task.cancel()
+    assert len(await asyncio.wait_for(third, 20)) == 1
+    await asyncio.wait([first, second])
+
+
+# -- clients that go away ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"prompts": ["a", "b"], **ENDLESS}),
+        ("/v1/chat/completions", LONG_CHAT),
+        ("/v1/chat/completions", {**LONG_CHAT, "stream": True}),
+    ],
+    ids=["generate", "chat", "stream"],
+)
+async def test_a_client_that_goes_away_takes_its_work_along(
+    start: Any, tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    slowly = await start(use_service=True, config_file=slow(tmp_path))
+    async with aiohttp.ClientSession(base_url=slowly.get_endpoint()) as http:
+
+        async def ask() -> None:
+            async with http.post(path, json=body) as answer:
+                await answer.read()
+
+        asking = asyncio.create_task(ask())
+        await until(lambda: _busy(slowly))
+        asking.cancel()
+        await asyncio.wait([asking])
+    await until(lambda: idle(slowly))
+    assert slowly.get_statistics()["pending_prompts"] == 0
+    assert slowly.replicas[0]["state"] == "READY"
+
+
+async def test_a_client_that_stops_reading_a_stream_takes_its_work_along(
+    start: Any, tmp_path: Path
+) -> None:
+    slowly = await start(use_service=True, config_file=slow(tmp_path, 1))
+    body = {**LONG_CHAT, "stream": True}
+    async with (
+        aiohttp.ClientSession(base_url=slowly.get_endpoint()) as http,
+        http.post("/v1/chat/completions", json=body) as answer,
+    ):
+        await answer.content.readany()
+    await until(lambda: idle(slowly))
+    assert [r["state"] for r in slowly.replicas] == ["READY"]
+    assert [r["restarts"] for r in slowly.replicas] == [0]
+
+
+async def test_one_of_many_can_be_cancelled_while_the_others_go_on(tmp_path: Path) -> None:
+    async with Session([embedded(config_file=slow(tmp_path, 5))]) as session:
+        tasks = [AITask(prompt="hi", max_tokens=60, ignore_eos=True) for _ in range(20)]
+        await session.submit_tasks(tasks)
+        await session.cancel(tasks[7])
+        await session.wait_tasks(tasks, timeout=20)
+    states = [task.state for task in tasks]
+    assert states[7] == "CANCELED"
+    assert states.count("DONE") == 19
+
+
+async def _busy(backend: Any) -> bool:
+    return await at_work(backend) > 0

@@ -1,0 +1,109 @@
+"""Tasks on a Dask backend, and schedulers and workers as processes that a test can kill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rhapsody.backends import DaskExecutionBackend
+from rhapsody.testing.owners import Reports
+from rhapsody.testing.samples import executable, function
+
+PATIENCE_S = 30.0
+
+SMALL = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+"""A cluster in threads of this process, there in no time."""
+
+
+class Runner:
+    """An owner that submits tasks and waits for them.
+
+    Args:
+        backend: Where they run.
+    """
+
+    def __init__(self, backend: DaskExecutionBackend) -> None:
+        self.backend = backend
+        self.reports = Reports()
+        self._number = 0
+        backend.register_callback(self.reports.callback)
+
+    def function(self, func: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Describe a function; keywords are options of the backend."""
+        task = function(self._next(), func, *args)
+        return {**task, "name": func.__name__, "task_backend_specific_kwargs": options}
+
+    def executable(self, *command: str, **options: Any) -> dict[str, Any]:
+        """Describe an executable; keywords are options of the backend."""
+        task = executable(self._next(), *command)
+        return {**task, "name": command[0], "task_backend_specific_kwargs": options}
+
+    def _next(self) -> str:
+        self._number += 1
+        return f"task.{self._number:06}"
+
+    async def submit(self, *tasks: dict[str, Any]) -> None:
+        await self.backend.submit_tasks(list(tasks))
+
+    async def end(self, task: dict[str, Any]) -> str:
+        """Wait for a task's end and return its state."""
+        return str((await self.reports.end(task["uid"])).state)
+
+    async def run(self, *tasks: dict[str, Any]) -> list[str]:
+        """Submit tasks and return their final states."""
+        await self.submit(*tasks)
+        return [await self.end(task) for task in tasks]
+
+    async def running(self, task: dict[str, Any]) -> None:
+        """Wait until a task is said to run."""
+        deadline = time.monotonic() + PATIENCE_S
+        while "RUNNING" not in self.reports.states(task["uid"]):
+            assert time.monotonic() < deadline, f"{task['uid']} did not start"
+            await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def scheduler_process(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run a scheduler of its own, as `dask scheduler` does; its address and its process."""
+    about = directory / "scheduler.json"
+    command = [
+        *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"),
+        *("--port", "0", "--no-dashboard", "--scheduler-file", str(about)),
+    ]
+    with _process(command, directory / "scheduler.log") as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not about.exists() or not about.read_text():
+            assert process.poll() is None, (directory / "scheduler.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield json.loads(about.read_text())["address"], process
+
+
+@contextlib.contextmanager
+def worker_process(address: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker of its own, without a nanny."""
+    command = [
+        *(sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny"),
+        *("--no-dashboard", "--nthreads", "2", "--host", "127.0.0.1"),
+        *("--local-directory", str(directory), "--death-timeout", "5"),
+    ]
+    with _process(command, directory / "worker.log") as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()

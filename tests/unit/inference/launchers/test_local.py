@@ -1,0 +1,90 @@
+"""The local launcher: a server's process, its group, its log and its leash."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rhapsody.inference.launchers.local import LocalLauncher, ServerProcess
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+async def launch(script: str, folder: Path, **environment: str) -> ServerProcess:
+    return await LocalLauncher().launch(
+        [sys.executable, "-c", script], environment, folder / "server.log"
+    )
+
+
+async def test_output_goes_to_the_log(tmp_path: Path) -> None:
+    server = await launch("import sys; print('out'); print('err', file=sys.stderr)", tmp_path)
+    assert await server.wait() == 0
+    assert sorted(server.log_tail().split()) == ["err", "out"]
+    await server.end()
+
+
+async def test_the_tail_of_a_log_is_its_end(tmp_path: Path) -> None:
+    server = await launch("print('x' * 100_000); print('the end \\udcff'.encode())", tmp_path)
+    await server.wait()
+    tail = server.log_tail()
+    assert len(tail) < 5000
+    await server.end()
+
+
+async def test_variables_are_added_to_this_processs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INHERITED", "1")
+    script = "import os; print(os.environ['INHERITED'], os.environ['ADDED'])"
+    server = await launch(script, tmp_path, ADDED="2")
+    await server.wait()
+    assert server.log_tail() == "1 2"
+    await server.end()
+
+
+async def test_the_end_of_a_server_is_the_end_of_its_children(tmp_path: Path) -> None:
+    server = await launch(PARENT, tmp_path)
+    while not server.log_tail():
+        assert psutil.pid_exists(server.pid)
+    child = psutil.Process(int(server.log_tail()))
+    await server.end()
+    assert await server.wait() < 0
+    child.wait(10)
+
+
+async def test_one_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "print('deaf', flush=True); time.sleep(60)"
+    )
+    server = await launch(script, tmp_path)
+    while "deaf" not in server.log_tail():
+        assert psutil.pid_exists(server.pid)
+    await server.end(grace=0.1)
+    assert await server.wait() == -9
+
+
+async def test_what_has_ended_is_not_signalled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await launch("pass", tmp_path)
+    await server.wait()
+    await server.end()
+    signalled: list[int] = []
+    monkeypatch.setattr(
+        "rhapsody.inference.launchers.local.end_group", lambda pid, sig: signalled.append(pid)
+    )
+    await server.end()
+    server.kill()
+    assert signalled == []  # the number may be another's by now
+
+
+async def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        await LocalLauncher().launch(["/no/such/program"], {}, tmp_path / "server.log")
