@@ -18,9 +18,10 @@ from rhapsody.api.errors import (
     TaskExecutionError,
     TaskValidationError,
 )
+from rhapsody.api.routing import Router
 from rhapsody.api.statistics import BackendStatistics
 from rhapsody.api.tasks import BaseTask
-from rhapsody.backends.protocol import TaskStates, accepted_kinds, task_kind
+from rhapsody.backends.protocol import TaskStates
 
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
@@ -116,8 +117,6 @@ class Session:
         if self._telemetry is not None:
             self._watch(backend)
 
-    # -- submitting -----------------------------------------------------------------------------
-
     async def submit_tasks(
         self, tasks: Sequence[AnyTask] | AnyTask
     ) -> list[asyncio.Future[AnyTask]]:
@@ -179,8 +178,8 @@ class Session:
         """Group tasks by backend; refuse all of them where one is wrong."""
         if not self.backends:
             raise SessionError("the session has no backends; pass some to Session([...])")
+        router = Router(self.backends)
         batches: dict[str, list[AnyTask]] = {}
-        default: dict[tuple[str | None, str | None], Any] = {}
         uids: set[str] = set()
         for task in tasks:
             if not isinstance(task, BaseTask):
@@ -193,58 +192,8 @@ class Session:
                     uid, "another task has this uid; leave 'uid' out to get one made", "uid", uid
                 )
             uids.add(uid)
-            if task.get("backend") is not None:
-                backend = self._named(task)
-            else:
-                wanted = (task_kind(task), task.get("model"))
-                if wanted not in default:
-                    default[wanted] = self._default(task)
-                backend = default[wanted]
-            batches.setdefault(backend.name, []).append(task)
+            batches.setdefault(router.backend_of(task).name, []).append(task)
         return [(self.backends[name], batch) for name, batch in batches.items()]
-
-    def _named(self, task: AnyTask) -> Any:
-        name, kind = task["backend"], task_kind(task)
-        backend = self.backends.get(name)
-        if backend is None:
-            raise TaskValidationError(
-                task["uid"],
-                f"the session has no backend '{name}'; it has {_names(self.backends)}",
-                "backend",
-                name,
-            )
-        if kind not in accepted_kinds(backend):
-            able = [b.name for b in self.backends.values() if kind in accepted_kinds(b)]
-            raise TaskValidationError(
-                task["uid"],
-                f"backend '{name}' cannot run a {kind} task; these can: {_names(able) or 'none'}",
-                "backend",
-                name,
-            )
-        return backend
-
-    def _default(self, task: AnyTask) -> Any:
-        kind, model = task_kind(task), task.get("model")
-        able = [b for b in self.backends.values() if kind in accepted_kinds(b)]
-        if not able:
-            raise TaskValidationError(
-                task["uid"],
-                f"no backend of the session takes {kind} tasks; it has {_names(self.backends)}",
-            )
-        if model is None:
-            return able[0]
-        for backend in able:
-            if getattr(backend, "model_name", None) == model:
-                return backend
-        served = [str(getattr(b, "model_name", None)) for b in able]
-        raise TaskValidationError(
-            task["uid"],
-            f"no backend serves the model '{model}'; served: {_names(served)}",
-            "model",
-            model,
-        )
-
-    # -- results --------------------------------------------------------------------------------
 
     def _on_state(self, task: AnyTask, state: str) -> None:
         entry = self._active.get(task["uid"])
@@ -336,8 +285,6 @@ class Session:
                 backends[name]["backend"] = own()
         return {"tasks": total, "backends": backends}
 
-    # -- life -----------------------------------------------------------------------------------
-
     def _check_open(self) -> None:
         if self.closed or self._closer is not None:
             raise SessionError(f"session {self.uid} is closed; make a new one")
@@ -385,8 +332,6 @@ class Session:
     ) -> None:
         await self.close()
 
-    # -- the blocking face ------------------------------------------------------------------------
-
     def run(
         self,
         tasks: Sequence[AnyTask] | AnyTask,
@@ -431,8 +376,6 @@ class Session:
         from rhapsody.backends.service import service_loop
 
         service_loop().run_blocking(self.close())
-
-    # -- telemetry ------------------------------------------------------------------------------
 
     async def start_telemetry(
         self, resource_poll_interval: float = 5.0, **options: Any
@@ -520,7 +463,3 @@ def _release(backend: Any, owner: Any) -> None:
     release = getattr(backend, "release", None)
     if release is not None:
         release(owner)
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

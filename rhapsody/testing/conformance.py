@@ -61,7 +61,6 @@ class BackendConformance:
     # AsyncFlow hands its tasks over in the engine's loop: every test has one running.
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.asyncio]
 
-    # -- fixtures -----------------------------------------------------------------------------
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Any]:
@@ -115,7 +114,6 @@ class BackendConformance:
         """Return a quick task of a kind that the backend takes."""
         return samples.quick(min(accepted_kinds(backend)), uid)
 
-    # -- attach -------------------------------------------------------------------------------
 
     async def test_name_is_a_stable_non_empty_string(
         self, backend: Any, engine: FakeEngine
@@ -199,7 +197,6 @@ class BackendConformance:
         assert report.state == TaskStates.DONE
         await engine.shutdown(backend)
 
-    # -- submit -------------------------------------------------------------------------------
 
     @held_kinds
     async def test_submitting_does_not_wait_for_the_task(
@@ -290,7 +287,6 @@ class BackendConformance:
         assert (await reports.end("task.000002")).state == TaskStates.DONE
         await asyncio.gather(*following)
 
-    # -- callback -----------------------------------------------------------------------------
 
     @every_kind
     async def test_reports_come_on_the_owners_thread(
@@ -434,7 +430,6 @@ class BackendConformance:
         for report in engine.reports.log:
             assert report.service_callback is None or callable(report.service_callback)
 
-    # -- cancel -------------------------------------------------------------------------------
 
     @every_kind
     async def test_a_task_cancelled_at_once_ends(
@@ -523,7 +518,6 @@ class BackendConformance:
         assert report.state == TaskStates.DONE
         gate.release("task.000001")
 
-    # -- link and shutdown --------------------------------------------------------------------
 
     async def test_link_hooks_are_sync(self, backend: Any, tmp_path: Path) -> None:
         """C29: both can be called without awaiting; the explicit one names its target."""
