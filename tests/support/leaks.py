@@ -19,6 +19,9 @@ PREFIX = "rhapsody-"
 SERVICE_THREAD = "rhapsody-service"
 SERVICE_IO_THREADS = "rhapsody-io_"
 
+# Dask keeps one thread for heavy pickling for the life of the process.
+DASK_THREADS = "Dask-Offload_"
+
 # In the environment of every process that a test starts, so that an orphan can be told from a
 # stranger after its parent is gone.
 SESSION_VARIABLE = "RHAPSODY_TEST_SESSION"
@@ -114,7 +117,7 @@ def _threads() -> Iterator[tuple[Hashable, str]]:
         if thread.name == SERVICE_THREAD and thread.daemon and service_allowed:
             service_allowed = False
             continue
-        if thread.name.startswith(SERVICE_IO_THREADS):
+        if thread.name.startswith((SERVICE_IO_THREADS, DASK_THREADS)):
             continue
         if not thread.daemon or thread.name.startswith("rhapsody"):
             # By object: an identifier may be used again by a later thread.

@@ -54,26 +54,35 @@ class Program:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self._mark = scratch.name  # in the environment of whatever it starts
+        self._started: list[subprocess.Popen[str]] = []
 
     def start(self, main: str) -> subprocess.Popen[str]:
         path = self.scratch / "program.py"
         path.write_text(BEGIN + textwrap.dedent(main) + END)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(path)],
             env={**os.environ, "EXIT_TEST": self._mark, "TMPDIR": str(self.scratch)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def run(self, main: str) -> tuple[str, str]:
         return self.end(self.start(main))
 
     def end(self, process: subprocess.Popen[str]) -> tuple[str, str]:
-        try:
-            return process.communicate(timeout=40)
-        finally:
-            process.kill()
+        return process.communicate(timeout=40)
+
+    def end_all(self) -> None:
+        """End what a failed test has left."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            with process:
+                process.kill()
 
     def processes(self) -> list[int]:
         found = []
@@ -92,9 +101,7 @@ def program() -> Iterator[Program]:
     with tempfile.TemporaryDirectory(prefix="exit-") as scratch:  # short enough for sockets
         program = Program(Path(scratch))
         yield program
-        for pid in program.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        program.end_all()
 
 
 def much_to_do(and_then: str) -> str:

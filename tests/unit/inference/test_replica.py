@@ -239,9 +239,8 @@ async def test_one_that_doubt_was_cast_on_is_asked_at_once(replica: Replica) -> 
 
 
 async def test_an_exit_during_the_start_is_told_with_the_last_words(server: Server) -> None:
-    server.exit.set()
-
     async def unwell(request: web.Request) -> web.Response:
+        server.exit.set()
         return web.Response(status=503)
 
     server._health = unwell  # type: ignore[method-assign]
