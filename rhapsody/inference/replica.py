@@ -17,6 +17,7 @@ from rhapsody.api.errors import PromptError, ReplicaError
 from rhapsody.inference.batch_call import CANCEL_PATH, PATH, events, posts_of
 from rhapsody.inference.launchers.local import LocalLauncher, ServerProcess
 from rhapsody.inference.prompts import PromptRequest
+from rhapsody.waiting import done_within
 
 __all__ = ["KEY_HEADER", "Replica"]
 
@@ -172,7 +173,7 @@ class Replica:
         failures = 0
         try:
             while failures < HEALTH_FAILURES:
-                await self._doubted_within(interval)
+                await done_within(self._doubted.wait(), interval)
                 if exit_.done():
                     return f"exited with code {exit_.result()}"
                 self._doubted.clear()
@@ -185,14 +186,6 @@ class Replica:
         finally:
             exit_.cancel()
         return f"did not answer {HEALTH_FAILURES} health checks in a row"
-
-    async def _doubted_within(self, seconds: float) -> None:
-        # Not `wait_for`: before Python 3.12 it loses a cancel that comes with the event.
-        doubted = asyncio.ensure_future(self._doubted.wait())
-        try:
-            await asyncio.wait([doubted], timeout=seconds)
-        finally:
-            doubted.cancel()
 
     def _set_ready(self) -> None:
         if self.state != "READY":

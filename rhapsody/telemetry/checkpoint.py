@@ -13,13 +13,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rhapsody.telemetry.events import BaseEvent
 from rhapsody.telemetry.inbox import Inbox
 from rhapsody.telemetry.spans import span_dict
+from rhapsody.waiting import done_within
 
 __all__ = ["Checkpoint"]
 
@@ -99,9 +99,7 @@ class Checkpoint:
         try:
             while not self._closing:
                 self._wake.clear()
-                spilled = False
-                with suppress(asyncio.TimeoutError):
-                    spilled = await asyncio.wait_for(self._wake.wait(), self._interval)
+                spilled = await done_within(self._wake.wait(), self._interval)
                 if not self._closing:
                     metrics = None if spilled else self._metrics()
                     await asyncio.to_thread(self._write, metrics)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.telemetry.events import BaseEvent, ResourceUpdate, make_event
+from rhapsody.waiting import done_within
 
 __all__ = ["ProcessSampler", "ResourcePoller", "Usage"]
 
@@ -115,8 +116,7 @@ class ResourcePoller:
                     await self._report(source, usage)
             self._changed.clear()
             pause = max(0.0, min(source.due for source in self._sources) - loop.time())
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), pause)
+            await done_within(self._changed.wait(), pause)
 
     async def _report(self, source: _Source, usage: Usage) -> None:
         try:

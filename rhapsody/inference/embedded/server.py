@@ -20,6 +20,7 @@ from rhapsody.inference.embedded.http import demand_key, errors_as_json, json_re
 from rhapsody.inference.embedded.model import DEFAULT_MAX_MODEL_LEN, NgramModel
 from rhapsody.inference.embedded.openai_routes import OpenAIRoutes
 from rhapsody.inference.embedded.scheduler import Scheduler
+from rhapsody.waiting import done_within
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ async def serve(options: ServerOptions) -> None:
     watched = _watch_parent(loop, options.uds)
     key = os.environ.pop(KEY_VARIABLE, None)
     try:
-        if options.start_delay and await _stopped_within(stop, options.start_delay):
+        if options.start_delay and await done_within(stop.wait(), options.start_delay):
             return
         if options.fail_at_start is not None:
             raise StartError(options.fail_at_start)
@@ -167,14 +168,6 @@ async def serve(options: ServerOptions) -> None:
         _remove_socket(options.uds)
         if watched is not None:
             loop.remove_reader(watched)
-
-
-async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except asyncio.TimeoutError:
-        return False
-    return True
 
 
 async def _listen(runner: web.AppRunner, options: ServerOptions) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rhapsody.processes import GROUP, child_environment, end_group
+from rhapsody.waiting import done_within
 
 __all__ = ["LocalLauncher", "ServerProcess"]
 
@@ -41,12 +42,7 @@ class ServerProcess:
             return
         if self._process.returncode is None:
             end_group(self.pid, signal.SIGTERM)
-            # Not `wait_for`: before Python 3.12 it loses a cancel that comes with the exit.
-            exit_ = asyncio.ensure_future(self._process.wait())
-            try:
-                await asyncio.wait([exit_], timeout=grace)
-            finally:
-                exit_.cancel()
+            await done_within(self._process.wait(), grace)
         self.kill()
         await self._process.wait()
         if not self.ended:
