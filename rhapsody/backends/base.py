@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import contextlib
 import functools
 import logging
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,187 +23,23 @@ from typing import Any, TypeVar
 from rhapsody.api.errors import (
     BackendError,
     BackendInUseError,
-    TaskExecutionError,
+    TaskCancelledError,
     TaskTimeoutError,
     UnsupportedTaskError,
 )
-from rhapsody.backends.protocol import (
-    COMPUTE_KINDS,
-    Task,
-    TaskCallback,
-    TaskStates,
-    task_kind,
-)
+from rhapsody.backends.attachment import Attachment, ignore
+from rhapsody.backends.protocol import COMPUTE_KINDS, TaskCallback, TaskStates
 from rhapsody.backends.service import service_loop
+from rhapsody.backends.work import Work, failure_fields
 
-__all__ = ["BaseBackend", "Work", "task_exception"]
+__all__ = ["BaseBackend"]
 
 logger = logging.getLogger(__name__)
 
 B = TypeVar("B", bound="BaseBackend")
 
-DELIVERIES_PER_PASS = 512
-"""Results handed to an owner before its loop gets to do something else."""
-
-
 EXIT_SECONDS = 5.0
 """How long a shutdown may take at the exit of a program that did not call it."""
-
-
-class Attachment:
-    """One owner's time with a backend: its callback, its loop and what waits to be delivered."""
-
-    __slots__ = ("__weakref__", "_callback", "loop", "outbox", "owner", "released", "waking")
-
-    def __init__(self, callback: TaskCallback) -> None:
-        owner = getattr(callback, "__self__", None)
-        self._callback: Any = callback
-        self.owner: weakref.ref[Any] | None = None
-        if owner is not None:
-            # An owner is never kept alive by its backend. Built-in objects such as a list (whose
-            # `append` somebody registered) take no weak reference: they own nothing.
-            with contextlib.suppress(TypeError):
-                self._callback = weakref.WeakMethod(callback)
-                self.owner = weakref.ref(owner)
-        self.loop: asyncio.AbstractEventLoop | None = None
-        with contextlib.suppress(RuntimeError):
-            self.loop = asyncio.get_running_loop()
-        self.outbox: deque[tuple[Task, dict[str, Any], str]] = deque()
-        self.waking = False
-        self.released = False
-
-    @property
-    def callback(self) -> TaskCallback | None:
-        """The registered callback, or None where its owner is gone."""
-        if self.owner is None:
-            return self._callback  # type: ignore[no-any-return]
-        return self._callback()  # type: ignore[no-any-return]
-
-    def open_owner(self) -> Any:
-        """Return the owner if it is still open, else None.
-
-        AsyncFlow's engine shows that it was shut down by `_shutdown_event` (0.6), a session by
-        `closed`. One whose loop is closed can never be told anything again.
-        """
-        owner = self.owner() if self.owner is not None and not self.released else None
-        if owner is None or (self.loop is not None and self.loop.is_closed()):
-            return None
-        event = getattr(owner, "_shutdown_event", None)
-        ended = event.is_set() if event is not None else getattr(owner, "closed", False)
-        return None if ended else owner
-
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver on this loop from now on; what waited for a closed one comes along."""
-        if self.loop is loop:
-            return
-        self.loop = loop
-        self.waking = bool(self.outbox)
-        if self.waking:
-            loop.call_soon(self._drain)
-
-    def post(self, task: Task, fields: dict[str, Any], state: str) -> None:
-        """Queue a state for the owner and wake its loop once, from any thread."""
-        self.outbox.append((task, fields, state))
-        if self.waking or self.loop is None:
-            return
-        self.waking = True
-        try:
-            self.loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:  # the owner's loop has been closed: it waits for another one
-            self.waking = False
-
-    async def delivered(self) -> None:
-        """Return once the owner has been told everything, if it is the owner's loop that waits."""
-        while self.outbox and self.loop is asyncio.get_running_loop():
-            self._drain()
-            await asyncio.sleep(0)
-
-    def _drain(self) -> None:
-        self.waking = False
-        callback = self.callback
-        for _ in range(min(len(self.outbox), DELIVERIES_PER_PASS)):
-            task, fields, state = self.outbox.popleft()
-            if callback is None:
-                continue
-            try:
-                task.update(fields)
-                callback(task, state)
-            except Exception:
-                logger.exception("the owner's callback failed on task %s", task.get("uid"))
-        if self.outbox and not self.waking and self.loop is not None:
-            self.waking = True
-            self.loop.call_soon(self._drain)
-
-
-class Work:
-    """One task while a backend has it.
-
-    Attributes:
-        task: The owner's own mapping. Read it; results go through `BaseBackend.finish`.
-        uid: The task's uid, unique within the attachment.
-        kind: "function", "executable" or "prompt".
-        work_dir: Directory for captured output, as it was when the task came.
-        state: The state that was reported last; PENDING before any.
-    """
-
-    __slots__ = (
-        "attachment",
-        "ending",
-        "expired",
-        "job",
-        "kind",
-        "state",
-        "task",
-        "uid",
-        "work_dir",
-    )
-
-    def __init__(self, task: Task, attachment: Attachment, work_dir: str) -> None:
-        self.task = task
-        self.uid: str = task.get("uid") or ""
-        self.kind = task_kind(task)
-        self.attachment = attachment
-        self.work_dir = work_dir
-        self.job: asyncio.Task[None] | None = None
-        self.ending = False
-        self.expired = False
-        self.state = TaskStates.PENDING
-
-    @property
-    def key(self) -> tuple[int, str]:
-        """Identity within a backend: stock uids start again with every attachment."""
-        return id(self.attachment), self.uid
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The task's `task_backend_specific_kwargs`."""
-        return self.task.get("task_backend_specific_kwargs") or {}
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds this task may take, from its options or from its own `timeout` field."""
-        limit = self.options.get("timeout", self.task.get("timeout"))
-        if limit is None:
-            return None
-        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
-            raise UnsupportedTaskError(
-                self.uid, f"'timeout' must be a positive number of seconds, not {limit!r}"
-            )
-        return float(limit)
-
-
-def task_exception(uid: str, error: BaseException) -> Exception:
-    """Make an exception that a future can hold and an owner can raise.
-
-    `StopIteration` hangs a future and `SystemExit`, `KeyboardInterrupt` and `CancelledError` would
-    end the owner's loop; they are wrapped, with the original as the cause.
-    """
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    wrapped = TaskExecutionError(uid, f"it raised {text}")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 class BaseBackend:
@@ -244,8 +78,6 @@ class BaseBackend:
         self._closer: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
         _backends.add(self)
-
-    # -- for authors of backends ------------------------------------------------------------
 
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run one task on the service loop and return its result fields.
@@ -326,7 +158,7 @@ class BaseBackend:
 
     def fail(self, work: Work, error: BaseException) -> bool:
         """Report a task FAILED with a real exception; from any thread."""
-        return self.finish(work, TaskStates.FAILED, _failure(work, error))
+        return self.finish(work, TaskStates.FAILED, failure_fields(work, error))
 
     async def _drive(self, work: Work) -> None:
         timer = None
@@ -362,12 +194,11 @@ class BaseBackend:
             work.ending = True
             asyncio.get_running_loop().call_soon(work.job.cancel)
 
-    # -- attachment ---------------------------------------------------------------------------
-
     def register_callback(self, func: TaskCallback) -> None:
         """Attach an owner: the object behind the callback, held weakly.
 
-        What is left of an earlier, closed owner's work is cancelled, unreported.
+        The same owner, or a plain function after another one, replaces its own callback. What is
+        left of an earlier, closed owner's work is cancelled, unreported.
 
         Args:
             func: Called as `func(task, state)` on the loop that runs now, or, where none does, on
@@ -378,14 +209,17 @@ class BaseBackend:
         """
         present = self._attachment
         if present is not None:
+            if present.is_same_owner(func):
+                present.replace_callback(func)
+                return
             owner = present.open_owner()
-            if owner is not None and owner is not getattr(func, "__self__", None):
+            if owner is not None:
                 self._work_dir, owners = self._attached_as
                 del self.attached_to[owners:]
                 uid = getattr(owner, "uid", "")
                 raise BackendInUseError(self.name, f"{type(owner).__name__} {uid}".strip())
             leftover = [w for w in list(self._works.values()) if w.attachment is present]
-            present.owner, present._callback = None, _ignore
+            present.replace_callback(ignore)
             if leftover:
                 service_loop().call(self._cancel_all, leftover)
         self._attachment = Attachment(func)
@@ -400,7 +234,13 @@ class BaseBackend:
     @property
     def _callback_func(self) -> TaskCallback:
         callback = self._attachment.callback if self._attachment is not None else None
-        return callback or _ignore
+        return callback or ignore
+
+    @_callback_func.setter
+    def _callback_func(self, func: TaskCallback | None) -> None:
+        # Backends written for other versions of the protocol set it in their constructors.
+        if func is not None:
+            self.register_callback(func)
 
     def get_task_states_map(self) -> TaskStates:
         """Return the states of tasks, as attributes, and `terminal_states`."""
@@ -410,13 +250,11 @@ class BaseBackend:
         """Return IDLE, STARTING, RUNNING, STOPPING, STOPPED or FAILED."""
         return self._state
 
-    # -- tasks --------------------------------------------------------------------------------
-
     async def submit_tasks(self, tasks: Sequence[Any]) -> None:
         """Take tasks over; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
         attachment = self._attachment
         if attachment is None:
-            attachment = self._attachment = Attachment(_ignore)
+            attachment = self._attachment = Attachment(ignore)
         attachment.bind(asyncio.get_running_loop())
         attachment.released = False
         works = []
@@ -427,7 +265,7 @@ class BaseBackend:
                 if self._works.setdefault(work.key, work) is not work:
                     raise UnsupportedTaskError(work.uid, "a task of this uid is active already")
             except Exception as error:
-                attachment.post(task, _failure(work, error), TaskStates.FAILED)
+                attachment.post(task, failure_fields(work, error), TaskStates.FAILED)
             else:
                 works.append(work)
         if works:
@@ -457,6 +295,37 @@ class BaseBackend:
                 self.fail(work, error)
         else:
             self.dispatch(works)
+
+    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one task for whoever awaits this, beside the owner's own.
+
+        AI tasks of workflows go this way. Cancelling this stops the work.
+
+        Args:
+            task: An AITask, or any mapping that describes a task. It is not changed.
+
+        Returns:
+            Its result fields, such as `response` or `return_value`.
+
+        Raises:
+            UnsupportedTaskError: The backend cannot run it.
+            TaskCancelledError: The backend was shut down.
+            Exception: Whatever the task failed with.
+        """
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        attachment = Attachment(functools.partial(_settle, ended))
+        described = {"uid": "task", **task}
+        work = Work(dict(described), attachment, self._work_dir)
+        self.check(work)
+        self._works[work.key] = work
+        self.hand_over([work])
+        try:
+            await ended
+        except asyncio.CancelledError:
+            service_loop().call(self._end, work)
+            raise
+        added = work.task.items()
+        return {k: v for k, v in added if k not in described or described[k] is not v}
 
     async def cancel_task(self, uid: str) -> bool:
         """Stop a task and report it CANCELED.
@@ -494,8 +363,6 @@ class BaseBackend:
     ) -> dict[str, Any]:
         """Name the file at its destination, which is where it already is."""
         return {"target": file_name or os.path.basename(file_path or "")}
-
-    # -- life ---------------------------------------------------------------------------------
 
     async def initialize(self: B) -> B:
         """Start the backend, unless it runs.
@@ -597,13 +464,15 @@ class BaseBackend:
             self._closer = None
 
 
-def _failure(work: Work, error: BaseException) -> dict[str, Any]:
-    exception = task_exception(work.uid, error)
-    return {"exception": exception, "stderr": str(exception)}
-
-
-def _ignore(task: Any, state: str) -> None:
-    """Stand in for a callback where there is no owner."""
+def _settle(ended: asyncio.Future[None], task: Mapping[str, Any], state: str) -> None:
+    if ended.done() or state not in TaskStates.terminal_states:
+        return
+    if state == TaskStates.DONE:
+        ended.set_result(None)
+    elif state == TaskStates.FAILED:
+        ended.set_exception(task["exception"])
+    else:
+        ended.set_exception(TaskCancelledError(task["uid"]))
 
 
 _backends: weakref.WeakSet[BaseBackend] = weakref.WeakSet()

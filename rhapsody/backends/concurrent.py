@@ -17,9 +17,10 @@ from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, WorkerDied
 from rhapsody.backends import process_calls
-from rhapsody.backends.base import BaseBackend, Work, task_exception
+from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.executables import OPTIONS, Executable
 from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.backends.work import Work, task_exception
 from rhapsody.processes import end_group
 
 __all__ = ["ConcurrentExecutionBackend"]

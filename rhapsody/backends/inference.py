@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from rhapsody.api.errors import (
     BackendError,
     PartialFailureError,
-    TaskTimeoutError,
     UnsupportedTaskError,
 )
-from rhapsody.backends.base import BaseBackend, Work
+from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.protocol import PROMPT_KINDS
 from rhapsody.backends.service import service_loop
+from rhapsody.backends.work import Work
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.prompts import Completion
 from rhapsody.inference.service import InferenceService
@@ -143,8 +144,6 @@ class DragonVllmInferenceBackend(BaseBackend):
         if self._service is not None:
             self._service.kill()
 
-    # -- tasks ----------------------------------------------------------------------------------
-
     def check(self, work: Work) -> None:
         """Refuse what is no prompt, or asks for another model."""
         super().check(work)
@@ -159,52 +158,23 @@ class DragonVllmInferenceBackend(BaseBackend):
             )
 
     async def execute(self, work: Work) -> dict[str, Any]:
-        """Answer the task's prompts."""
-        self.running(work)
-        return await self._fields(work.task)
-
-    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer one prompt task without attaching an owner.
-
-        Cancelling this cancels the prompts.
-
-        Args:
-            task: An AITask, or a mapping with its fields.
+        """Answer the task's prompts.
 
         Returns:
-            Its result fields: `response`, with `stdout` and `return_value` the same object,
-            `usage` and `finish_reason`.
-
-        Raises:
-            UnsupportedTaskError: The prompt is not one, or another model is asked for.
-            PromptError: The model refused the prompt.
-            PartialFailureError: Some prompts of a list failed.
-            TaskTimeoutError: It took longer than the task's `timeout`.
+            `response`, with `stdout` and `return_value` the same object, `usage` (tokens) and
+            `finish_reason`.
         """
-        uid, timeout = task.get("uid", "prompt"), task.get("timeout")
-        _check_prompt(uid, task.get("prompt"))
-        self._check_model(uid, task)
-        answering = service_loop().run(self._started_fields(task))
-        try:
-            return await asyncio.wait_for(answering, timeout)
-        except asyncio.TimeoutError:
-            raise TaskTimeoutError(uid, float(timeout or 0)) from None
-
-    async def _started_fields(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        await self._ensure_started()
-        return await self._fields(task)
-
-    async def _fields(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        task, sent = work.task, partial(self.running, work)
         prompt, system_prompt = task["prompt"], task.get("system_prompt")
-        sampling = _sampling(task)
-        service = self._running_service()
+        sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
         if _is_one(prompt):
-            completion = await service.complete(prompt, system_prompt, sampling)
+            service = self._running_service()
+            completion = await service.complete(prompt, system_prompt, sampling, sent)
             response: Any = completion.response
             reason: Any = completion.finish_reason
             usage = completion.usage
         else:
-            outcomes = await self._complete_all(prompt, system_prompt, sampling)
+            outcomes = await self._complete_all(prompt, system_prompt, sampling, sent)
             completions = _all_or_raise(outcomes)
             response = [completion.response for completion in completions]
             reason = [completion.finish_reason for completion in completions]
@@ -218,19 +188,21 @@ class DragonVllmInferenceBackend(BaseBackend):
         }
 
     async def _complete_all(
-        self, prompts: Sequence[Any], system_prompt: str | None, sampling: Mapping[str, Any]
+        self,
+        prompts: Sequence[Any],
+        system_prompt: str | None,
+        sampling: Mapping[str, Any],
+        on_sent: Callable[[], None] | None = None,
     ) -> list[Completion | BaseException]:
         service = self._running_service()
         return await outcomes_of(
-            service.complete(prompt, system_prompt, sampling) for prompt in prompts
+            service.complete(prompt, system_prompt, sampling, on_sent) for prompt in prompts
         )
 
     def _running_service(self) -> InferenceService:
         if self._service is None:
             raise BackendError(self.name, "it is not running; await backend.initialize() first")
         return self._service
-
-    # -- the Python face ------------------------------------------------------------------------
 
     async def generate(
         self,
@@ -363,10 +335,6 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
             f"unknown sampling parameter {min(unknown)!r}; known: "
             f"{', '.join(sorted(SAMPLING_FIELDS))}"
         )
-
-
-def _sampling(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: task[key] for key in SAMPLING_FIELDS & task.keys() if task[key] is not None}
 
 
 def _all_or_raise(outcomes: Sequence[Completion | BaseException]) -> list[Completion]:

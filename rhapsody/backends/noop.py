@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rhapsody.backends.base import BaseBackend, Work
+from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.protocol import ALL_KINDS, EXECUTABLE, FUNCTION, TaskStates, task_kind
+from rhapsody.backends.work import Work
 
 __all__ = ["NoopExecutionBackend"]
 
@@ -30,10 +31,6 @@ class NoopExecutionBackend(BaseBackend):
         """End the tasks at once, where they are."""
         for work in works:
             self.finish(work, TaskStates.DONE, _stand_in(work.task))
-
-    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the stand-in result fields of one prompt task."""
-        return _stand_in(task)
 
 
 def _stand_in(task: Mapping[str, Any]) -> dict[str, Any]:

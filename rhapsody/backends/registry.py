@@ -30,11 +30,16 @@ BUILT_IN = {
 class BackendRegistry:
     """Names to backend classes, for the whole process; a class is imported when asked for."""
 
-    _registered: ClassVar[dict[str, type]] = {}
+    _registered: ClassVar[dict[str, type | str]] = {}
 
     @classmethod
-    def register_backend(cls, name: str, backend_class: type) -> None:
-        """Add a class under a name; it goes before one of the same name from elsewhere."""
+    def register_backend(cls, name: str, backend_class: type | str) -> None:
+        """Add a class under a name; it goes before one of the same name from elsewhere.
+
+        Args:
+            name: The name.
+            backend_class: The class, or "package.module.Class", imported when it is asked for.
+        """
         cls._registered[name] = backend_class
 
     @classmethod
@@ -49,8 +54,12 @@ class BackendRegistry:
         Raises:
             ConfigurationError: There is no such name; the message lists those there are.
         """
-        if name in cls._registered:
-            return cls._registered[name]
+        registered = cls._registered.get(name)
+        if isinstance(registered, str):
+            module, _, attribute = registered.rpartition(".")
+            return getattr(import_module(module), attribute)
+        if registered is not None:
+            return registered
         if name in BUILT_IN:
             module, _, attribute = BUILT_IN[name].partition(":")
             return getattr(import_module(module), attribute)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -72,9 +72,10 @@ class PromptRequest:
         system_prompt: Goes before it.
         sampling: The engine's sampling parameters.
         stream: Whether pieces of the text are wanted as they come.
+        on_sent: Called when a server gets the prompt, each time.
     """
 
-    __slots__ = ("_future", "_pieces", "attempts", "body", "id", "replica", "started")
+    __slots__ = ("_future", "_on_sent", "_pieces", "attempts", "body", "id", "replica", "started")
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class PromptRequest:
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         stream: bool = False,
+        on_sent: Callable[[], None] | None = None,
     ) -> None:
         self.id = f"p{next(_ids)}"
         self.body = {
@@ -92,11 +94,18 @@ class PromptRequest:
         }
         self.attempts = 0
         self.replica: Any = None
+        self._on_sent = on_sent
         self.started = False
         self._future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         # As long as the text at most, which the model bounds. Holding pieces back for a slow
         # reader would hold up the connection, which the prompt shares with its whole batch.
         self._pieces: asyncio.Queue[str | None] | None = asyncio.Queue() if stream else None
+
+    def sent_to(self, replica: Any) -> None:
+        """Note which server has the prompt now."""
+        self.replica = replica
+        if self._on_sent is not None:
+            self._on_sent()
 
     @property
     def done(self) -> bool:

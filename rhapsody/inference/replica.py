@@ -225,7 +225,7 @@ class Replica:
         """Count prompts as in flight here; `answer` is to follow."""
         self.in_flight += len(requests)
         for request in requests:
-            request.replica = self
+            request.sent_to(self)
 
     async def answer(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
         """Send prompts that were taken, and hand each its events as they come.

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,11 @@ class InferenceService:
         prompt: str | Sequence[Mapping[str, Any]],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
+        on_sent: Callable[[], None] | None = None,
     ) -> Completion:
         """Answer one prompt; wait where `max_pending` are inside already.
 
+        `on_sent` is called when a server gets the prompt, each time.
         Cancelling it takes the prompt out of the queue, or stops the server's work on it.
 
         Raises:
@@ -155,7 +157,7 @@ class InferenceService:
         """
         await self.admission.enter()
         try:
-            return await self.complete_admitted(prompt, system_prompt, sampling)
+            return await self.complete_admitted(prompt, system_prompt, sampling, on_sent)
         finally:
             self.admission.leave()
 
@@ -164,9 +166,10 @@ class InferenceService:
         prompt: str | Sequence[Mapping[str, Any]],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
+        on_sent: Callable[[], None] | None = None,
     ) -> Completion:
         """Answer one prompt that has been let in already."""
-        request = PromptRequest(prompt, system_prompt, sampling)
+        request = PromptRequest(prompt, system_prompt, sampling, on_sent=on_sent)
         with self._on_its_way(request) as outcome:
             completion = await request.completion()
             outcome["usage"] = completion.usage

@@ -61,7 +61,6 @@ class BackendConformance:
     # AsyncFlow hands its tasks over in the engine's loop: every test has one running.
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.asyncio]
 
-
     @pytest.fixture
     def make_backend(self) -> Callable[[], Any]:
         """Return a callable that makes a backend. Yours to define."""
@@ -113,7 +112,6 @@ class BackendConformance:
     def one_task(self, backend: Any, uid: str = "task.000001") -> dict[str, Any]:
         """Return a quick task of a kind that the backend takes."""
         return samples.quick(min(accepted_kinds(backend)), uid)
-
 
     async def test_name_is_a_stable_non_empty_string(
         self, backend: Any, engine: FakeEngine
@@ -196,7 +194,6 @@ class BackendConformance:
         (report,) = await engine.run(backend, self.one_task(backend))
         assert report.state == TaskStates.DONE
         await engine.shutdown(backend)
-
 
     @held_kinds
     async def test_submitting_does_not_wait_for_the_task(
@@ -286,7 +283,6 @@ class BackendConformance:
         await backend.submit_tasks([self.one_task(backend, "task.000001")])
         assert (await reports.end("task.000002")).state == TaskStates.DONE
         await asyncio.gather(*following)
-
 
     @every_kind
     async def test_reports_come_on_the_owners_thread(
@@ -430,7 +426,6 @@ class BackendConformance:
         for report in engine.reports.log:
             assert report.service_callback is None or callable(report.service_callback)
 
-
     @every_kind
     async def test_a_task_cancelled_at_once_ends(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
@@ -517,7 +512,6 @@ class BackendConformance:
         (report,) = await engine.run(backend, self.one_task(backend, "task.000002"))
         assert report.state == TaskStates.DONE
         gate.release("task.000001")
-
 
     async def test_link_hooks_are_sync(self, backend: Any, tmp_path: Path) -> None:
         """C29: both can be called without awaiting; the explicit one names its target."""

@@ -15,12 +15,14 @@ import pytest
 from rhapsody.api.errors import (
     BackendError,
     BackendInUseError,
+    TaskCancelledError,
     TaskTimeoutError,
     UnsupportedTaskError,
 )
 from rhapsody.backends import BaseBackend, NoopExecutionBackend, Work
-from rhapsody.backends.base import DELIVERIES_PER_PASS, task_exception
+from rhapsody.backends.attachment import DELIVERIES_PER_PASS
 from rhapsody.backends.service import service_loop
+from rhapsody.backends.work import task_exception
 from rhapsody.testing.owners import FakeEngine, Reports
 from rhapsody.testing.samples import describe
 from tests.support.probe import Flag, Held, ProbeBackend, done_at_once
@@ -150,23 +152,43 @@ class TestAttachment:
         await other.shutdown(backend)
         assert engine.reports.log == other.reports.log == []
 
-    async def test_what_was_left_before_it_began_is_let_go_as_well(self) -> None:
+    async def test_what_was_left_before_it_began_is_let_go_as_well(
+        self, engine: FakeEngine, other: FakeEngine
+    ) -> None:
         class Described(dict[str, Any]):
             """A dict that takes weak references."""
 
         backend = await ProbeBackend()
-        backend.register_callback(Reports().callback)
+        engine.attach(backend)
         left = Described(task())
         kept = weakref.ref(left)
         await backend.submit_tasks([left])
-        reports = Reports()
-        backend.register_callback(reports.callback)
+        engine.close()
+        other.attach(backend)
         del left
         await backend.submit_tasks([task()])
-        await reports.end("task.000001")
+        await other.reports.end("task.000001")
         gc.collect()
         assert kept() is None
         await backend.shutdown()
+
+    async def test_a_plain_callback_takes_over_the_tasks_of_the_one_before(self) -> None:
+        held, first, second = Held(), Reports(), Reports()
+        backend = ProbeBackend(held)
+        backend.register_callback(first.callback)
+        await backend.submit_tasks([task()])
+        await held.inside.wait()
+        backend.register_callback(second.callback)
+        await backend.shutdown()
+        assert first.log == []
+        assert [report.state for report in second.log] == ["CANCELED"]
+
+    async def test_the_callback_can_be_set_as_an_attribute(self) -> None:
+        backend, reports = NoopExecutionBackend(), Reports()
+        backend._callback_func = None
+        backend._callback_func = reports.callback
+        await backend.submit_tasks([task()])
+        assert (await reports.end("task.000001")).state == "DONE"
 
     async def test_a_task_keeps_the_directory_of_its_own_owner(
         self, engine: FakeEngine, other: FakeEngine
@@ -676,3 +698,52 @@ class TestLife:
             backend = await ProbeBackend()
         assert "backend 'probe' is running" in caplog.text
         await backend.shutdown()
+
+
+class TestAnswer:
+    """`answer`: one task, for whoever awaits it."""
+
+    async def test_it_returns_the_result_fields(self) -> None:
+        assert await NoopExecutionBackend().answer({"prompt": ["a", "b"]}) == {
+            "response": ["", ""],
+            "stdout": ["", ""],
+            "return_value": ["", ""],
+        }
+
+    async def test_it_raises_what_the_task_failed_with(self) -> None:
+        class Failing(BaseBackend):
+            async def execute(self, work: Any) -> dict[str, Any]:
+                raise OSError("no disk")
+
+        with pytest.raises(OSError, match="no disk"):
+            await Failing().answer({"function": print})
+
+    async def test_it_refuses_what_the_backend_cannot_run(self) -> None:
+        with pytest.raises(UnsupportedTaskError, match="cannot run a prompt task"):
+            await BaseBackend().answer({"prompt": "hello"})
+
+    async def test_the_owner_hears_nothing_of_it(self, engine: FakeEngine) -> None:
+        backend = NoopExecutionBackend()
+        engine.attach(backend)
+        await backend.answer({"prompt": "hello"})
+        assert engine.reports.log == []
+
+    async def test_cancelling_it_stops_the_work(self) -> None:
+        held = Held()
+        backend = ProbeBackend(held)
+        answering = asyncio.ensure_future(backend.answer(task()))
+        await held.inside.wait()
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+        await held.cleaned_up.wait()
+        await backend.shutdown()
+
+    async def test_a_shutdown_ends_it(self) -> None:
+        held = Held()
+        backend = ProbeBackend(held)
+        answering = asyncio.ensure_future(backend.answer(task()))
+        await held.inside.wait()
+        await backend.shutdown()
+        with pytest.raises(TaskCancelledError):
+            await answering

@@ -1,0 +1,90 @@
+"""One task while a backend has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
+from rhapsody.backends.attachment import Attachment
+from rhapsody.backends.protocol import Task, TaskStates, task_kind
+
+__all__ = ["Work", "failure_fields", "task_exception"]
+
+
+class Work:
+    """One task while a backend has it.
+
+    Attributes:
+        task: The owner's own mapping. Read it; results go through `BaseBackend.finish`.
+        uid: The task's uid, unique within the attachment.
+        kind: "function", "executable" or "prompt".
+        work_dir: Directory for captured output, as it was when the task came.
+        state: The state that was reported last; PENDING before any.
+    """
+
+    __slots__ = (
+        "attachment",
+        "ending",
+        "expired",
+        "job",
+        "kind",
+        "state",
+        "task",
+        "uid",
+        "work_dir",
+    )
+
+    def __init__(self, task: Task, attachment: Attachment, work_dir: str) -> None:
+        self.task = task
+        self.uid: str = task.get("uid") or ""
+        self.kind = task_kind(task)
+        self.attachment = attachment
+        self.work_dir = work_dir
+        self.job: asyncio.Task[None] | None = None
+        self.ending = False
+        self.expired = False
+        self.state = TaskStates.PENDING
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Identity within a backend: stock uids start again with every attachment."""
+        return id(self.attachment), self.uid
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The task's `task_backend_specific_kwargs`."""
+        return self.task.get("task_backend_specific_kwargs") or {}
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds this task may take, from its options or from its own `timeout` field."""
+        limit = self.options.get("timeout", self.task.get("timeout"))
+        if limit is None:
+            return None
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0:
+            raise UnsupportedTaskError(
+                self.uid, f"'timeout' must be a positive number of seconds, not {limit!r}"
+            )
+        return float(limit)
+
+
+def task_exception(uid: str, error: BaseException) -> Exception:
+    """Make an exception that a future can hold and an owner can raise.
+
+    `StopIteration` hangs a future and `SystemExit`, `KeyboardInterrupt` and `CancelledError` would
+    end the owner's loop; they are wrapped, with the original as the cause.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    wrapped = TaskExecutionError(uid, f"it raised {text}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def failure_fields(work: Work, error: BaseException) -> dict[str, Any]:
+    """Return the result fields of a task that failed."""
+    exception = task_exception(work.uid, error)
+    return {"exception": exception, "stderr": str(exception)}
