@@ -233,7 +233,8 @@ class ComputeTask(BaseTask):
         kwargs: The function's keyword arguments.
         uid: Unique name; made where None. No '/' in it, since files are named after it.
         backend: Name of the backend; the session's first that takes compute tasks where None.
-        timeout: Longest time it may take, in seconds.
+        timeout: Longest time it may take, in seconds. On this machine's own backend it counts from
+            the start, elsewhere waiting is included.
         capture_stdio: An executable's output goes to `<uid>.stdout` and `<uid>.stderr` in the
             session's directory, and `stdout` and `stderr` are the paths.
         task_backend_specific_kwargs: Options for the backend. Executables take `cwd`, `env` (set

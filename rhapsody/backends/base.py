@@ -58,6 +58,10 @@ class BaseBackend:
     task_kinds: frozenset[str] = COMPUTE_KINDS
     """The kinds of task it takes: "function", "executable", "prompt"."""
 
+    timeout_from_start = False
+    """Whether a task's timeout counts from `running`, so that waiting for a free place is not in
+    it, or else from the moment in which the backend got the task."""
+
     supports_implicit_data_linking = False
     supports_explicit_data_linking = False
 
@@ -137,6 +141,8 @@ class BaseBackend:
             if work.key in self._works and work.state == TaskStates.PENDING:
                 work.state = TaskStates.RUNNING
                 work.attachment.post(work.task, {}, work.state)
+        if self.timeout_from_start and work.timeout is not None:
+            service_loop().call(self._start_timer, work)
 
     def finish(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
         """Report a task's end; from any thread.
@@ -161,9 +167,8 @@ class BaseBackend:
         return self.finish(work, TaskStates.FAILED, failure_fields(work, error))
 
     async def _drive(self, work: Work) -> None:
-        timer = None
-        if work.timeout is not None:
-            timer = asyncio.get_running_loop().call_later(work.timeout, self._expire, work)
+        if work.timeout is not None and not self.timeout_from_start:
+            self._start_timer(work)
         try:
             fields = await self.execute(work)
             failed = fields.get("exception") is not None
@@ -177,8 +182,13 @@ class BaseBackend:
         else:
             self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
         finally:
-            if timer is not None:
-                timer.cancel()
+            if work.timer is not None:
+                work.timer.cancel()
+
+    def _start_timer(self, work: Work) -> None:
+        if work.key in self._works and work.timeout is not None:
+            loop = asyncio.get_running_loop()
+            work.timer = loop.call_later(work.timeout, self._expire, work)
 
     def _expire(self, work: Work) -> None:
         if not work.ending:

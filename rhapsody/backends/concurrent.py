@@ -55,6 +55,8 @@ class ConcurrentExecutionBackend(BaseBackend):
         ValueError: A number is not positive.
     """
 
+    timeout_from_start = True
+
     def __init__(
         self,
         executor: Executor | str | None = None,

@@ -13,6 +13,7 @@ from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.processes import GROUP, child_environment, end_group
+from rhapsody.waiting import done_within
 
 __all__ = ["OPTIONS", "Executable"]
 
@@ -134,8 +135,7 @@ class Executable:
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         end_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.wait(), GRACE_SECONDS)
+        await done_within(process.wait(), GRACE_SECONDS)
         # Also when the leader has gone: a child of its own may have ignored SIGTERM.
         end_group(process.pid, signal.SIGKILL)
         # A process that left the group may hold the pipes open, and asyncio waits for them too.

@@ -32,6 +32,7 @@ class Work:
         "kind",
         "state",
         "task",
+        "timer",
         "uid",
         "work_dir",
     )
@@ -46,6 +47,7 @@ class Work:
         self.ending = False
         self.expired = False
         self.state = TaskStates.PENDING
+        self.timer: asyncio.TimerHandle | None = None
 
     @property
     def key(self) -> tuple[int, str]:

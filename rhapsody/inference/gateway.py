@@ -97,8 +97,6 @@ class Gateway:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    # -- around every request ---------------------------------------------------------------------
-
     @web.middleware
     async def _shape_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Check the key, and give every error the same shape."""
@@ -124,8 +122,6 @@ class Gateway:
             given.strip().encode("utf-8", "surrogateescape"), key.encode()
         ):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
-
-    # -- routes -----------------------------------------------------------------------------------
 
     async def _health(self, request: web.Request) -> web.Response:
         service, config = self._service, self._config

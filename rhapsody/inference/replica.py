@@ -94,8 +94,6 @@ class Replica:
         """The last lines of the server's log."""
         return self._process.log_tail() if self._process is not None else ""
 
-    # -- life -----------------------------------------------------------------------------------
-
     async def start(self, timeout: float) -> None:
         """Start the server and wait until it is ready.
 
@@ -218,8 +216,6 @@ class Replica:
         """End the server at once, from any thread, at the exit of this process."""
         if self._process is not None:
             self._process.kill()
-
-    # -- work -----------------------------------------------------------------------------------
 
     def take(self, requests: Sequence[PromptRequest]) -> None:
         """Count prompts as in flight here; `answer` is to follow."""

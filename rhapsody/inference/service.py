@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,9 @@ from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.pool import Pool
 from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replica import Replica
+from rhapsody.processes import socket_directory
 
 __all__ = ["InferenceService"]
-
-SOCKET_PATH_BYTES = 90
-"""A directory longer than this leaves no room for a socket's name in the 108 bytes there are."""
 
 
 class InferenceService:
@@ -59,7 +56,7 @@ class InferenceService:
         """
         # It looks names up and reads a file: not on the loop.
         options = await asyncio.to_thread(self.config.check)
-        self._directory = _private_directory()
+        self._directory = Path(socket_directory("rhapsody-"))
         self.pool = Pool(
             self._make_replicas(options, self._directory),
             max_retries=self.config.max_retries,
@@ -136,8 +133,6 @@ class InferenceService:
     def _fail_waiting(self, error: ReplicaError) -> None:
         for request in self._batcher.clear() if self._batcher is not None else ():
             request.fail(error)
-
-    # -- prompts --------------------------------------------------------------------------------
 
     async def complete(
         self,
@@ -226,8 +221,6 @@ class InferenceService:
         if not self._batcher.remove(request) and request.replica is not None:
             request.replica.cancel(request.id)
 
-    # -- what it looks like ---------------------------------------------------------------------
-
     @property
     def healthy(self) -> bool:
         """Whether at least one server takes prompts."""
@@ -243,11 +236,3 @@ class InferenceService:
             "pending_prompts": self.admission.pending,
             "replicas": [replica.as_dict() for replica in self.pool.replicas] if self.pool else [],
         }
-
-
-def _private_directory() -> Path:
-    directory = tempfile.mkdtemp(prefix="rhapsody-")
-    if len(directory.encode()) > SOCKET_PATH_BYTES:
-        shutil.rmtree(directory)
-        directory = tempfile.mkdtemp(prefix="rhapsody-", dir="/tmp")
-    return Path(directory)

@@ -341,6 +341,18 @@ class TestTimeout:
         assert "within its timeout of 0.5 s" in str(task["exception"])
         await gate.ended("task.1")
 
+    async def test_waiting_for_a_free_place_is_not_in_it(self) -> None:
+        async with ConcurrentExecutionBackend(max_children=1) as backend:
+            sleeps = {
+                "executable": "sleep",
+                "arguments": ["0.4"],
+                "task_backend_specific_kwargs": {"timeout": 1.5},
+            }
+            results = await asyncio.gather(
+                *(backend.answer({**sleeps, "uid": f"task.{n}"}) for n in range(5))
+            )
+        assert [result["exit_code"] for result in results] == [0] * 5
+
 
 class TestExecutables:
     async def test_no_more_run_at_once_than_allowed(self, tmp_path: Path, gate: Gate) -> None:
