@@ -103,7 +103,9 @@ class AITaskDecorator:
     ) -> Callable[..., asyncio.Future[Any]]:
         name = _name_of(function)
         if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"ai_task takes an async function that returns a prompt, not {name}")
+            raise TypeError(
+                f"ai_task takes an async function that returns a prompt; write: async def {name}"
+            )
         parameters = inspect.signature(function).parameters
         described = parameters.get("task_description")
         if described is not None and described.default is not inspect.Parameter.empty:

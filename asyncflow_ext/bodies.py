@@ -49,7 +49,13 @@ def set_command(component: Component, text: str) -> None:
     Raises:
         ValueError: There is no program in it, or a quotation mark is not closed.
     """
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(
+            f"Executable task '{component.name}' returned {text!r:.80}, which cannot be split "
+            f"into words: {error}; shlex.join([...]) makes a command line of words"
+        ) from error
     if not words:
         raise ValueError(
             f"Executable task '{component.name}' must return a non-empty command string, "

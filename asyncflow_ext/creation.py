@@ -34,6 +34,12 @@ class Creation(Coroutine[Any, Any, E], Generic[E]):
         """As of any coroutine."""
         self._coroutine.close()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the engine has not been made yet, so it has no '{name}': write "
+            "flow = await WorkflowEngine.create(...), or async with WorkflowEngine.create(...)"
+        )
+
     def __await__(self) -> Generator[Any, Any, E]:
         return self._coroutine.__await__()
 

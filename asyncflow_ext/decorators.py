@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from asyncflow_ext.component import ComponentFuture, Options
 __all__ = ["Decorated", "make_decorator"]
 
 Register = Callable[..., ComponentFuture]
+
+OPTION_NAMES = ("backend", "backoff", "capture_stdio", "retries", "service", "timeout")
 
 
 class Decorated:
@@ -124,7 +127,14 @@ def make_decorator(register: Register) -> Callable[..., Any]:
         retries: int = 0,
         backoff: float = 0.1,
         timeout: float | None = None,
+        **unknown: Any,
     ) -> Any:
+        for name in unknown:
+            near = difflib.get_close_matches(name, OPTION_NAMES, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise TypeError(
+                f"there is no option '{name}'; {hint}options are {', '.join(OPTION_NAMES)}"
+            )
         options = Options(service, backend, capture_stdio, retries, backoff, timeout)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., ComponentFuture]:

@@ -71,6 +71,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._flush_due = False
         self._owned: set[asyncio.Task[Any]] = set()
         self._closer: asyncio.Task[None] | None = None
+        if isinstance(backend, list) and not backend:
+            raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
         # What the engine does by itself runs in the context that it was made in, not in that of
         # whichever task happened to come first.
         self._context = copy_context()
@@ -124,6 +126,11 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         await self.shutdown()
 
     def _attach_backend(self, backend: Any) -> None:
+        if isinstance(backend, type) or not hasattr(backend, "submit_tasks"):
+            raise ConfigurationError(
+                f"a backend is wanted, not {backend!r}; make one, such as "
+                "ConcurrentExecutionBackend()"
+            )
         if backend.name in self._senders:
             raise ConfigurationError(
                 f"two backends are named '{backend.name}'; give one of them another name=..."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +20,7 @@ from rhapsody.backends import BaseBackend, DragonVllmInferenceBackend, NoopExecu
 Program = Callable[[Any], Awaitable[Any]]
 
 STEP_SECONDS = 0.02
+FOLDER = tempfile.TemporaryDirectory(prefix="rhapsody-benchmark-")
 
 
 class SleepingBackend(BaseBackend):
@@ -75,7 +77,7 @@ async def pending(flow: Any, number: int, waves: int) -> None:
 
 async def time_engine(engine: Any, backend: Any, program: Program) -> tuple[float, float]:
     """Return wall and CPU seconds of one program on one engine."""
-    flow = await engine.create(backend=backend)
+    flow = await engine.create(backend=backend, work_dir=FOLDER.name)
     try:
         wall, cpu = time.perf_counter(), time.process_time()
         await program(flow)
@@ -122,7 +124,7 @@ async def ai_calls(engine: Any, calls: int) -> tuple[float, float]:
     backend = await DragonVllmInferenceBackend(
         None, "embedded", engine="embedded", launcher="local", use_service=False
     )
-    flow = extend(await engine.create(backend=backend))
+    flow = extend(await engine.create(backend=backend, work_dir=FOLDER.name))
 
     @flow.ai_task(max_tokens=400, min_tokens=400, ignore_eos=True)
     async def ask(before: str) -> str:

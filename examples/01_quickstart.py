@@ -216,7 +216,8 @@ async def main() -> None:
     )
     await part_one(compute, model)
     await part_two(compute, model)
-    say("\nAll backends are shut down. The next examples are shorter: see examples/.")
+    say("\nAll backends are shut down. The next examples are shorter:")
+    say(f"  {sys.executable} examples/02_session_mixed.py")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 try:
     from openai import OpenAI
 except ImportError:
-    sys.exit("This example needs the openai package: pip install openai")
+    sys.exit(f"This example needs the openai package: {sys.executable} -m pip install openai")
 
 from rhapsody.backends import DragonVllmInferenceBackend
 

@@ -49,10 +49,10 @@ class Router:
                 name,
             )
         if kind not in accepted_kinds(backend):
-            able = _names(b.name for b in self._able(kind))
+            able = _names(b.name for b in self._able(kind)) or "none of the session's"
             raise TaskValidationError(
                 task["uid"],
-                f"backend '{name}' cannot run a {kind} task; these can: {able or 'none'}",
+                f"backend '{name}' cannot run a {kind} task; these can: {able}",
                 "backend",
                 name,
             )

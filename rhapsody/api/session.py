@@ -85,7 +85,7 @@ class Session:
         self._poll_interval = 5.0
         if backends is None:
             backends = []
-        elif hasattr(backends, "submit_tasks"):
+        elif hasattr(backends, "submit_tasks") or isinstance(backends, str):
             backends = [backends]
         try:
             for backend in backends:
@@ -103,6 +103,9 @@ class Session:
             BackendInUseError: The backend belongs to another owner that is still open.
         """
         self._check_open()
+        if isinstance(backend, type) or not hasattr(backend, "submit_tasks"):
+            made = f"{backend.__name__}()" if isinstance(backend, type) else "get_backend(name)"
+            raise SessionError(f"a backend is wanted, not {backend!r}; make one, as by {made}")
         if backend.name in self.backends:
             raise SessionError(
                 f"the session has a backend named '{backend.name}' already; "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
 from typing import Any, NoReturn, TypeVar
 
-from rhapsody.api.errors import TaskValidationError
+from rhapsody.api.errors import SessionError, TaskValidationError
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.sampling import SAMPLING_FIELDS
 
@@ -55,6 +55,9 @@ class BaseTask(dict[str, Any]):
     __slots__ = ("__weakref__", "_future")
 
     known_fields = RESULT_FIELDS | COMMON_FIELDS
+    foreign_fields: frozenset[str] = frozenset()
+    """What is easily put into this kind of task and would be ignored there."""
+
     _future: asyncio.Future[Any] | None
 
     def __init__(self, fields: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -67,6 +70,8 @@ class BaseTask(dict[str, Any]):
             self._refuse("uid", "a non-empty string without '/'")
         if extra:
             self._add(extra)
+            for field in self.foreign_fields & self.keys():
+                self._refuse_foreign(field)
         if "backend" in self and not isinstance(self["backend"], str):
             self._refuse("backend", "the name of a backend, such as backend.name")
         if "timeout" in self:
@@ -98,6 +103,9 @@ class BaseTask(dict[str, Any]):
             field,
             value,
         )
+
+    def _refuse_foreign(self, field: str) -> NoReturn:
+        raise NotImplementedError
 
     def _check_type(self, field: str, kind: Any, expected: str) -> None:
         if not isinstance(self[field], kind) or (
@@ -163,8 +171,8 @@ class BaseTask(dict[str, Any]):
     def __await__(self) -> Generator[Any, None, Any]:
         future = self._future
         if future is None:
-            raise RuntimeError(
-                f"task {self['uid']} was not submitted; pass it to Session.submit_tasks first"
+            raise SessionError(
+                f"task {self['uid']} was not submitted; await session.submit_tasks([task]) first"
             )
         return future.__await__()
 
@@ -247,6 +255,7 @@ class ComputeTask(BaseTask):
 
     __slots__ = ()
 
+    foreign_fields = frozenset({"cwd", "env", "prompt", "shell"})
     known_fields = BaseTask.known_fields | {
         "args",
         "arguments",
@@ -301,6 +310,14 @@ class ComputeTask(BaseTask):
             self._check_function(arguments)
         else:
             self._check_executable(args, kwargs)
+
+    def _refuse_foreign(self, field: str) -> NoReturn:
+        if field == "prompt":
+            self._refuse(field, "left out: a prompt is for an AITask")
+        value = _repr.repr(self[field])
+        self._refuse(
+            field, f'left out: give it as task_backend_specific_kwargs={{"{field}": {value}}}'
+        )
 
     def _check_function(self, arguments: Any) -> None:
         if not callable(self["function"]):
@@ -366,6 +383,8 @@ class AITask(BaseTask):
 
     __slots__ = ()
 
+    foreign_fields = frozenset({"arguments", "args", "executable", "function", "kwargs"})
+
     known_fields = (
         BaseTask.known_fields
         | SAMPLING_FIELDS
@@ -414,6 +433,9 @@ class AITask(BaseTask):
 
     def __missing__(self, field: str) -> Any:
         return self["stop"] if field == "stop_sequences" else super().__missing__(field)
+
+    def _refuse_foreign(self, field: str) -> NoReturn:
+        self._refuse(field, "left out: it is for a ComputeTask")
 
     def _check_prompt(self) -> None:
         prompt = self.get("prompt")

@@ -73,8 +73,8 @@ class ConcurrentExecutionBackend(BaseBackend):
                 f"not {executor!r}"
             )
         for field, value in (("max_workers", max_workers), ("max_children", max_children)):
-            if value is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1, not {value!r}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field} must be a whole number of at least 1, not {value!r}")
         self._wanted = executor
         self._max_workers = max_workers
         self._max_children = max_children or max(32, 4 * (os.cpu_count() or 1))

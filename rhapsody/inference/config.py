@@ -107,8 +107,9 @@ class InferenceConfig:
         """
         if self.engine != "embedded":
             raise ConfigurationError(
-                "this version serves engine='embedded' only; engine='vllm' is not part of it yet. "
-                "The embedded model needs no GPU and no download, and is not a real model"
+                "this version serves the embedded model only, and engine='vllm' is not part of it "
+                "yet; pass engine='embedded' and launcher='local'. The embedded model needs no GPU "
+                "and no download, and is not a real model"
             )
         if self.launcher != "local":
             raise ConfigurationError(

@@ -318,3 +318,16 @@ def test_a_task_is_done_once_its_state_is_terminal() -> None:
         task.state = state
         states.append(task.done)
     assert states == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("field", ["cwd", "env", "shell"])
+def test_an_option_of_the_backend_is_not_taken_for_a_field(field: str) -> None:
+    with pytest.raises(TaskValidationError, match="task_backend_specific_kwargs"):
+        ComputeTask(executable="pwd", **{field: "/"})
+
+
+def test_a_task_is_of_one_kind() -> None:
+    with pytest.raises(TaskValidationError, match="a prompt is for an AITask"):
+        ComputeTask(function=len, prompt="hello")
+    with pytest.raises(TaskValidationError, match="it is for a ComputeTask"):
+        AITask("hello", function=len)
