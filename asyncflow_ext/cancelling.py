@@ -28,6 +28,7 @@ class Canceller:
     """Asks backends to stop tasks, and releases who waits for them, whatever a backend does.
 
     Args:
+        loop: The engine's loop.
         sender_of: Gives the sender that a component goes through.
         end: Ends a component as cancelled.
         own: Keeps an asyncio task until it is done.
@@ -35,10 +36,12 @@ class Canceller:
 
     def __init__(
         self,
+        loop: asyncio.AbstractEventLoop,
         sender_of: Callable[[Component], Sender],
         end: EndCancelled,
         own: Callable[[asyncio.Task[None]], None],
     ) -> None:
+        self._loop = loop
         self._sender_of = sender_of
         self._end = end
         self._own = own
@@ -53,15 +56,13 @@ class Canceller:
         elif not component.cancelling:
             component.cancelling = True
             component.stop_timer()
-            component.timer = asyncio.get_running_loop().call_later(
-                CONFIRM_SECONDS, self._give_up, component
-            )
+            component.timer = self._loop.call_later(CONFIRM_SECONDS, self._give_up, component)
             if component.stage is Stage.SUBMITTED:
                 self.ask(component)
 
     def ask(self, component: Component) -> None:
         """Have its backend, which has it by now, stop a component."""
-        self._own(asyncio.get_running_loop().create_task(self._ask(component)))
+        self._own(asyncio.Task(self._ask(component), loop=self._loop))
 
     async def _ask(self, component: Component) -> None:
         try:

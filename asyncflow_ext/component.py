@@ -69,7 +69,7 @@ def _is_number(value: Any) -> bool:
 class Cancels(Protocol):
     """What a future needs of its engine."""
 
-    def cancel(self, component: Component) -> bool:
+    def cancel(self, component: Component, msg: Any) -> bool:
         """Cancel a component that has not ended."""
 
 
@@ -92,11 +92,11 @@ class ComponentFuture(asyncio.Future[Any]):
         """
         if self.done() or self.component is None:
             return super().cancel(msg)
-        return self.component.engine.cancel(self.component)
+        return self.component.engine.cancel(self.component, msg)
 
-    def cancel_now(self) -> bool:
+    def cancel_now(self, msg: Any | None = None) -> bool:
         """Cancel the future itself, whatever becomes of the work."""
-        return super().cancel()
+        return super().cancel(msg)
 
 
 class Component(dict[str, Any]):
@@ -118,13 +118,17 @@ class Component(dict[str, Any]):
         job: The asyncio task that runs its body, if one does.
         timer: Fires at its timeout, or when its next attempt is due.
         timed_out: The present attempt took too long.
+        abandoned: Somebody cancelled it: there is no other attempt.
+        cancel_message: What that somebody said.
         cancelling: Its backend has been asked to stop it, or will be.
         context: The context of its call, in which its body runs, if the engine runs it.
         members: The unfinished components made inside its body, if that runs here.
     """
 
     __slots__ = (
+        "abandoned",
         "attempt",
+        "cancel_message",
         "cancelling",
         "context",
         "dependencies",
@@ -170,6 +174,8 @@ class Component(dict[str, Any]):
         self.job: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.timed_out = False
+        self.abandoned = False
+        self.cancel_message: Any = None
         self.cancelling = False
         self.context = None if kind == "function" else copy_context()
         self.members: set[ComponentFuture] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
@@ -77,7 +78,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         # whichever task happened to come first.
         self._context = copy_context()
         self._events = TaskEvents(self)
-        self._canceller = Canceller(self._sender_of, self._end_cancelled, self._own)
+        loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._own)
         self._block: ContextVar[Component | None] = ContextVar("block", default=None)
         try:
             super().__init__(backend, dry_run, implicit_data, uid, work_dir)
@@ -137,7 +140,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             )
         super()._attach_backend(backend)
         self._senders[backend.name] = Sender(
-            backend, self._on_sending, self._on_sent, self._on_send_error
+            backend, self.loop, self._on_sending, self._on_sent, self._on_send_error
         )
 
     def _register_decorator(
@@ -159,6 +162,11 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             raise RuntimeError(
                 f"the workflow engine {self.uid} was shut down; make a new one to run "
                 f"'{decorated.name}'"
+            )
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                f"'{decorated.name}' was called in another thread than its engine's; call it there "
+                "by loop.call_soon_threadsafe"
             )
         future = ComponentFuture(loop=self.loop)
         number = f"{next(_uids):06d}"
@@ -183,6 +191,12 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         if description["args"] or description["kwargs"]:
             arguments = (description["args"], description["kwargs"])
             component.dependencies = find_futures(arguments)
+            for dependency in component.dependencies:
+                if dependency.get_loop() is not self.loop:
+                    raise RuntimeError(
+                        f"an argument of '{component.name}' is a future of another event loop; "
+                        "await it there and pass its value"
+                    )
         description["metadata"] = metadata(component)
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
@@ -214,8 +228,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._events.resolved(component)
         self._ready.append(component)
         if not self._flush_due:
-            self._flush_due = True
             self.loop.call_soon(self._flush, context=self._context)
+            self._flush_due = True
 
     def _flush(self) -> None:
         """Launch what became ready in this pass."""
@@ -247,12 +261,14 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._start(component, self._run_here(component))
         else:
             component.stage = Stage.PREPARING
+            self._start_timer(component)
             self._start(component, self._prepare(component, arguments))
 
     def _start(self, component: Component, body: Coroutine[Any, Any, None]) -> None:
         """Run a body on the caller's loop, in the context of the call."""
         assert component.context is not None
-        component.job = component.context.run(self.loop.create_task, body)
+        # Not `create_task`, which may run the body before there is a job to speak of.
+        component.job = component.context.run(partial(asyncio.Task, body, loop=self.loop))
         if component.kind == BLOCK:
             self._block_asyncio_tasks[component.uid] = component.job
 
@@ -264,12 +280,15 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 component.description[PROMPT] = text
             else:
                 set_command(component, text)
-            self._queue(component)
+            if component.job is asyncio.current_task():  # else it was stopped and took no notice
+                self._queue(component)
         except asyncio.CancelledError:  # ours, or of something that the body awaited
-            self._end_cancelled(component)
+            if component.job is asyncio.current_task():
+                self._end_cancelled(component)
             raise
-        except Exception as error:
+        except BaseException as error:
             self._fail(component, error)
+            _raise_exit(error)
 
     def _queue(self, component: Component) -> None:
         name = component.options.backend or self._default_backend_name
@@ -287,7 +306,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _on_sending(self, batch: list[Component]) -> None:
         for component in batch:
             self.running.add(component.uid)
-            self._start_timer(component)
+            if component.timer is None:
+                self._start_timer(component)
             self._events.submitted(component)
 
     def _on_sent(self, batch: list[Component]) -> None:
@@ -298,7 +318,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             if component.cancelling:
                 self._canceller.ask(component)
 
-    def _on_send_error(self, batch: list[Component], error: Exception) -> None:
+    def _on_send_error(self, batch: list[Component], error: BaseException) -> None:
         logger.error("a backend raised from submit_tasks", exc_info=error)
         for component in batch:
             self._fail(component, error)
@@ -308,7 +328,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         description = component.description
         component.stage = Stage.SUBMITTED
         component.future.state = "RUNNING"
-        component.members = set()
+        component.members = component.members or set()
         self._block.set(component)
         if component.kind == BLOCK:
             self._workflow_id_ctx.set(component.uid)
@@ -321,10 +341,17 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         except asyncio.CancelledError:
             self._end_cancelled(component)
             raise
-        except Exception as error:
-            self._fail(component, error)
+        except BaseException as error:
+            if component.timed_out:
+                self._end_cancelled(component)
+            else:
+                self._fail(component, error)
+            _raise_exit(error)
         else:
-            self._succeed(component, {"return_value": value})
+            if component.timed_out:
+                self._end_cancelled(component)
+            else:
+                self._succeed(component, {"return_value": value})
 
     def _span(self, component: Component) -> Any:
         if self._telemetry is None or component.kind != BLOCK:
@@ -338,6 +365,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
         """Take a task's state from its backend; unknown tasks and states are ignored."""
+        if threading.get_ident() != self._thread:
+            # A backend that reports from a thread of its own: nothing else would wake the loop.
+            self.loop.call_soon_threadsafe(self.task_callbacks, task, state, service_callback)
+            return
         states = self.task_states_map
         fields = task if isinstance(task, dict) else task.as_dict()
         component = self.components.get(fields["uid"])
@@ -376,6 +407,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             return
         component.stop_timer()
         self.running.discard(component.uid)
+        if component.abandoned:
+            component.timed_out = False
+            self._end_cancelled(component)
+            return
         if again and component.attempt < component.options.retries:
             self._try_again(component)
             return
@@ -384,7 +419,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._events.ended("TaskFailed", component, error_type=type(error).__name__)
 
     def _try_again(self, component: Component) -> None:
-        pause = component.options.backoff * 2**component.attempt
+        self._stop_job(component)
+        self._cancel_members(component)
+        pause = component.options.backoff * 2.0 ** min(component.attempt, 30)
         component.attempt += 1
         component.stage = Stage.WAITING
         component.timed_out = component.cancelling = False
@@ -403,14 +440,20 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
 
     def _on_timeout(self, component: Component) -> None:
         component.timed_out = True
-        if component.runs_here:
-            self._stop_job(component)
-            self._end_cancelled(component)
+        if component.runs_here and component.job is not None:
+            # Its end is the attempt's end; a body that takes no notice is not waited for.
+            component.job.cancel()
+            component.timer = self.loop.call_later(
+                STOP_SECONDS, self._end_cancelled, component, False, context=self._context
+            )
         else:
-            self.cancel(component)
+            self._stop_job(component)
+            self._canceller.cancel(component)
 
-    def cancel(self, component: Component) -> bool:
+    def cancel(self, component: Component, msg: Any) -> bool:
         """Cancel a component that has not ended; its future asks for this."""
+        component.abandoned, component.timed_out = True, False
+        component.cancel_message = msg
         self._canceller.cancel(component)
         return True
 
@@ -428,7 +471,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             limit = component.options.timeout or 0.0
             self._fail(component, TaskTimeoutError(component.uid, limit), again)
             return
-        component.future.cancel_now()
+        component.future.cancel_now(component.cancel_message)
         component.future.state = "CANCELLED"
         self._events.ended("TaskCanceled", component)
 
@@ -438,14 +481,17 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         assert component is not None
         component.stop_timer()
         self._stop_job(component)
-        if component.members and future.cancelled():
-            for member in list(component.members):
-                member.cancel()
+        if future.cancelled() or component.timed_out:
+            self._cancel_members(component)
         uid = component.uid
         self.components.pop(uid, None)
         self.dependencies.pop(uid, None)
         self.running.discard(uid)
         self._block_asyncio_tasks.pop(uid, None)
+
+    def _cancel_members(self, component: Component) -> None:
+        for member in list(component.members or ()):
+            member.cancel()
 
     def _stop_job(self, component: Component) -> None:
         job, component.job = component.job, None
@@ -460,6 +506,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         """Shut down; called for SIGHUP, SIGINT and SIGTERM."""
         logger.info("engine %s: shutting down after %s", self.uid, sig.name)
         self._begin_shutdown(skip_execution_backend=False)
+
+    async def _start_async_components(self) -> None:
+        """Start nothing: there is no loop to run."""
 
     async def run(self) -> None:
         """Wait for the shutdown: nothing here runs in a loop."""
@@ -485,8 +534,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             if isinstance(component, Component):  # the dictionary is open to everybody
                 component.timed_out = False
                 self._end_cancelled(component)
-        for sender in self._senders.values():
-            await sender.stop()
+        stops = [sender.stop(STOP_SECONDS) for sender in self._senders.values()]
+        await asyncio.gather(*stops)
         await asyncio.sleep(0)  # what was cancelled has been released then
         await self._end_owned()
         if not skip_execution_backend:
@@ -496,9 +545,17 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                     logger.error("a backend did not shut down cleanly", exc_info=error)
 
     async def _end_owned(self) -> None:
-        owned = {*self._owned, self._run_task}
+        owned = set(self._owned)
+        if not owned:
+            return
         for task in owned:
             task.cancel()
         _, left = await asyncio.wait(owned, timeout=STOP_SECONDS)
         for task in left:
             logger.warning("%s goes on after it was cancelled", task)
+
+
+def _raise_exit(error: BaseException) -> None:
+    """Let what is to end the program go on; its task has been failed with it."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error

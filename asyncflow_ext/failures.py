@@ -8,6 +8,11 @@ from typing import Any
 
 from radical.asyncflow.errors import DependencyFailureError
 
+from rhapsody.api.errors import message_of
+
+LONGEST_REASON = 1000
+"""Characters of a reason; whole ones would make the memory of a failed chain quadratic."""
+
 __all__ = ["as_exception", "dependency_failure", "reported_error"]
 
 
@@ -15,14 +20,16 @@ def as_exception(error: BaseException) -> Exception:
     """Return an exception that a future can hold: `StopIteration` and exits are wrapped."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped = RuntimeError(_in_words(error))
     wrapped.__cause__ = error
     return wrapped
 
 
 def reported_error(fields: Mapping[str, Any]) -> BaseException:
     """Return the failure that a backend reports: an exception, else what is on stderr."""
-    error = fields.get("exception") or fields.get("stderr") or "failed with unknown error"
+    error = fields.get("exception")
+    if error is None:
+        error = fields.get("stderr") or "failed with unknown error"
     return error if isinstance(error, BaseException) else RuntimeError(str(error))
 
 
@@ -48,7 +55,10 @@ def dependency_failure(
     if not failed:
         return None
     name, error = failed[0]
-    reason = str(error) if isinstance(error, DependencyFailureError) else _in_words(error)
+    if isinstance(error, DependencyFailureError):
+        reason = _shortened(str(error))
+    else:
+        reason = _in_words(error)
     return DependencyFailureError(
         f"Cannot execute '{dependent}' due to dependency failure: '{name}' failed: {reason}",
         failed_dependencies=[name for name, _ in failed],
@@ -57,7 +67,15 @@ def dependency_failure(
 
 
 def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, message = type(error).__name__, message_of(error)
+    return name if message == name else f"{name}: {message}"
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of a long chain, which `__cause__` has in full."""
+    if len(text) <= LONGEST_REASON:
+        return text
+    return f"{text[: LONGEST_REASON // 2]} [...] {text[-LONGEST_REASON // 2 :]}"
 
 
 def _name(dependency: Any) -> str:

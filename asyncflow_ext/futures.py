@@ -18,28 +18,42 @@ def find_futures(value: Any) -> list[asyncio.Future[Any]]:
     another one.
     """
     found: dict[asyncio.Future[Any], None] = {}
-    _collect((value,), found)
+    _collect((value,), found, set())
     return list(found)
 
 
-def _collect(values: Iterable[Any], found: dict[asyncio.Future[Any], None]) -> None:
+def _collect(
+    values: Iterable[Any], found: dict[asyncio.Future[Any], None], inside: set[int]
+) -> None:
     for value in values:
         kind = type(value)
-        if kind in CONTAINERS:
-            if value:
-                _collect(value, found)
-        elif kind is dict:
-            if value:
-                _collect(value.values(), found)
+        if kind in CONTAINERS or kind is dict:
+            if value and id(value) not in inside:  # else empty, or it contains itself
+                inside.add(id(value))
+                _collect(value.values() if kind is dict else value, found, inside)
+                inside.discard(id(value))
         elif isinstance(value, asyncio.Future):
             found[value] = None
 
 
 def with_values(value: Any) -> Any:
-    """Return a value with the result of every future in its place; all of them are done."""
+    """Return a value with the result of every future in its place; all of them are done.
+
+    Containers without futures stay the objects that they are.
+    """
+    return _replace(value, set())
+
+
+def _replace(value: Any, inside: set[int]) -> Any:
     kind = type(value)
-    if kind in CONTAINERS:
-        return kind(with_values(item) for item in value)
-    if kind is dict:
-        return {key: with_values(item) for key, item in value.items()}
-    return value.result() if isinstance(value, asyncio.Future) else value
+    if isinstance(value, asyncio.Future):
+        return value.result()
+    if (kind not in CONTAINERS and kind is not dict) or id(value) in inside:
+        return value
+    inside.add(id(value))
+    old = list(value.values() if kind is dict else value)
+    new = [_replace(item, inside) for item in old]
+    inside.discard(id(value))
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return value
+    return dict(zip(value, new, strict=True)) if kind is dict else kind(new)

@@ -18,6 +18,7 @@ class Sender:
 
     Args:
         backend: The backend.
+        loop: The engine's loop.
         on_sending: Called with a batch just before the backend gets it.
         on_sent: Called with a batch that the backend took.
         on_error: Called with a batch and what the backend raised instead.
@@ -26,11 +27,14 @@ class Sender:
     def __init__(
         self,
         backend: Any,
+        loop: asyncio.AbstractEventLoop,
         on_sending: Callable[[list[Component]], None],
         on_sent: Callable[[list[Component]], None],
-        on_error: Callable[[list[Component], Exception], None],
+        on_error: Callable[[list[Component], BaseException], None],
     ) -> None:
         self.backend = backend
+        self._loop = loop
+        self._stopping = False
         self._on_sending = on_sending
         self._on_sent = on_sent
         self._on_error = on_error
@@ -42,7 +46,8 @@ class Sender:
         component.stage = Stage.QUEUED
         self._waiting[component.uid] = component
         if self._job is None:
-            self._job = asyncio.get_running_loop().create_task(self._send())
+            # Not `create_task`, which may run it eagerly: one pass of the loop is one batch.
+            self._job = asyncio.Task(self._send(), loop=self._loop)
 
     def remove(self, component: Component) -> None:
         """Take a component out again that has not been sent."""
@@ -58,16 +63,19 @@ class Sender:
                 self._on_sending(batch)
                 try:
                     await self.backend.submit_tasks([c["description"] for c in batch])
-                except Exception as error:
+                except BaseException as error:
+                    if self._stopping:
+                        raise
                     self._on_error(batch, error)
                 else:
                     self._on_sent(batch)
         finally:
             self._job = None
 
-    async def stop(self) -> None:
-        """Send nothing more."""
+    async def stop(self, seconds: float) -> None:
+        """Send nothing more; a call that does not end when cancelled is left to itself."""
+        self._stopping = True
         self._waiting.clear()
         if self._job is not None:
             self._job.cancel()
-            await asyncio.gather(self._job, return_exceptions=True)
+            await asyncio.wait([self._job], timeout=seconds)

@@ -28,7 +28,16 @@ __all__ = [
     "TaskValidationError",
     "UnsupportedTaskError",
     "WorkerDied",
+    "message_of",
 ]
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's text, or its type's name where it has none or its `__str__` fails."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__
 
 
 class RhapsodyError(Exception):

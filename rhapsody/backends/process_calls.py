@@ -29,7 +29,7 @@ from typing import Any
 
 import cloudpickle
 
-from rhapsody.api.errors import TaskExecutionError
+from rhapsody.api.errors import TaskExecutionError, message_of
 from rhapsody.processes import SECRET_VARIABLES, socket_directory
 
 __all__ = [
@@ -146,7 +146,7 @@ def _dump_error(uid: str, error: BaseException) -> bytes:
             data = bytes(cloudpickle.dumps((None, error, remote)))
             pickle.loads(data)  # many exceptions pickle but cannot be rebuilt
             return data
-    stand_in = TaskExecutionError(uid, f"it raised {type(error).__name__}: {error}")
+    stand_in = TaskExecutionError(uid, f"it raised {type(error).__name__}: {message_of(error)}")
     return pickle.dumps((None, stand_in, remote))
 
 

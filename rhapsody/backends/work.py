@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
+from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError, message_of
 from rhapsody.backends.attachment import Attachment
 from rhapsody.backends.protocol import Task, TaskStates, task_kind
 
@@ -80,8 +80,7 @@ def task_exception(uid: str, error: BaseException) -> Exception:
     """
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    wrapped = TaskExecutionError(uid, f"it raised {text}")
+    wrapped = TaskExecutionError(uid, f"it raised {type(error).__name__}: {message_of(error)}")
     wrapped.__cause__ = error
     return wrapped
 
@@ -89,4 +88,4 @@ def task_exception(uid: str, error: BaseException) -> Exception:
 def failure_fields(work: Work, error: BaseException) -> dict[str, Any]:
     """Return the result fields of a task that failed."""
     exception = task_exception(work.uid, error)
-    return {"exception": exception, "stderr": str(exception)}
+    return {"exception": exception, "stderr": message_of(exception)}
