@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from asyncflow_ext.failures import dependency_failure
+from asyncflow_ext.failures import as_exception, dependency_failure
 from asyncflow_ext.futures import find_futures, with_values
 from rhapsody.api.errors import ConfigurationError, TaskValidationError
 from rhapsody.api.tasks import AITask
@@ -144,7 +144,12 @@ class AITaskDecorator:
             return made
 
         async def waiting_body(arguments: _Opaque) -> Any:
-            return await body(*await arguments.values(name))
+            try:
+                return await body(*await arguments.values(name))
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # the stock engine would never end the block
+                raise as_exception(error) from error.__cause__
 
         waiting_body.__name__ = name
         block = self._flow.block(waiting_body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import weakref
@@ -22,21 +23,38 @@ class _Taken:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.engines: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._before = {sig: signal.getsignal(sig) for sig in SIGNALS}
+        self._before = {sig: (signal.getsignal(sig), self._of_loop(sig)) for sig in SIGNALS}
         for sig in SIGNALS:
             loop.add_signal_handler(sig, self._tell, sig)
+        self._ours = {sig: signal.getsignal(sig) for sig in SIGNALS}
+
+    def _of_loop(self, sig: signal.Signals) -> Any:
+        # asyncio has no public way to ask which handler a loop has for a signal.
+        return getattr(self.loop, "_signal_handlers", {}).get(sig)
 
     def _tell(self, sig: signal.Signals) -> None:
-        for engine in list(self.engines):
+        engines = list(self.engines)
+        for engine in engines:
             engine.on_signal(sig)
+        if not engines:  # all were dropped without a shutdown: the signal is somebody else's
+            _forget(self)
+            os.kill(os.getpid(), sig)
 
     def give_back(self) -> None:
         if self.loop.is_closed():  # which took its handlers away itself
             return
         for sig in SIGNALS:
+            now = self._of_loop(sig)
+            if now is None or now._callback != self._tell:
+                continue  # somebody has put a handler in the place of ours
+            last, (before, of_loop) = signal.getsignal(sig), self._before[sig]
             self.loop.remove_signal_handler(sig)
-            if self._before[sig] is not None:
-                signal.signal(sig, self._before[sig])
+            if last is not self._ours[sig]:
+                signal.signal(sig, last)
+            elif of_loop is not None:
+                self.loop.add_signal_handler(sig, of_loop._callback, *of_loop._args)
+            elif before is not None:
+                signal.signal(sig, before)
 
 
 _taken: _Taken | None = None
@@ -62,10 +80,15 @@ def take(engine: Any) -> None:
 
 def give_back(engine: Any) -> None:
     """Leave signals to whoever had them before, once no other engine lives."""
-    global _taken
     if _taken is None or engine not in _taken.engines:
         return
     _taken.engines.discard(engine)
     if not _taken.engines:
-        _taken.give_back()
+        _forget(_taken)
+
+
+def _forget(taken: _Taken) -> None:
+    global _taken
+    taken.give_back()
+    if _taken is taken:
         _taken = None

@@ -28,7 +28,6 @@ __all__ = [
     "TaskValidationError",
     "UnsupportedTaskError",
     "WorkerDied",
-    "message_of",
 ]
 
 

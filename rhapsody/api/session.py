@@ -36,7 +36,7 @@ AnyTask = MutableMapping[str, Any]
 class _Entry:
     """An active task: where it runs, since when, and who waits for it."""
 
-    __slots__ = ("backend", "future", "submitted", "task")
+    __slots__ = ("backend", "ended", "future", "submitted", "task")
 
     def __init__(
         self, task: AnyTask, backend: Any, future: asyncio.Future[Any], submitted: float
@@ -44,6 +44,7 @@ class _Entry:
         self.task = task
         self.backend = backend
         self.future = future
+        self.ended: asyncio.Future[None] = future.get_loop().create_future()
         self.submitted = submitted
 
 
@@ -148,8 +149,14 @@ class Session:
             for task in batch:
                 self._register(task, backend, loop.create_future(), now)
         futures = [self._active[task["uid"]].future for task in tasks]
-        for backend, batch in batches:
-            await self._submit(backend, batch)
+        left = [task for _, batch in batches for task in batch]
+        try:
+            for backend, batch in batches:
+                del left[: len(batch)]
+                await self._submit(backend, batch)
+        finally:  # where this was cancelled, nobody will ever report these
+            for task in left:
+                self._on_state(task, TaskStates.CANCELED)
         return futures
 
     def _register(
@@ -207,7 +214,7 @@ class Session:
             del self._active[task["uid"]]
             statistics.ended(task["state"], state, time.monotonic() - entry.submitted)
             task["state"] = state
-            _settle(entry.future, task, state)
+            _settle(entry, task, state)
         elif state == TaskStates.RUNNING:
             statistics.started(task["state"])
             task["state"] = state
@@ -237,7 +244,7 @@ class Session:
             SessionError: A task was not submitted to this session.
         """
         tasks = _as_list(tasks)
-        waiting = [entry.future for entry in map(self._entry, tasks) if entry is not None]
+        waiting = [entry.ended for entry in map(self._entry, tasks) if entry is not None]
         waiter = asyncio.wait(waiting, timeout=timeout) if waiting else None
         if progress:
             from rhapsody.api.progress import watch
@@ -433,24 +440,31 @@ def _check_dict(task: Any) -> None:
     task.setdefault("uid", BaseTask.from_dict(task)["uid"])
 
 
-def _settle(future: asyncio.Future[Any], task: AnyTask, state: str) -> None:
+def _settle(entry: _Entry, task: AnyTask, state: str) -> None:
+    future = entry.future
     loop = future.get_loop()
     if not _runs_here(loop) and not loop.is_closed():
         # `with` left where a loop runs, or a third party's backend that reports from a thread.
-        loop.call_soon_threadsafe(_settle, future, task, state)
+        loop.call_soon_threadsafe(_settle, entry, task, state)
         return
+    if not entry.ended.done():
+        entry.ended.set_result(None)
     if future.done():  # cancelled by whoever awaited the future itself
-        return
+        future = loop.create_future()
+        if isinstance(task, BaseTask):
+            task.bind_future(future)
     if state == TaskStates.DONE:
         future.set_result(task)
         return
     if state == TaskStates.CANCELED:
-        error: BaseException = TaskCancelledError(task["uid"])
+        error: BaseException | None = TaskCancelledError(task["uid"])
         task.setdefault("exception", error)
     else:
-        error = task.get("exception") or TaskExecutionError(
-            task["uid"], task.get("stderr") or "no reason was given", task.get("exit_code")
-        )
+        error = task.get("exception")
+        if error is None:
+            error = TaskExecutionError(
+                task["uid"], task.get("stderr") or "no reason was given", task.get("exit_code")
+            )
     future.set_exception(error)
     future.exception()  # retrieved: those who use wait_tasks get no warnings
 

@@ -174,7 +174,8 @@ class BaseTask(dict[str, Any]):
             raise SessionError(
                 f"task {self['uid']} was not submitted; await session.submit_tasks([task]) first"
             )
-        return future.__await__()
+        # Shielded: who stops waiting, as by `asyncio.wait_for`, must not spoil it for the others.
+        return asyncio.shield(future).__await__()
 
     def __missing__(self, field: str) -> Any:
         if field in self.known_fields:

@@ -222,3 +222,25 @@ async def test_a_body_runs_in_the_context_of_its_call(flow, number):
     SCOPE.set("later")
     await future
     assert seen == ["inside"]
+
+
+async def test_arguments_keep_their_identity(flow, number):
+    seen = []
+
+    @flow.block
+    async def block(value, out):
+        out.append(value)
+
+    await block(number(1), seen)
+    assert seen == [1]
+
+
+async def test_a_container_may_contain_itself(flow, number):
+    loop = [1]
+    loop.append(loop)
+
+    @flow.block
+    async def block(value, ring):
+        return ring is loop
+
+    assert await block(number(1), loop)

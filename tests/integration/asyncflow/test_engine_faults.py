@@ -1,6 +1,7 @@
 """The event-driven engine: a fault fails the tasks concerned, with the true reason."""
 
 import asyncio
+import threading
 
 import pytest
 from radical.asyncflow import InputFile
@@ -288,3 +289,145 @@ async def test_an_ai_task_is_a_task_with_dependencies_and_retries():
         assert answer.task["metadata"]["dependencies"] == [
             {"uid": known.task["uid"], "name": "fact"}
         ]
+
+
+class Speechless(Exception):
+    def __str__(self):
+        return self.missing
+
+
+class Odd(BaseException):
+    pass
+
+
+async def test_an_exception_that_cannot_be_printed_is_still_one(flow):
+    @flow.function_task
+    async def broken():
+        raise Speechless
+
+    first = broken()
+    with pytest.raises(Speechless):
+        await asyncio.wait_for(asyncio.shield(first), 10)
+    with pytest.raises(DependencyFailureError, match="Speechless"):
+        await tasks_of(flow)(first)
+
+
+@pytest.mark.parametrize("kind", ["block", "executable_task", "prompt_task"])
+async def test_an_odd_exception_of_a_body_ends_its_task(flow, kind):
+    @getattr(flow, kind)
+    async def body():
+        raise Odd("odd")
+
+    with pytest.raises(RuntimeError, match="Odd: odd"):
+        await asyncio.wait_for(body(), 5)
+
+
+async def test_a_block_that_timed_out_is_repeated(flow):
+    attempts = []
+
+    @flow.block(timeout=0.05, retries=2, backoff=0.001)
+    async def block():
+        attempts.append(1)
+        if len(attempts) < 3:
+            await asyncio.Event().wait()
+        return "fine"
+
+    assert await asyncio.wait_for(block(), 10) == "fine"
+
+
+async def test_a_late_value_of_a_block_that_timed_out_is_not_taken(flow):
+    @flow.block(timeout=0.05)
+    async def block():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "too late"
+
+    with pytest.raises(TaskTimeoutError):
+        await asyncio.wait_for(block(), 10)
+
+
+async def test_the_members_of_a_block_that_timed_out_are_cancelled(flow):
+    members = []
+
+    @flow.block(timeout=0.1)
+    async def block():
+        members.append(endless())
+        await members[0]
+
+    @flow.executable_task
+    async def endless():
+        return "/bin/sleep 60"
+
+    with pytest.raises(TaskTimeoutError):
+        await asyncio.wait_for(block(), 10)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(members[0]), 10)
+
+
+async def test_a_cancelled_task_is_not_repeated():
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        future = tasks_of(flow, retries=3, backoff=0.001)()
+        await asyncio.sleep(0.05)
+        assert backend.batches
+        future.cancel("no more")
+        backend.failed(backend.batches[0][0], OSError("died while it was stopped"))
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(future), 5)
+    assert len(backend.batches) == 1
+
+
+async def test_the_timeout_covers_the_body(flow):
+    @flow.executable_task(timeout=0.05)
+    async def slow():
+        await asyncio.Event().wait()
+
+    with pytest.raises(TaskTimeoutError):
+        await asyncio.wait_for(slow(), 5)
+
+
+async def test_many_retries_do_not_overflow():
+    backend = ScriptedBackend(on_task=lambda task: backend.failed(task, OSError("broken")))
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(OSError, match="broken"):
+            await tasks_of(flow, retries=1100, backoff=0.0)()
+
+
+async def test_a_long_chain_of_failures_keeps_its_messages_short(flow):
+    @flow.function_task
+    async def broken():
+        raise ValueError("boom")
+
+    last = broken()
+    for _ in range(100):
+        last = tasks_of(flow)(last)
+    with pytest.raises(DependencyFailureError) as caught:
+        await last
+    assert len(str(caught.value)) < 1500
+    assert "boom" in str(caught.value)
+
+
+async def test_a_backend_that_reports_from_a_thread_is_heard():
+    def from_a_thread(task):
+        threading.Timer(0.05, backend.done, [task, "heard"]).start()
+
+    backend = ScriptedBackend(on_task=from_a_thread)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        assert await asyncio.wait_for(tasks_of(flow)(), 5) == "heard"
+
+
+async def test_a_call_from_another_thread_is_refused(flow):
+    with pytest.raises(RuntimeError, match="in another thread"):
+        await asyncio.to_thread(tasks_of(flow))
+    assert await tasks_of(flow)() == "fine"
+
+
+async def test_a_future_of_another_loop_is_refused(flow):
+    other = asyncio.new_event_loop()
+    try:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            tasks_of(flow)(other.create_future())
+    finally:
+        other.close()
+    assert await tasks_of(flow)() == "fine"

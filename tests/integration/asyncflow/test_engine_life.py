@@ -12,6 +12,7 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext import WorkflowEngine, stock
 from rhapsody.backends import NoopExecutionBackend
+from tests.support.scripted import ScriptedBackend
 
 pytestmark = pytest.mark.asyncflow
 
@@ -145,3 +146,48 @@ def test_an_asyncflow_whose_inner_names_moved_is_refused():
 
 def test_the_installed_asyncflow_fits():
     stock.check_stock()
+
+
+async def test_a_loops_own_signal_handler_comes_back():
+    loop, got = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, got.set)
+    try:
+        flow = await WorkflowEngine.create(backend=NoopExecutionBackend())
+        await flow.shutdown()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(got.wait(), 5)
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def test_a_handler_that_came_later_stays():
+    before = signal.getsignal(signal.SIGHUP)
+    got = []
+    flow = await WorkflowEngine.create(backend=NoopExecutionBackend())
+    signal.signal(signal.SIGHUP, lambda *args: got.append(args))
+    try:
+        await flow.shutdown()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert len(got) == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_program_that_forgot_the_shutdown_shows_its_own_error():
+    async def main():
+        flow = await WorkflowEngine.create(backend=ScriptedBackend(on_task=lambda task: None))
+        waiting = asyncio.ensure_future(task_of(flow)())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        raise ValueError("the program's own")
+
+    with pytest.raises(ValueError, match="the program's own"):
+        asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 and later")
+async def test_it_works_with_eager_tasks():
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with WorkflowEngine.create(backend=NoopExecutionBackend()) as flow:
+        for _ in range(3):
+            await asyncio.wait_for(task_of(flow)(), 5)

@@ -597,3 +597,25 @@ async def test_a_backend_that_does_not_shut_down_does_not_keep_the_session_open(
     await session.close()
     assert task.state == "CANCELED"
     assert "did not shut down cleanly" in caplog.text
+
+
+async def test_who_stops_waiting_spoils_it_for_nobody() -> None:
+    gate = threading.Event()
+
+    class Held(BaseBackend):
+        async def execute(self, work: Any) -> dict[str, Any]:
+            await asyncio.get_running_loop().run_in_executor(None, gate.wait)
+            return {"return_value": 42}
+
+    async with Session([Held()]) as session:
+        task = ComputeTask(function=len)
+        [future] = await session.submit_tasks([task])
+        for waited in (task, future):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(waited, 0.01)
+        waiting = asyncio.ensure_future(session.wait_tasks([task]))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gate.set()
+        await waiting
+        assert (await task).return_value == 42
