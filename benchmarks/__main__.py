@@ -7,15 +7,20 @@ different machines can be compared.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import sys
 
-NAMES = ("session", "batcher", "engine")
+NAMES = ["session", "batcher", "engine"]
+if importlib.util.find_spec("distributed") is not None:
+    NAMES.append("dask")
 
 
 def main() -> int:
     """Run the benchmarks named on the command line, or all of them."""
     names = sys.argv[1:] or NAMES
+    if {"-h", "--help"} & set(names):
+        print(f"{__doc__}\nNames: {', '.join(NAMES)}")
+        return 0
     if unknown := set(names) - set(NAMES):
         print(f"no benchmark {min(unknown)!r}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2

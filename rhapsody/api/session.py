@@ -457,7 +457,7 @@ def _settle(entry: _Entry, task: AnyTask, state: str) -> None:
         future.set_result(task)
         return
     if state == TaskStates.CANCELED:
-        error: BaseException | None = TaskCancelledError(task["uid"])
+        error: Any = TaskCancelledError(task["uid"])
         task.setdefault("exception", error)
     else:
         error = task.get("exception")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rhapsody.api.session import Session as Session
     from rhapsody.backends.base import BaseBackend as BaseBackend
-    from rhapsody.backends.base import Work as Work
     from rhapsody.backends.concurrent import (
         ConcurrentExecutionBackend as ConcurrentExecutionBackend,
     )
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.registry import BackendRegistry as BackendRegistry
     from rhapsody.backends.registry import discover_backends as discover_backends
     from rhapsody.backends.registry import get_backend as get_backend
+    from rhapsody.backends.work import Work as Work
 
 _HOME = {
     "Backend": "rhapsody.backends.protocol",
@@ -41,7 +41,7 @@ _HOME = {
     "StateMapper": "rhapsody.backends.constants",
     "TaskStates": "rhapsody.backends.protocol",
     "TasksMainStates": "rhapsody.backends.constants",
-    "Work": "rhapsody.backends.base",
+    "Work": "rhapsody.backends.work",
     "discover_backends": "rhapsody.backends.registry",
     "get_backend": "rhapsody.backends.registry",
 }

@@ -19,6 +19,7 @@ from rhapsody.api.errors import TaskExecutionError, WorkerDied
 from rhapsody.backends import process_calls
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.executables import OPTIONS, Executable
+from rhapsody.backends.guard import GuardedGroups
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.work import Work, task_exception
 from rhapsody.processes import end_group
@@ -81,7 +82,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         self._pool: Executor | None = None
         self._marks: process_calls.Marks | None = None
         self._barren = 0
-        self._children: set[int] = set()
+        self._children = GuardedGroups()
         self._slots: asyncio.Semaphore | None = None
         self._warned: set[str] = set()
 
@@ -114,7 +115,8 @@ class ConcurrentExecutionBackend(BaseBackend):
         )
 
     async def stop(self) -> None:
-        """End the pool, if it is the backend's own."""
+        """End the pool, if it is the backend's own, and the guard of executables."""
+        await asyncio.to_thread(self._children.close)
         if self._pool is not None and self._pool is not self._wanted:
             await self._stop_pool(self._pool)
         self._pool = None
@@ -138,6 +140,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         """Kill executables, and the processes of the backend's own pool."""
         for pid in tuple(self._children):
             end_group(pid, signal.SIGKILL)
+        self._children.close()
         if self._pool is not None and self._pool is not self._wanted:
             _kill(_workers(self._pool))
         if self._marks is not None:

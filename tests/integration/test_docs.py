@@ -14,10 +14,12 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rhapsody.backends import BaseBackend
+from tests.runtimes import RUNTIMES
 
 pytestmark = pytest.mark.asyncflow
 
@@ -73,7 +75,16 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+MARKERS = {runtime.marker for runtime in RUNTIMES}
+
+
+def with_marker(page: Path) -> Any:
+    """Mark the page of a backend whose runtime may not be installed."""
+    marks = [getattr(pytest.mark, page.stem)] if page.stem in MARKERS else []
+    return pytest.param(page, marks=marks, id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [with_marker(page) for page in PAGES])
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ PATIENCE_S = 30.0
 
 SMALL = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
 """A cluster in threads of this process, there in no time."""
+
+HERE = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+"""What a caller adds to `SMALL` who makes a cluster and listens on this machine only."""
 
 
 class Runner:
@@ -63,10 +66,16 @@ class Runner:
 
     async def running(self, task: dict[str, Any]) -> None:
         """Wait until a task is said to run."""
-        deadline = time.monotonic() + PATIENCE_S
-        while "RUNNING" not in self.reports.states(task["uid"]):
-            assert time.monotonic() < deadline, f"{task['uid']} did not start"
-            await asyncio.sleep(0.01)
+        await until(lambda: "RUNNING" in self.reports.states(task["uid"]))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what no event tells."""
+    for _ in range(int(PATIENCE_S / 0.01)):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError(f"waited for {PATIENCE_S} s")
 
 
 @contextlib.contextmanager

@@ -160,6 +160,17 @@ def test_worker_processes_do_not_outlive_a_killed_program(program: Program) -> N
     assert wait_gone(*program.processes()) == []
 
 
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_executables_do_not_outlive_a_killed_program(program: Program, sig: int) -> None:
+    program.run(f"""
+        async def main():
+            backend = ConcurrentExecutionBackend()
+            await started(backend, shell(1), shell(2))
+            os.kill(os.getpid(), {int(sig)})
+    """)
+    assert wait_gone(*program.processes()) == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_that_exits_ends_nothing_of_its_parents(program: Program) -> None:
     said, errors = program.run("""

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+import time
+
+import psutil
+
+from rhapsody.backends.guard import GuardedGroups
+from rhapsody.processes import GROUP
+
+
+def ended(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_what_is_still_in_it_ends_when_it_is_closed() -> None:
+    left = subprocess.Popen(["sleep", "60"], **GROUP)
+    taken_out = subprocess.Popen(["sleep", "60"], **GROUP)
+    groups = GuardedGroups()
+    for child in (left, taken_out):
+        groups.add(child.pid)
+    groups.discard(taken_out.pid)
+    assert groups == {left.pid}
+    groups.close()
+    assert left.wait(10) == -9
+    assert taken_out.poll() is None
+    taken_out.kill()
+    taken_out.wait()
+
+
+def test_what_is_in_it_ends_when_its_process_is_killed() -> None:
+    script = (
+        "import os, subprocess, sys, time\n"
+        "from rhapsody.backends.guard import GuardedGroups\n"
+        "groups = GuardedGroups()\n"
+        "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "groups.add(child.pid)\n"
+        "print(child.pid, groups._guard.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child, guard = map(int, process.stdout.readline().split())
+        process.kill()
+    assert ended(child)
+    assert ended(guard)
+
+
+def test_an_unused_one_has_no_guard() -> None:
+    groups = GuardedGroups()
+    assert groups._guard is None
+    groups.close()
