@@ -76,10 +76,17 @@ class Cancels(Protocol):
 class ComponentFuture(asyncio.Future[Any]):
     """The future of a component. Cancelling it asks the engine, which stops the work."""
 
+    # Slots, since a future's own dict costs as much again as the future.
+    __slots__ = ("block", "component", "id", "state", "task")
+
     id: str
     state: str
-    component: Component | None = None
+    component: Component | None
     """What it is the future of, until that has ended."""
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.component = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the component.

@@ -12,25 +12,19 @@ from asyncflow_ext.component import Component
 __all__ = ["link_data", "metadata"]
 
 
-def metadata(component: Component) -> dict[str, list[Any]]:
+def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     """Describe what a component depends on and which files it takes and makes.
 
     Of each component that it depends on there is only the uid and the name: whole descriptions
-    would keep every earlier one of a chain in memory.
+    would keep every earlier one of a chain in memory. In tuples, since empty ones cost nothing.
     """
     description = component.description
-    if not description["args"] and not description["kwargs"]:
-        return {"dependencies": [], "input_files": [], "output_files": []}
-    arguments = [*description["args"], *description["kwargs"].values()]
-    dependencies = []
-    for future in component.dependencies:
-        other = _description(future)
-        if other is not None:
-            dependencies.append({"uid": other["uid"], "name": other["name"]})
+    arguments = (*description["args"], *description["kwargs"].values())
+    others = filter(None, map(_description, component.dependencies))
     return {
-        "dependencies": dependencies,
-        "input_files": [a.filename for a in arguments if isinstance(a, InputFile)],
-        "output_files": [a.filename for a in arguments if isinstance(a, OutputFile)],
+        "dependencies": tuple({"uid": other["uid"], "name": other["name"]} for other in others),
+        "input_files": tuple(a.filename for a in arguments if isinstance(a, InputFile)),
+        "output_files": tuple(a.filename for a in arguments if isinstance(a, OutputFile)),
     }
 
 

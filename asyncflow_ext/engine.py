@@ -78,6 +78,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         # whichever task happened to come first.
         self._context = copy_context()
         self._events = TaskEvents(self)
+        self._on_done = self._release  # bound once, not for every task
         loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._own)
@@ -201,7 +202,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
         future.component = component
-        future.add_done_callback(self._release, context=self._context)
+        future.add_done_callback(self._on_done, context=self._context)
         block = self._block.get()
         if block is not None and not block.future.done():
             assert block.members is not None

@@ -286,9 +286,9 @@ async def test_an_ai_task_is_a_task_with_dependencies_and_retries():
         assert await answer == ""
         assert attempts == [[None], [None]]
         assert answer.task["uid"].startswith("task.")
-        assert answer.task["metadata"]["dependencies"] == [
-            {"uid": known.task["uid"], "name": "fact"}
-        ]
+        assert answer.task["metadata"]["dependencies"] == (
+            {"uid": known.task["uid"], "name": "fact"},
+        )
 
 
 class Speechless(Exception):

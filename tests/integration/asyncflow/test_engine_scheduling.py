@@ -156,6 +156,6 @@ async def test_the_description_of_a_chain_keeps_no_earlier_ones():
         first = task()
         second = task(first)
         await second
-        assert second.task["metadata"]["dependencies"] == [
-            {"uid": first.task["uid"], "name": "task"}
-        ]
+        assert second.task["metadata"]["dependencies"] == (
+            {"uid": first.task["uid"], "name": "task"},
+        )
