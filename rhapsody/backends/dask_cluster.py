@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -71,6 +72,10 @@ async def own_cluster(options: Mapping[str, Any]) -> Any:
     defaults = {"dashboard_address": f"{LOOPBACK}:0"}
     if options.get("processes", True):
         defaults["host"] = LOOPBACK
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            # A worker that is starting imports the script, and that makes a cluster again. What
+            # multiprocessing says to that is lost in many versions of Dask, which then wait.
+            raise RuntimeError("this is a worker process of such a cluster itself")
     else:  # threads have no host, and would serve their metrics to all the world
         defaults["worker_dashboard_address"] = f"{LOOPBACK}:0"
     cluster = None
@@ -243,7 +248,7 @@ def _direct(given: Any) -> bool | None:
 
 
 def _advice(error: BaseException) -> str:
-    if "Nanny" not in str(error):
+    if "Nanny" not in str(error) and "worker process" not in str(error):
         return ""
     return (
         "; its worker processes do not start: a script that uses them needs its entry point under "

@@ -180,6 +180,10 @@ async def test_an_unknown_option_of_the_cluster_is_a_clear_error() -> None:
 
 
 def test_a_script_without_a_guarded_entry_point_is_told(tmp_path: Path) -> None:
+    import distributed
+
+    if tuple(map(int, distributed.__version__.split(".")[:2])) < (2026, 7):
+        pytest.skip("this Dask waits for ever for a worker process that dies while it starts")
     script = tmp_path / "script.py"
     script.write_text(
         "import asyncio\n"
