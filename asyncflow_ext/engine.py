@@ -288,7 +288,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 self._end_cancelled(component)
             raise
         except BaseException as error:
-            self._fail(component, error)
+            if component.job is asyncio.current_task():
+                self._fail(component, error)
             _raise_exit(error)
 
     def _queue(self, component: Component) -> None:

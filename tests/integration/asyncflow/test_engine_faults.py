@@ -387,6 +387,24 @@ async def test_the_timeout_covers_the_body(flow):
         await asyncio.wait_for(slow(), 5)
 
 
+async def test_what_an_earlier_attempt_raises_late_fails_no_later_one(flow):
+    attempts = []
+
+    @flow.executable_task(timeout=1.5, retries=1, backoff=0.001)
+    async def task():
+        attempts.append(1)
+        if len(attempts) > 1:
+            await asyncio.sleep(0.1)
+            return "/bin/echo second"
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+            raise OSError("late clean-up") from None
+
+    assert await asyncio.wait_for(task(), 10) == "second\n"
+
+
 async def test_many_retries_do_not_overflow():
     backend = ScriptedBackend(on_task=lambda task: backend.failed(task, OSError("broken")))
     async with WorkflowEngine.create(backend=backend) as flow:
