@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rhapsody.backends.constants import StateMapper as StateMapper
     from rhapsody.backends.constants import TasksMainStates as TasksMainStates
     from rhapsody.backends.dask import DaskExecutionBackend as DaskExecutionBackend
+    from rhapsody.backends.dragon import DragonExecutionBackend as DragonExecutionBackend
+    from rhapsody.backends.dragon import DragonExecutionBackendV3 as DragonExecutionBackendV3
     from rhapsody.backends.inference import (
         DragonVllmInferenceBackend as DragonVllmInferenceBackend,
     )
@@ -35,6 +37,8 @@ _HOME = {
     "BaseBackend": "rhapsody.backends.base",
     "ConcurrentExecutionBackend": "rhapsody.backends.concurrent",
     "DaskExecutionBackend": "rhapsody.backends.dask",
+    "DragonExecutionBackend": "rhapsody.backends.dragon",
+    "DragonExecutionBackendV3": "rhapsody.backends.dragon",
     "DragonVllmInferenceBackend": "rhapsody.backends.inference",
     "NoopExecutionBackend": "rhapsody.backends.noop",
     "Session": "rhapsody.api.session",

@@ -455,7 +455,7 @@ class BaseBackend:
                 handover.cancel()
             works = list(self._works.values())
             self._cancel_all(works)
-            ending: list[asyncio.Task[Any]] = [w.job for w in works if w.job is not None]
+            ending: list[asyncio.Future[Any]] = [w.job for w in works if w.job is not None]
             if self._starter is not None:
                 asyncio.get_running_loop().call_soon(self._starter.cancel)  # see `_end`
                 ending.append(self._starter)

@@ -37,6 +37,7 @@ __all__ = [
     "RemoteTraceback",
     "call",
     "dump_call",
+    "dump_error",
     "load_outcome",
     "prepare_worker",
     "run_call",
@@ -128,17 +129,18 @@ def run_call(data: bytes, token: str, directory: str) -> bytes:
         with _interruptible(token, directory):
             value = call(function, args, kwargs)
     except BaseException as error:
-        return _dump_error(uid, error)
+        return dump_error(uid, error)
     try:
         return bytes(cloudpickle.dumps((value, None, None)))
     except Exception as error:
         kind = type(value).__name__
-        return _dump_error(
+        return dump_error(
             uid, TaskExecutionError(uid, f"its result, a {kind}, cannot be pickled: {error}")
         )
 
 
-def _dump_error(uid: str, error: BaseException) -> bytes:
+def dump_error(uid: str, error: BaseException) -> bytes:
+    """Pickle an exception as an outcome, or what stands in for one that cannot be rebuilt."""
     remote = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     # No future can hold a StopIteration, and what is no `Exception` would end the head's loop.
     if isinstance(error, Exception) and not isinstance(error, StopIteration):

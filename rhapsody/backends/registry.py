@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP = "rhapsody.backends"
 BUILT_IN = {
     "concurrent": "rhapsody.backends.concurrent:ConcurrentExecutionBackend",
     "dask": "rhapsody.backends.dask:DaskExecutionBackend",
+    "dragon": "rhapsody.backends.dragon:DragonExecutionBackend",
     "dragon_vllm": "rhapsody.backends.inference:DragonVllmInferenceBackend",
     "noop": "rhapsody.backends.noop:NoopExecutionBackend",
 }

@@ -43,7 +43,7 @@ class Work:
         self.kind = task_kind(task)
         self.attachment = attachment
         self.work_dir = work_dir
-        self.job: asyncio.Task[None] | None = None
+        self.job: asyncio.Future[None] | None = None
         self.ending = False
         self.expired = False
         self.state = TaskStates.PENDING

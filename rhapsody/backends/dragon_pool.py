@@ -1,0 +1,496 @@
+"""Which worker gets which task: windows that adapt, work given back, workers that come and go.
+
+All of it runs on the service loop and knows nothing of Dragon: a `Crew` starts and ends workers and
+brings messages to them, `Reports` hears what becomes of tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import deque
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import Any, Protocol
+
+from rhapsody.api.errors import BackendError, WorkerDied
+from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.dragon_runtime import Host, spread
+from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE, Seat
+from rhapsody.backends.dragon_worker import begun_in
+from rhapsody.backends.work import Work
+from rhapsody.waiting import done_within
+
+__all__ = ["Crew", "Pool", "Reports"]
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 0.02
+"""A worker that ended nothing for so long gives back what it has not begun, if others are idle."""
+
+BARREN = 3
+"""Workers in a row that may end before they are ready."""
+
+STOP_SECONDS = 1.5
+"""How long workers may take to end by themselves at shutdown."""
+
+KILL_SECONDS = 2.0
+"""How long the end of a killed worker is waited for."""
+
+
+class Reports(Protocol):
+    """What the pool tells about tasks; each is told exactly one end."""
+
+    def running(self, work: Work) -> None:
+        """A task has begun."""
+
+    def done(self, work: Work, fields: dict[str, Any]) -> None:
+        """A task has ended, with its result fields."""
+
+    def failed(self, work: Work, error: BaseException) -> None:
+        """A task has failed."""
+
+    def cancelled(self, work: Work) -> None:
+        """A task was stopped, or never begun, after `Pool.cancel`."""
+
+
+class Crew(Protocol):
+    """What starts and ends workers and speaks to them; never blocks."""
+
+    def start(self, seats: Sequence[Seat]) -> None:
+        """Start workers."""
+
+    def send(self, seat: Seat, calls: Sequence[tuple[Work, int, int]]) -> None:
+        """Send calls (task, token, slot) to a worker."""
+
+    def tell(self, seat: Seat, *message: Any) -> None:
+        """Send any other message to a worker."""
+
+    def kill(self, seat: Seat) -> None:
+        """Kill a worker."""
+
+    def forget(self, seat: Seat) -> None:
+        """Release what belonged to a worker that has ended."""
+
+
+class Pool:
+    """The workers of one backend.
+
+    Args:
+        name: The backend's name, for messages.
+        hosts: Where workers may run.
+        limit: Most workers at once.
+        together: Most async functions in the hands of one worker.
+        grace: Seconds that a cancelled task may go on before its worker is killed.
+        crew: Starts, ends and speaks to workers.
+        reports: Hears what becomes of tasks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hosts: Sequence[Host],
+        limit: int,
+        together: int,
+        grace: float,
+        crew: Crew,
+        reports: Reports,
+    ) -> None:
+        self._name = name
+        self._hosts = hosts
+        self._limit = limit
+        self._together = together
+        self._grace = grace
+        self._crew = crew
+        self._reports = reports
+        self._loop = asyncio.get_running_loop()
+        self._numbers = 0
+        self._arrivals = 0
+        self._seats: dict[int, Seat] = {}
+        self._idle: dict[Seat, None] = {}
+        self._roomy: dict[Seat, None] = {}
+        self._dead: dict[int, Seat] = {}
+        self._queues: dict[str, deque[tuple[int, Work]]] = {EXCLUSIVE: deque(), CONCURRENT: deque()}
+        self._waiting: dict[Work, str] = {}
+        self._placed: dict[Work, tuple[Seat, int]] = {}
+        self._reruns: dict[Work, int] = {}
+        self._cancelling: dict[Seat, list[int]] = {}
+        self._barren = 0
+        self._look: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._all_gone = asyncio.Event()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return how many workers and tasks there are."""
+        ready = sum(seat.is_ready for seat in self._seats.values())
+        return {
+            "workers": ready,
+            "workers_starting": len(self._seats) - ready,
+            "tasks_waiting": len(self._waiting),
+            "tasks_placed": len(self._placed),
+        }
+
+    # -- tasks in ---------------------------------------------------------------------------------
+
+    def submit(self, works: Iterable[tuple[Work, str]]) -> None:
+        """Take tasks, each with the way it is to be run."""
+        for work, lane in works:
+            self._arrivals += 1
+            self._queues[lane].append((self._arrivals, work))
+            self._waiting[work] = lane
+        self._feed_all()
+        self._grow()
+
+    def _requeue(self, works: Sequence[tuple[Work, str]]) -> None:
+        # In front of what never was in a worker, in the order given.
+        for work, lane in reversed(works):
+            self._queues[lane].appendleft((0, work))
+            self._waiting[work] = lane
+
+    def _grow(self) -> None:
+        active = len(self._waiting) + len(self._placed)
+        if not self._closing:
+            self._start(min(self._limit, active) - len(self._seats))
+
+    def _start(self, count: int, hosts: Sequence[Host] | None = None) -> None:
+        if count <= 0:
+            return
+        seats = []
+        present = [seat.host for seat in self._seats.values()]
+        for host in spread(hosts or self._hosts, present, count):
+            self._numbers += 1
+            seat = Seat(self._numbers, host, self._together)
+            for dead in self._dead.values():
+                if dead.host == host and dead.successor not in self._seats:
+                    dead.successor = seat.number
+                    seat.predecessors.append(dead.number)
+            self._seats[seat.number] = seat
+            seats.append(seat)
+        self._crew.start(seats)
+
+    def _feed_all(self) -> None:
+        for seats in (self._idle, self._roomy):
+            for seat in tuple(seats):
+                if not self._waiting:
+                    return
+                self._feed(seat)
+
+    def _feed(self, seat: Seat) -> None:
+        lane = self._lane_for(seat)
+        calls = self._next_calls(seat, lane) if lane is not None else []
+        if calls:
+            self._crew.send(seat, calls)
+        self._file(seat)
+
+    def _lane_for(self, seat: Seat) -> str | None:
+        """Return whose turn it is at a worker; None while it has to end something first."""
+        if not seat.is_ready or seat.stalled:
+            return None
+        heads = [(q[0][0], lane) for lane, q in self._queues.items() if self._first(q)]
+        if not heads:
+            return None
+        lane = min(heads)[1]
+        return None if seat.held and seat.lane != lane else lane
+
+    def _first(self, queue: deque[tuple[int, Work]]) -> bool:
+        """Whether a queue has a task, after clearing its front of cancelled ones."""
+        while queue and queue[0][1] not in self._waiting:
+            queue.popleft()
+        return bool(queue)
+
+    def _next_calls(self, seat: Seat, lane: str) -> list[tuple[Work, int, int]]:
+        window = seat.window(lane)
+        room = window - len(seat.held)
+        if seat.held and lane == EXCLUSIVE and room < min(window, wire.TOGETHER) // 2:
+            return []  # there will be more room soon: messages of some size
+        queue = self._queues[lane]
+        share = ceil(len(queue) / max(1, min(self._limit, len(self._seats))))
+        calls: list[tuple[Work, int, int]] = []
+        seat.lane = lane
+        while len(calls) < min(room, share) and self._first(queue):
+            work = queue.popleft()[1]
+            del self._waiting[work]
+            token, slot = seat.take(work)
+            self._placed[work] = seat, token
+            calls.append((work, token, slot))
+        return calls
+
+    def _file(self, seat: Seat) -> None:
+        self._idle.pop(seat, None)
+        self._roomy.pop(seat, None)
+        if not seat.is_ready:
+            return
+        if not seat.held:
+            self._idle[seat] = None
+        elif len(seat.held) < seat.window(seat.lane):
+            self._roomy[seat] = None
+
+    # -- outcomes ---------------------------------------------------------------------------------
+
+    def on_notes(self, number: int, notes: Sequence[tuple[int, int, Any]], busy: float) -> None:
+        """Take in a message of a worker, its payloads rebuilt."""
+        seat = self._seats.get(number) or self._dead.get(number)
+        if seat is None:
+            return
+        ended, returned = 0, []
+        for token, word, payload in notes:
+            if word == wire.READY:
+                self._on_ready(seat, *payload)
+                continue
+            if word == wire.BEGUN:
+                if token in seat.held:
+                    seat.begun.add(token)
+                    self._reports.running(seat.held[token][0])
+                continue
+            work = seat.drop(token)
+            if work is None:
+                continue
+            del self._placed[work]
+            if word == wire.RETURNED and not work.ending:
+                returned.append((work, seat.lane))
+                continue
+            ended += 1
+            self._report(work, word, payload)
+        if returned:
+            self._requeue(returned[::-1])
+        if ended:
+            seat.stalled = False
+            seat.progress = self._loop.time()
+            if seat.lane == EXCLUSIVE:
+                seat.learn(ended, busy)
+        self._after(seat, bool(returned))
+
+    def _report(self, work: Work, word: int, payload: Any) -> None:
+        self._reruns.pop(work, None)
+        if word == wire.VALUE:
+            self._reports.done(work, {"return_value": payload})
+        elif word == wire.FIELDS:
+            self._reports.done(work, payload)
+        elif word == wire.RAISED:
+            self._reports.failed(work, payload)
+        else:
+            self._reports.cancelled(work)
+
+    def _after(self, seat: Seat, returned: bool) -> None:
+        if seat.retiring:
+            if not seat.held:
+                self._crew.kill(seat)
+            return
+        if seat.number not in self._seats:
+            return
+        self._feed(seat)
+        if returned:
+            self._feed_all()
+        if not seat.held and not self._waiting and self._placed:
+            self._look_soon()
+
+    def on_unsent(self, number: int, token: int, error: BaseException) -> None:
+        """Take in that a call could not be sent to a worker."""
+        seat = self._seats.get(number) or self._dead.get(number)
+        work = seat.drop(token) if seat is not None else None
+        if seat is None or work is None:
+            return
+        del self._placed[work]
+        self._report(work, wire.RAISED, error)
+        self._after(seat, returned=False)
+
+    # -- idle workers and busy ones ---------------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        if self._look is None and not self._closing:
+            self._look = self._loop.call_later(STALL_SECONDS, self._have_given_back)
+
+    def _have_given_back(self) -> None:
+        self._look = None
+        if self._waiting or not self._idle:
+            return
+        now = self._loop.time()
+        for seat in self._seats.values():
+            if seat.stalled or not seat.is_ready or seat.surplus <= 0:
+                continue
+            if now - seat.progress < STALL_SECONDS:
+                self._look_soon()
+                continue
+            seat.stall()
+            self._crew.tell(seat, wire.RETURN)
+
+    # -- cancelling -------------------------------------------------------------------------------
+
+    def cancel(self, work: Work) -> None:
+        """Stop a task; `Reports.cancelled` or another end follows."""
+        if self._waiting.pop(work, None) is not None:
+            self._reruns.pop(work, None)
+            self._reports.cancelled(work)
+            return
+        if work not in self._placed:
+            return
+        seat, token = self._placed[work]
+        if seat.number in self._dead:
+            seat.drop(token)
+            self._give_up(work)
+            return
+        if not self._cancelling:
+            self._loop.call_soon(self._tell_cancelled)
+        self._cancelling.setdefault(seat, []).append(token)
+        self._loop.call_later(self._grace, self._insist, work, seat, token)
+
+    def _tell_cancelled(self) -> None:
+        cancelling, self._cancelling = self._cancelling, {}
+        for seat, tokens in cancelling.items():
+            if seat.number in self._seats:
+                self._crew.tell(seat, wire.CANCEL, tokens)
+
+    def _insist(self, work: Work, seat: Seat, token: int) -> None:
+        if self._placed.get(work) != (seat, token) or seat.number not in self._seats:
+            return
+        if seat.lane == CONCURRENT and len(seat.held) > 1:
+            # Its neighbours have done nothing: the worker ends when they have.
+            seat.drop(token)
+            self._give_up(work)
+            self._retire(seat)
+        else:
+            logger.warning(
+                "task %s did not end within %g s of its cancellation: its worker is replaced",
+                work.uid,
+                self._grace,
+            )
+            self._retire(seat)
+            self._crew.kill(seat)
+
+    def _retire(self, seat: Seat) -> None:
+        seat.retiring = True
+        self._file(seat)
+
+    def _give_up(self, work: Work) -> None:
+        del self._placed[work]
+        self._reruns.pop(work, None)
+        self._reports.cancelled(work)
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    def _on_ready(self, seat: Seat, pid: int, inbox: Any, records: dict[int, bytes | None]) -> None:
+        for number, record in records.items():
+            dead = self._dead.pop(number, None)
+            if dead is not None:
+                self._settle(dead, record)
+        if seat.number not in self._seats:  # dead since
+            return
+        self._barren = 0
+        seat.inbox = inbox
+        seat.progress = self._loop.time()
+        self._file(seat)
+        if self._placed and not self._waiting:
+            self._look_soon()
+
+    def on_death(self, number: int, exit_code: int | None) -> None:
+        """Take in that a worker has ended."""
+        seat = self._seats.pop(number, None)
+        if seat is None:
+            return
+        seat.exit_code = exit_code
+        self._idle.pop(seat, None)
+        self._roomy.pop(seat, None)
+        self._cancelling.pop(seat, None)
+        self._crew.forget(seat)
+        if not self._seats:
+            self._all_gone.set()
+        for token, (work, _) in tuple(seat.held.items()):
+            if work.ending:
+                seat.drop(token)
+                self._give_up(work)
+        if self._closing:
+            return
+        if not seat.retiring:
+            logger.warning(
+                "backend '%s': worker %d on %s %s", self._name, number, seat.host.name, _how(seat)
+            )
+        self._dead[number] = seat
+        if seat.inbox is None:
+            self._on_barren()
+        for dead in tuple(self._dead.values()):
+            # The record of what had begun is on its host, and a successor hands it in.
+            if dead.held and dead.successor not in self._seats:
+                self._start(1, [dead.host])
+        self._grow()
+
+    def on_start_failure(self, seats: Sequence[Seat], error: BaseException) -> None:
+        """Take in that workers could not be started at all."""
+        logger.error("backend '%s': workers could not be started: %s", self._name, error)
+        for seat in seats:
+            self.on_death(seat.number, None)
+
+    def _on_barren(self) -> None:
+        self._barren += 1
+        if self._barren < BARREN:
+            return
+        for number in tuple(self._dead):
+            self._settle(self._dead.pop(number), None)
+        if any(seat.is_ready for seat in self._seats.values()):
+            self._limit = len(self._seats)
+            return
+        self._barren = 0
+        error = BackendError(
+            self._name,
+            f"{BARREN} workers in a row ended before they were ready; what they wrote to standard "
+            "error says why",
+        )
+        for work in tuple(self._waiting):
+            del self._waiting[work]
+            self._reports.failed(work, error)
+
+    def _settle(self, dead: Seat, record: bytes | None) -> None:
+        """Fail what had begun in a worker that died; the rest goes to others."""
+        again = []
+        for token, (work, slot) in dead.held.items():
+            del self._placed[work]
+            if record is not None and token not in dead.begun and begun_in(record, slot) != token:
+                again.append((work, dead.lane))
+            elif self._reruns.get(work, 0) < (work.options.get("retries") or 0):
+                self._reruns[work] = self._reruns.get(work, 0) + 1
+                again.append((work, dead.lane))
+            else:
+                self._reruns.pop(work, None)
+                self._reports.failed(
+                    work,
+                    WorkerDied(
+                        work.uid,
+                        f"the worker process that ran it, on {dead.host.name}, {_how(dead)}. "
+                        "Usual causes: it needs more memory than there is, or it crashes the "
+                        "interpreter",
+                    ),
+                )
+        self._requeue(again)
+        self._feed_all()
+        self._grow()
+
+    async def close(self) -> None:
+        """End all workers, once no task is left."""
+        self._closing = True
+        if self._look is not None:
+            self._look.cancel()
+        for seat in self._seats.values():
+            if seat.is_ready:
+                self._crew.tell(seat, wire.STOP)
+            else:
+                self._crew.kill(seat)
+        self._all_gone.clear()
+        if not await self._gone_within(STOP_SECONDS):
+            for seat in self._seats.values():
+                self._crew.kill(seat)
+            if not await self._gone_within(KILL_SECONDS):
+                logger.error("backend '%s': workers did not end when killed", self._name)
+
+    async def _gone_within(self, seconds: float) -> bool:
+        return not self._seats or await done_within(self._all_gone.wait(), seconds)
+
+
+def _how(seat: Seat) -> str:
+    code = seat.exit_code
+    if code is None:
+        return "could not be started"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

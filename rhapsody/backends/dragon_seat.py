@@ -1,0 +1,123 @@
+"""A worker as the head sees it: what it has in hand, and how much more it may be given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rhapsody.backends.dragon_runtime import Host
+from rhapsody.backends.work import Work
+
+__all__ = ["CONCURRENT", "EXCLUSIVE", "WINDOW", "Seat"]
+
+EXCLUSIVE, CONCURRENT = "exclusive", "concurrent"
+"""The two ways of running: sync functions and executables one by one, async functions together.
+
+A worker does only one of the two at a time."""
+
+WINDOW = 64
+"""Most calls in the hands of a worker that runs them one by one."""
+
+AHEAD_SECONDS = 0.008
+"""Work that such a worker has in hand, so that it need not wait for the next message."""
+
+ONE_AHEAD_SECONDS = 0.05
+"""Calls shorter than this have one more waiting in the worker."""
+
+
+class Seat:
+    """One worker.
+
+    Args:
+        number: Its number within the backend.
+        host: Where it runs.
+        together: Most async functions that it may have in hand.
+
+    Attributes:
+        process: Its Dragon process; None until started.
+        inbox: Its queue; None until it is ready.
+        held: Task and slot of each call in its hands, by token.
+        begun: Tokens of those that are known to have begun.
+        lane: Which way of running it is in, while it holds anything.
+        stalled: Whether it gave back what it had not begun, and is still at what it had.
+        retiring: Whether it is to end, and gets nothing more.
+        progress: When it last ended a call, on the loop's clock.
+        exit_code: How it ended; None where it could not be started.
+        predecessors: Numbers of dead workers of its host whose records it hands in.
+        successor: Number of the worker that hands in its own, once it is dead.
+    """
+
+    def __init__(self, number: int, host: Host, together: int) -> None:
+        self.number = number
+        self.host = host
+        self.process: Any = None
+        self.inbox: Any = None
+        self.held: dict[int, tuple[Work, int]] = {}
+        self.begun: set[int] = set()
+        self.lane = EXCLUSIVE
+        self.stalled = False
+        self.retiring = False
+        self.progress = 0.0
+        self.exit_code: int | None = None
+        self.predecessors: list[int] = []
+        self.successor = 0
+        self._together = together
+        self._window = 1
+        self._mean: float | None = None
+        self._token = 0
+        self._free: list[int] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be given calls."""
+        return self.inbox is not None and not self.retiring
+
+    def window(self, lane: str) -> int:
+        """Return how many calls it may have in hand."""
+        return self._together if lane == CONCURRENT else self._window
+
+    @property
+    def surplus(self) -> int:
+        """How many of its calls have not begun, for all that is known."""
+        return len(self.held) - (len(self.begun) if self.lane == CONCURRENT else 1)
+
+    def take(self, work: Work) -> tuple[int, int]:
+        """Put a task into its hands.
+
+        Returns:
+            The call's token and slot.
+        """
+        self._token += 1
+        slot = self._free.pop() if self._free else len(self.held)
+        self.held[self._token] = work, slot
+        return self._token, slot
+
+    def drop(self, token: int) -> Work | None:
+        """Take a call out of its hands; None where it is not there."""
+        entry = self.held.pop(token, None)
+        self.begun.discard(token)
+        if entry is None:
+            return None
+        if self.held:
+            self._free.append(entry[1])
+        else:
+            self._free.clear()
+        return entry[0]
+
+    def learn(self, calls: int, seconds: float) -> None:
+        """Adapt the window to how long calls take.
+
+        Args:
+            calls: How many have ended.
+            seconds: How long they took together.
+        """
+        mean = seconds / calls
+        self._mean = mean if self._mean is None else 0.5 * (self._mean + mean)
+        window = int(AHEAD_SECONDS / max(self._mean, 1e-6))
+        if self._mean < ONE_AHEAD_SECONDS:
+            window = max(window, 2)
+        self._window = max(1, min(window, 2 * self._window, WINDOW))
+
+    def stall(self) -> None:
+        """Note that it is busy with something long."""
+        self.stalled = True
+        self._window = 1
