@@ -108,6 +108,11 @@ class DragonExecutionBackend(BaseBackend):
         """
         return self._pool.statistics() if self._pool is not None else {}
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are ready, each on its own host."""
+        return self._pool.pids() if self._pool is not None else []
+
     async def start(self) -> None:
         """Look at the allocation; workers come with the tasks."""
         from rhapsody.backends.dragon_crew import DragonCrew

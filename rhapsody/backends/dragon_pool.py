@@ -132,6 +132,10 @@ class Pool:
             "tasks_placed": len(self._placed),
         }
 
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers that are ready."""
+        return [seat.pid for seat in self._seats.values() if seat.is_ready]
+
     # -- tasks in ---------------------------------------------------------------------------------
 
     def submit(self, works: Iterable[tuple[Work, str]]) -> None:
@@ -378,7 +382,7 @@ class Pool:
         if seat.number not in self._seats:  # dead since
             return
         self._barren = 0
-        seat.inbox = inbox
+        seat.inbox, seat.pid = inbox, pid
         seat.progress = self._loop.time()
         self._file(seat)
         if self._placed and not self._waiting:

@@ -17,10 +17,10 @@ A worker does only one of the two at a time."""
 WINDOW = 64
 """Most calls in the hands of a worker that runs them one by one."""
 
-AHEAD_SECONDS = 0.008
+AHEAD_SECONDS = 0.03
 """Work that such a worker has in hand, so that it need not wait for the next message."""
 
-ONE_AHEAD_SECONDS = 0.05
+ONE_AHEAD_SECONDS = 0.1
 """Calls shorter than this have one more waiting in the worker."""
 
 
@@ -35,6 +35,7 @@ class Seat:
     Attributes:
         process: Its Dragon process; None until started.
         inbox: Its queue; None until it is ready.
+        pid: Its process id on its host; 0 until it is ready.
         held: Task and slot of each call in its hands, by token.
         begun: Tokens of those that are known to have begun.
         lane: Which way of running it is in, while it holds anything.
@@ -51,6 +52,7 @@ class Seat:
         self.host = host
         self.process: Any = None
         self.inbox: Any = None
+        self.pid = 0
         self.held: dict[int, tuple[Work, int]] = {}
         self.begun: set[int] = set()
         self.lane = EXCLUSIVE

@@ -40,7 +40,7 @@ __all__ = ["SLOTS", "Setup", "begun_in", "serve"]
 SLOTS = 1024
 """Calls that a worker may have in hand at once."""
 
-LINGER_SECONDS = 0.002
+LINGER_SECONDS = 0.005
 """How long an outcome may wait for others to travel with it."""
 
 FUNCTIONS = 128
@@ -277,10 +277,8 @@ class _Worker:
             elif running.call.concurrent:
                 self._backlog.appendleft(running)
                 self._loop.run_until_complete(self._run_concurrently())
-            elif running.call.executable is not None:
-                self._loop.run_until_complete(self._run_executable(running))
             else:
-                self._run_function(running)
+                self._run_alone(running)
         self._outbox.flush()
         self._children.close()
         self._record.remove()
@@ -313,22 +311,12 @@ class _Worker:
         else:
             self._end(running, wire.RAISED, dump_error(running.call.uid, error), seconds)
 
-    def _run_function(self, running: _Running) -> None:
-        call = running.call
+    def _run_alone(self, running: _Running) -> None:
         self._begin(running)
         began = time.perf_counter()
         try:
             try:
-                function, args, kwargs = self._load(running)
-                with captured(call.capture):
-                    self._sync = running
-                    if running.cancelling:  # asked for a moment ago, with a signal in vain
-                        raise _Interrupted("cancelled")
-                    value = function(*args, **kwargs)
-                    if inspect.isawaitable(value):
-                        value = self._loop.run_until_complete(_value_of(value))
-                    self._sync = None
-                word, payload = wire.pack_value(call.uid, value)
+                word, payload = self._outcome(running)
             finally:
                 self._sync = None
         except BaseException as error:
@@ -337,21 +325,25 @@ class _Worker:
             self._end(running, word, payload, time.perf_counter() - began)
         self._send()
 
-    async def _run_executable(self, running: _Running) -> None:
-        executable = running.call.executable
-        assert executable is not None
-        self._begin(running)
-        began = time.perf_counter()
-        running.task = asyncio.current_task()
-        try:
-            if running.cancelling:
-                raise asyncio.CancelledError
-            fields = await executable.run(self._children)
-        except BaseException as error:
-            self._end_with_error(running, error, time.perf_counter() - began)
-        else:
-            self._end(running, wire.FIELDS, fields, time.perf_counter() - began)
-        self._send()
+    def _outcome(self, running: _Running) -> tuple[int, Any]:
+        call = running.call
+        if call.executable is not None:
+            self._sync = running
+            self._check(running)
+            return wire.FIELDS, call.executable.run_blocking(self._children)
+        function, args, kwargs = self._load(running)
+        with captured(call.capture):
+            self._sync = running
+            self._check(running)
+            value = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = self._loop.run_until_complete(_value_of(value))
+            self._sync = None
+        return wire.pack_value(call.uid, value)
+
+    def _check(self, running: _Running) -> None:
+        if running.cancelling:  # asked for a moment ago, by a signal that came too early
+            raise _Interrupted("cancelled")
 
     async def _run_concurrently(self) -> None:
         # One begins in each pass of the loop: where it blocks, the others are still to be had.

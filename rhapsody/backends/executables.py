@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,23 +109,49 @@ class Executable:
                 children.discard(process.pid)
         return self._fields(process.returncode or 0, out, err)
 
+    def run_blocking(self, children: set[int]) -> dict[str, Any]:
+        """Run it to its end in this thread: the same as `run`, at half its price.
+
+        An exception that a signal handler raises meanwhile ends the whole process group.
+        """
+        with self._outputs() as (stdout, stderr):
+            command: Any = " ".join(self.command) if self.shell else self.command
+            try:
+                process = subprocess.Popen(
+                    command, shell=self.shell, **self._common(stdout, stderr)
+                )
+            except OSError as error:
+                raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+            children.add(process.pid)
+            try:
+                out, err = process.communicate()
+            except BaseException:
+                _end_blocking(process)
+                raise
+            finally:
+                children.discard(process.pid)
+        return self._fields(process.returncode, out, err)
+
     async def _spawn(self, stdout: Any, stderr: Any) -> asyncio.subprocess.Process:
-        common: dict[str, Any] = {
-            "stdin": asyncio.subprocess.DEVNULL,
+        common = self._common(stdout, stderr)
+        if self.shell:
+            return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
+        return await asyncio.create_subprocess_exec(*self.command, **common)
+
+    def _common(self, stdout: Any, stderr: Any) -> dict[str, Any]:
+        return {
+            "stdin": subprocess.DEVNULL,
             "stdout": stdout,
             "stderr": stderr,
             "cwd": self.cwd,
             "env": child_environment(self.env),
             **GROUP,
         }
-        if self.shell:
-            return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
-        return await asyncio.create_subprocess_exec(*self.command, **common)
 
     @contextlib.contextmanager
     def _outputs(self) -> Iterator[tuple[Any, Any]]:
         if self.capture_dir is None:
-            yield asyncio.subprocess.PIPE, asyncio.subprocess.PIPE
+            yield subprocess.PIPE, subprocess.PIPE
             return
         os.makedirs(self.capture_dir, exist_ok=True)
         with self._file("stdout").open("wb") as out, self._file("stderr").open("wb") as err:
@@ -177,6 +204,17 @@ class Executable:
             reason = _reason(exit_code, said)
             fields["exception"] = TaskExecutionError(self.uid, reason, exit_code)
         return fields
+
+
+def _end_blocking(process: subprocess.Popen[bytes]) -> None:
+    end_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    end_group(process.pid, signal.SIGKILL)  # see `Executable._end`
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
 
 
 def _decode(data: bytes | None) -> str:
