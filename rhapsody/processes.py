@@ -9,7 +9,14 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["GROUP", "SECRET_VARIABLES", "child_environment", "end_group", "socket_directory"]
+__all__ = [
+    "GROUP",
+    "SECRET_VARIABLES",
+    "SOCKET_DIRECTORY_BYTES",
+    "child_environment",
+    "end_group",
+    "socket_directory",
+]
 
 SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
 """Never handed on to what users run."""

@@ -15,7 +15,7 @@ from concurrent.futures.thread import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from rhapsody.api.errors import TaskExecutionError, WorkerDied
+from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.backends import process_calls
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.executables import OPTIONS, Executable
@@ -97,6 +97,13 @@ class ConcurrentExecutionBackend(BaseBackend):
 
     async def start(self) -> None:
         """Make the pool; with processes, listen for which calls start in which of them."""
+        if not self._in_threads and multiprocessing.get_start_method(allow_none=True) == "dragon":
+            raise BackendError(
+                self.name,
+                "process pools of the standard library do not work in a program that called "
+                'multiprocessing.set_start_method("dragon"); leave that call out, use threads '
+                "here, or DragonExecutionBackendV3 for functions in processes",
+            )
         self._slots = asyncio.Semaphore(self._max_children)
         self._pool = self._make_pool()
         if not self._in_threads:

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import inspect
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from rhapsody.backends.dragon_runtime import (
 from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE
 from rhapsody.backends.executables import OPTIONS as EXECUTABLE_OPTIONS
 from rhapsody.backends.protocol import FUNCTION, TaskStates
-from rhapsody.backends.work import Work
+from rhapsody.backends.work import Work, failure_fields
 
 if importlib.util.find_spec("dragon") is not None:
     # Whoever imports this module may call `multiprocessing.set_start_method("dragon")` next, and
@@ -114,13 +115,13 @@ class DragonExecutionBackend(BaseBackend):
         return self._pool.pids() if self._pool is not None else []
 
     async def start(self) -> None:
-        """Look at the allocation; workers come with the tasks."""
+        """Start an agent on each node; workers come with the tasks."""
         from rhapsody.backends.dragon_crew import DragonCrew
         from rhapsody.backends.dragon_pool import Pool
 
         hosts = choose_hosts(await asyncio.to_thread(allocation), self._nodes)
         limit = self._num_workers or default_workers(hosts)
-        crew = DragonCrew(self.name, _lane_of)
+        crew = DragonCrew(self.name, hosts, _lane_of)
         await crew.open()
         self._pool = crew.pool = Pool(
             self.name, hosts, limit, self._together, self._grace, crew, self
@@ -173,12 +174,13 @@ class DragonExecutionBackend(BaseBackend):
     def done(self, work: Work, fields: dict[str, Any]) -> None:
         """Report a task's result, which may be an executable's failure."""
         failed = fields.get("exception") is not None
-        self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
+        state = TaskStates.FAILED if failed else TaskStates.DONE
+        self.finish(work, state, {**fields, **_files(work)})
         _release(work)
 
     def failed(self, work: Work, error: BaseException) -> None:
         """Report what a task failed with."""
-        self.fail(work, error)
+        self.finish(work, TaskStates.FAILED, {**failure_fields(work, error), **_files(work)})
         _release(work)
 
     def cancelled(self, work: Work) -> None:
@@ -191,6 +193,14 @@ class DragonExecutionBackend(BaseBackend):
 
 
 DragonExecutionBackendV3 = DragonExecutionBackend
+
+
+def _files(work: Work) -> dict[str, str]:
+    """Return where a function's output is, if it was asked for; an executable says so itself."""
+    if work.kind != FUNCTION or not work.task.get("capture_stdio"):
+        return {}
+    path = os.path.join(work.work_dir, work.uid)
+    return {stream: f"{path}.{stream}" for stream in ("stdout", "stderr")}
 
 
 def _release(work: Work) -> None:

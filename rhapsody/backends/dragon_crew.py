@@ -1,7 +1,7 @@
-"""The worker processes of a Dragon backend: started, watched, spoken to and ended.
+"""The processes of a Dragon backend, agents and workers: started, watched, spoken to and ended.
 
 Dragon's calls block, so each kind has its thread: one sends, one receives, and one for each lot of
-workers starts them and waits for their ends.
+processes starts them and waits for their ends.
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rhapsody.api.errors import TaskExecutionError
+from rhapsody.api.errors import BackendError, TaskExecutionError
+from rhapsody.backends import dragon_agent, dragon_worker
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_pool import Pool
+from rhapsody.backends.dragon_runtime import Host
 from rhapsody.backends.dragon_seat import CONCURRENT, Seat
-from rhapsody.backends.dragon_worker import Setup, serve
 from rhapsody.backends.executables import Executable
 from rhapsody.backends.process_calls import load_outcome
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.work import Work
 from rhapsody.processes import child_environment
+from rhapsody.waiting import done_within
 
 __all__ = ["DragonCrew"]
 
 logger = logging.getLogger(__name__)
+
+AGENT_SECONDS = 60.0
+"""How long the agents of all hosts may take to be there."""
+
+STOP_SECONDS = 2.0
+"""How long agents may take to end."""
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """A message of so many bytes takes no more calls."""
@@ -42,7 +50,18 @@ DRAINED = 64
 """Messages taken in before the service loop hears of them."""
 
 CAPACITY = 4096
-"""Messages that may wait for the head before workers do."""
+"""Messages that may wait for the head before agents do."""
+
+
+class _Agent:
+    """The agent of one host, as the head sees it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.process: Any = None
+        self.inbox: Any = None
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
 
 
 class DragonCrew:
@@ -50,97 +69,125 @@ class DragonCrew:
 
     Args:
         name: The backend's name.
+        hosts: Where workers may run.
         lane_of: Says how a task is to be run.
     """
 
-    def __init__(self, name: str, lane_of: Callable[[Work], str]) -> None:
+    def __init__(self, name: str, hosts: Sequence[Host], lane_of: Callable[[Work], str]) -> None:
         self._name = name
         self._lane_of = lane_of
         self._loop = asyncio.get_running_loop()
-        self._records = uuid.uuid4().hex[:12]
+        self._address = dragon_agent.Address(f"rhapsody-dragon-{uuid.uuid4().hex[:12]}")
+        self._agents = {host.name: _Agent(host) for host in hosts}
         self._letters: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._due: dict[int, int] = {}
+        self._due: dict[Any, int] = {}
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._collects = gc.isenabled()
         self._threads: list[threading.Thread] = []
+        self._closing = False
         self.pool: Pool | None = None
 
     async def open(self) -> None:
-        """Make the queue that workers answer to, and start the threads."""
+        """Start the agents and the threads, and wait until the agents are there.
+
+        Raises:
+            BackendError: An agent did not start.
+        """
         from dragon.native.queue import Queue
         from dragon.utils import host_id
 
-        self._host = host_id()
+        self._host_id = host_id()
         self._inbox = await asyncio.to_thread(Queue, maxsize=CAPACITY, block_size=1024)
         for target, name in ((self._send_all, "out"), (self._receive_all, "in")):
-            thread = threading.Thread(target=target, name=f"rhapsody-dragon-{name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._threads.append(_thread(target, name))
+        agents = list(self._agents.values())
+        self._expect({agent.host.name: 1 for agent in agents})
+        _thread(self._start_agents, "watch", agents)
+        try:
+            ready = asyncio.gather(*(agent.ready.wait() for agent in agents))
+            if not await done_within(ready, AGENT_SECONDS) or any(a.inbox is None for a in agents):
+                lacking = [agent.host.name for agent in agents if agent.inbox is None]
+                raise BackendError(
+                    self._name,
+                    f"its agent did not start on {', '.join(lacking)}; what it wrote to standard "
+                    "error says why",
+                )
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Release everything, once all workers have ended."""
+        self._closing = True
+        agents = list(self._agents.values())
+        for agent in agents:
+            if agent.inbox is not None:
+                self._letters.put(functools.partial(agent.inbox.put, b""))
         self._letters.put(None)
+        ends = asyncio.gather(*(agent.ended.wait() for agent in agents))
+        if not await done_within(ends, STOP_SECONDS):
+            for agent in agents:
+                if not agent.ended.is_set():
+                    self._loop.run_in_executor(None, _kill, agent)
         await asyncio.to_thread(self._inbox.put, b"")
         self._wanted.set()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
         await asyncio.to_thread(self._inbox.destroy)
-        for left in (
-            Setup(0, 0, 0, self._records, (), ())
-            .record(0)
-            .parent.glob(f"rhapsody-dragon-{self._records}-*")
-        ):
-            left.unlink(missing_ok=True)
 
     # -- processes --------------------------------------------------------------------------------
 
     def start(self, seats: Sequence[Seat]) -> None:
         """Start workers."""
         self._expect({seat.number: 1 for seat in seats})
-        threading.Thread(
-            target=self._start_and_watch,
-            args=(seats,),
-            name="rhapsody-dragon-watch",
-            daemon=True,
-        ).start()
+        _thread(self._start_workers, "watch", seats)
 
-    def _start_and_watch(self, seats: Sequence[Seat]) -> None:
+    def _start_workers(self, seats: Sequence[Seat]) -> None:
+        path = tuple(os.path.abspath(entry) for entry in sys.path)
         alive = {}
         for seat in seats:
+            setup = dragon_worker.Setup(seat.number, self._address, path)
             try:
-                seat.process = self._start_one(seat)
+                seat.process = _start(seat.host, dragon_worker.serve, setup)
             except Exception as error:
-                self._tell_pool("on_start_failure", [seat], error)
-            else:
-                alive[seat.process.puid] = seat
-                if seat.retiring:  # killed before it was there
-                    _kill(seat)
+                logger.error("backend '%s': no worker on %s: %s", self._name, seat.host.name, error)
+                self._tell_pool("on_death", seat.number, None)
+                continue
+            alive[seat.process.puid] = seat
+            if seat.retiring:  # killed before it was there
+                _kill(seat)
         while alive:
             for puid, exit_code in _ended(list(alive)):
-                self._tell_pool("on_death", alive.pop(puid).number, exit_code)
+                seat = alive.pop(puid)
+                self._expect({seat.number: 1})  # its last note
+                self._tell_pool("on_death", seat.number, exit_code)
 
-    def _start_one(self, seat: Seat) -> Any:
-        from dragon.infrastructure.policy import Policy
-        from dragon.native.process import Process
+    def _start_agents(self, agents: Sequence[_Agent]) -> None:
+        alive = {}
+        for agent in agents:
+            arguments = (self._address, agent.host.name, self._inbox, os.getpid(), self._host_id)
+            try:
+                agent.process = _start(agent.host, dragon_agent.serve, *arguments)
+            except Exception as error:
+                logger.error("backend '%s': no agent on %s: %s", self._name, agent.host.name, error)
+                self._loop.call_soon_threadsafe(self._on_agent_end, agent)
+            else:
+                alive[agent.process.puid] = agent
+        while alive:
+            for puid, _ in _ended(list(alive)):
+                self._loop.call_soon_threadsafe(self._on_agent_end, alive.pop(puid))
 
-        setup = Setup(
-            number=seat.number,
-            head_pid=os.getpid(),
-            head_host=self._host,
-            records=self._records,
-            predecessors=tuple(seat.predecessors),
-            path=tuple(os.path.abspath(entry) for entry in sys.path),
-        )
-        process = Process(
-            target=serve,
-            args=(setup, self._inbox),
-            cwd=os.getcwd(),
-            env=child_environment(),
-            policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=seat.host.name),
-        )
-        process.start()
-        return process
+    def _on_agent_end(self, agent: _Agent) -> None:
+        agent.ended.set()
+        agent.ready.set()  # there is nothing more to wait for
+        if self._closing or self.pool is None:
+            return
+        logger.error("backend '%s': its agent on %s has ended", self._name, agent.host.name)
+        successor = self._agents[agent.host.name] = _Agent(agent.host)
+        self.pool.on_host_lost(agent.host)
+        self._expect({agent.host.name: 1})
+        _thread(self._start_agents, "watch", [successor])
 
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
@@ -149,24 +196,32 @@ class DragonCrew:
             self._loop.run_in_executor(None, _kill, seat)
 
     def forget(self, seat: Seat) -> None:
-        """Release what belonged to a worker that has ended."""
+        """Expect nothing more of a worker."""
         with self._lock:
             self._due.pop(seat.number, None)
-        if seat.inbox is not None:
-            self._loop.run_in_executor(None, seat.inbox.destroy)
 
     # -- messages out -----------------------------------------------------------------------------
 
-    def send(self, seat: Seat, calls: Sequence[tuple[Work, int, int]]) -> None:
-        """Send calls (task, token, slot) to a worker."""
+    def send(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
+        """Send calls (task, token) to a worker."""
         self._expect({seat.number: len(calls)})
-        self._letters.put(functools.partial(self._send_calls, seat, calls))
+        if len(calls) == 1 and self._letters.empty() and wire.is_small(calls[0][0].task):
+            self._send_calls(seat, calls)  # sooner than another thread would
+        else:
+            self._letters.put(functools.partial(self._send_calls, seat, calls))
 
     def tell(self, seat: Seat, *message: Any) -> None:
         """Send any other message to a worker."""
-        self._letters.put(functools.partial(seat.inbox.put, pickle.dumps(message, protocol=5)))
+        data = pickle.dumps(message, protocol=5)
+        self._letters.put(functools.partial(self._put, seat, data))
 
-    def _expect(self, numbers: dict[int, int]) -> None:
+    def _put(self, seat: Seat, message: bytes) -> None:
+        inbox = self._agents[seat.host.name].inbox
+        if inbox is None:
+            raise BackendError(self._name, f"its agent on {seat.host.name} is not there")
+        inbox.put(pickle.dumps((seat.number, message), protocol=5))
+
+    def _expect(self, numbers: dict[Any, int]) -> None:
         with self._lock:
             for number, count in numbers.items():
                 self._due[number] = self._due.get(number, 0) + count
@@ -179,19 +234,20 @@ class DragonCrew:
             except Exception as error:
                 logger.warning("backend '%s': a message was not sent: %s", self._name, error)
 
-    def _send_calls(self, seat: Seat, calls: Sequence[tuple[Work, int, int]]) -> None:
+    def _send_calls(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
         pack = wire.Pack()
-        for work, token, slot in calls:
+        for work, token in calls:
             try:
-                pack.add(self._call(pack, work, token, slot))
+                pack.add(self._call(pack, work, token))
             except Exception as error:
-                self._unsent(seat, [token], error)
+                self._unsent(seat, token, error)
             if pack.size > MESSAGE_BYTES:
-                self._put(seat, pack)
+                self._send_pack(seat, pack)
                 pack = wire.Pack()
-        self._put(seat, pack)
+        if pack.calls:
+            self._send_pack(seat, pack)
 
-    def _call(self, pack: wire.Pack, work: Work, token: int, slot: int) -> wire.Call:
+    def _call(self, pack: wire.Pack, work: Work, token: int) -> wire.Call:
         task, function, arguments, executable = work.task, -1, None, None
         if work.kind == EXECUTABLE:
             executable = Executable.from_task(task, work.work_dir)
@@ -202,7 +258,6 @@ class DragonCrew:
             )
         return wire.Call(
             token=token,
-            slot=slot,
             uid=work.uid,
             urgent=work.timeout is not None,
             concurrent=self._lane_of(work) == CONCURRENT,
@@ -212,20 +267,17 @@ class DragonCrew:
             executable=executable,
         )
 
-    def _put(self, seat: Seat, pack: wire.Pack) -> None:
-        if not pack.calls:
-            return
+    def _send_pack(self, seat: Seat, pack: wire.Pack) -> None:
         try:
-            seat.inbox.put(pack.dump())
+            self._put(seat, pack.dump())
         except Exception as error:
             for call in pack.calls:
                 reason = TaskExecutionError(call.uid, f"it could not be sent to a worker: {error}")
-                self._unsent(seat, [call.token], reason)
+                self._unsent(seat, call.token, reason)
 
-    def _unsent(self, seat: Seat, tokens: Sequence[int], error: Exception) -> None:
-        self._count_off(seat.number, len(tokens))
-        for token in tokens:
-            self._tell_pool("on_unsent", seat.number, token, error)
+    def _unsent(self, seat: Seat, token: int, error: Exception) -> None:
+        self._count_off(seat.number, 1)
+        self._tell_pool("on_unsent", seat.number, token, error)
 
     # -- messages in ------------------------------------------------------------------------------
 
@@ -241,15 +293,22 @@ class DragonCrew:
                 gc.enable()  # Dragon disables it for as long as somebody waits for a process
             if b"" in messages:
                 return
-            self._loop.call_soon_threadsafe(self._deliver, [self._read(m) for m in messages])
-            del messages
+            bundles: list[tuple[int, list[wire.Note]]] = []
+            for message in map(pickle.loads, messages):
+                if isinstance(message, tuple):
+                    self._count_off(message[0], 1)
+                    self._loop.call_soon_threadsafe(self._on_agent_ready, *message)
+                else:
+                    bundles += [self._read(*bundle) for bundle in message]
+            self._loop.call_soon_threadsafe(self._deliver, bundles)
+            del messages, bundles
 
-    def _read(self, message: bytes) -> tuple[int, list[tuple[int, int, Any]], float]:
-        number, notes, busy = pickle.loads(message)
-        self._count_off(number, sum(word != wire.BEGUN for _, word, _ in notes))
-        return number, [_rebuilt(*note) for note in notes], busy
+    def _read(self, number: int, notes: list[wire.Note]) -> tuple[int, list[wire.Note]]:
+        begun = (wire.BEGUN, wire.BEGUN_URGENTLY)
+        self._count_off(number, sum(note[1] not in begun for note in notes))
+        return number, [_rebuilt(*note) for note in notes]
 
-    def _count_off(self, number: int, count: int) -> None:
+    def _count_off(self, number: Any, count: int) -> None:
         with self._lock:
             if number in self._due:
                 self._due[number] -= count
@@ -258,22 +317,39 @@ class DragonCrew:
             if not self._due:
                 self._wanted.clear()
 
-    def _deliver(self, messages: list[tuple[int, list[tuple[int, int, Any]], float]]) -> None:
-        assert self.pool is not None
-        for message in messages:
-            self.pool.on_notes(*message)
+    def _on_agent_ready(self, host: str, _pid: int, inbox: Any) -> None:
+        agent = self._agents[host]
+        agent.inbox = inbox
+        agent.ready.set()
+
+    def _deliver(self, bundles: list[tuple[int, list[wire.Note]]]) -> None:
+        if self.pool is not None:
+            for bundle in bundles:
+                self.pool.on_notes(*bundle)
 
     def _tell_pool(self, method: str, *args: Any) -> None:
         self._loop.call_soon_threadsafe(getattr(self.pool, method), *args)
 
 
-def _rebuilt(token: int, word: int, payload: Any) -> tuple[int, int, Any]:
-    if word not in (wire.PICKLED, wire.RAISED):
-        return token, word, payload
-    try:
-        return token, wire.VALUE, load_outcome(payload)
-    except Exception as error:
-        return token, wire.RAISED, error.with_traceback(None)
+def _thread(target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
+    thread.start()
+    return thread
+
+
+def _start(host: Host, target: Callable[..., None], *args: Any) -> Any:
+    from dragon.infrastructure.policy import Policy
+    from dragon.native.process import Process
+
+    process = Process(
+        target=target,
+        args=args,
+        cwd=os.getcwd(),
+        env=child_environment(),
+        policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=host.name),
+    )
+    process.start()
+    return process
 
 
 def _ended(puids: list[int]) -> list[tuple[int, int | None]]:
@@ -288,6 +364,17 @@ def _ended(puids: list[int]) -> list[tuple[int, int | None]]:
     return list(ended or ())
 
 
-def _kill(seat: Seat) -> None:
+def _kill(it: Seat | _Agent) -> None:
     with contextlib.suppress(Exception):  # it has ended by itself
-        seat.process.kill()
+        it.process.kill()
+
+
+def _rebuilt(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
+    try:
+        if word in (wire.VALUE, wire.FIELDS, wire.HELLO):
+            payload = pickle.loads(payload)
+        elif word == wire.RAISED:
+            load_outcome(payload)
+    except Exception as error:
+        return token, wire.RAISED, seconds, error.with_traceback(None)
+    return token, word, seconds, payload

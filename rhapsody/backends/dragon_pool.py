@@ -19,7 +19,6 @@ from rhapsody.api.errors import BackendError, WorkerDied
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_runtime import Host, spread
 from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE, Seat
-from rhapsody.backends.dragon_worker import begun_in
 from rhapsody.backends.work import Work
 from rhapsody.waiting import done_within
 
@@ -62,8 +61,8 @@ class Crew(Protocol):
     def start(self, seats: Sequence[Seat]) -> None:
         """Start workers."""
 
-    def send(self, seat: Seat, calls: Sequence[tuple[Work, int, int]]) -> None:
-        """Send calls (task, token, slot) to a worker."""
+    def send(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
+        """Send calls (task, token) to a worker."""
 
     def tell(self, seat: Seat, *message: Any) -> None:
         """Send any other message to a worker."""
@@ -111,7 +110,6 @@ class Pool:
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}
         self._roomy: dict[Seat, None] = {}
-        self._dead: dict[int, Seat] = {}
         self._queues: dict[str, deque[tuple[int, Work]]] = {EXCLUSIVE: deque(), CONCURRENT: deque()}
         self._waiting: dict[Work, str] = {}
         self._placed: dict[Work, tuple[Seat, int]] = {}
@@ -158,18 +156,14 @@ class Pool:
         if not self._closing:
             self._start(min(self._limit, active) - len(self._seats))
 
-    def _start(self, count: int, hosts: Sequence[Host] | None = None) -> None:
+    def _start(self, count: int) -> None:
         if count <= 0:
             return
         seats = []
         present = [seat.host for seat in self._seats.values()]
-        for host in spread(hosts or self._hosts, present, count):
+        for host in spread(self._hosts, present, count):
             self._numbers += 1
             seat = Seat(self._numbers, host, self._together)
-            for dead in self._dead.values():
-                if dead.host == host and dead.successor not in self._seats:
-                    dead.successor = seat.number
-                    seat.predecessors.append(dead.number)
             self._seats[seat.number] = seat
             seats.append(seat)
         self._crew.start(seats)
@@ -204,21 +198,21 @@ class Pool:
             queue.popleft()
         return bool(queue)
 
-    def _next_calls(self, seat: Seat, lane: str) -> list[tuple[Work, int, int]]:
+    def _next_calls(self, seat: Seat, lane: str) -> list[tuple[Work, int]]:
         window = seat.window(lane)
         room = window - len(seat.held)
         if seat.held and lane == EXCLUSIVE and room < min(window, wire.TOGETHER) // 2:
             return []  # there will be more room soon: messages of some size
         queue = self._queues[lane]
         share = ceil(len(queue) / max(1, min(self._limit, len(self._seats))))
-        calls: list[tuple[Work, int, int]] = []
+        calls: list[tuple[Work, int]] = []
         seat.lane = lane
         while len(calls) < min(room, share) and self._first(queue):
             work = queue.popleft()[1]
             del self._waiting[work]
-            token, slot = seat.take(work)
+            token = seat.take(work)
             self._placed[work] = seat, token
-            calls.append((work, token, slot))
+            calls.append((work, token))
         return calls
 
     def _file(self, seat: Seat) -> None:
@@ -233,21 +227,25 @@ class Pool:
 
     # -- outcomes ---------------------------------------------------------------------------------
 
-    def on_notes(self, number: int, notes: Sequence[tuple[int, int, Any]], busy: float) -> None:
-        """Take in a message of a worker, its payloads rebuilt."""
-        seat = self._seats.get(number) or self._dead.get(number)
+    def on_notes(self, number: int, notes: Sequence[wire.Note]) -> None:
+        """Take in notes of a worker, their payloads rebuilt."""
+        seat = self._seats.get(number)
         if seat is None:
             return
-        ended, returned = 0, []
-        for token, word, payload in notes:
-            if word == wire.READY:
-                self._on_ready(seat, *payload)
-                continue
-            if word == wire.BEGUN:
+        ended, busy, returned = 0, 0.0, []
+        for token, word, seconds, payload in notes:
+            if word in (wire.BEGUN, wire.BEGUN_URGENTLY):
                 if token in seat.held:
                     seat.begun.add(token)
-                    self._reports.running(seat.held[token][0])
+                    self._reports.running(seat.held[token])
                 continue
+            if word == wire.HELLO:
+                self._on_ready(seat, payload)
+                continue
+            if word == wire.GONE:
+                seat.is_gone = True
+                self._on_end(seat)
+                return
             work = seat.drop(token)
             if work is None:
                 continue
@@ -255,7 +253,7 @@ class Pool:
             if word == wire.RETURNED and not work.ending:
                 returned.append((work, seat.lane))
                 continue
-            ended += 1
+            ended, busy = ended + 1, busy + seconds
             self._report(work, word, payload)
         if returned:
             self._requeue(returned[::-1])
@@ -282,8 +280,6 @@ class Pool:
             if not seat.held:
                 self._crew.kill(seat)
             return
-        if seat.number not in self._seats:
-            return
         self._feed(seat)
         if returned:
             self._feed_all()
@@ -292,7 +288,7 @@ class Pool:
 
     def on_unsent(self, number: int, token: int, error: BaseException) -> None:
         """Take in that a call could not be sent to a worker."""
-        seat = self._seats.get(number) or self._dead.get(number)
+        seat = self._seats.get(number)
         work = seat.drop(token) if seat is not None else None
         if seat is None or work is None:
             return
@@ -331,10 +327,6 @@ class Pool:
         if work not in self._placed:
             return
         seat, token = self._placed[work]
-        if seat.number in self._dead:
-            seat.drop(token)
-            self._give_up(work)
-            return
         if not self._cancelling:
             self._loop.call_soon(self._tell_cancelled)
         self._cancelling.setdefault(seat, []).append(token)
@@ -374,65 +366,62 @@ class Pool:
 
     # -- workers ----------------------------------------------------------------------------------
 
-    def _on_ready(self, seat: Seat, pid: int, inbox: Any, records: dict[int, bytes | None]) -> None:
-        for number, record in records.items():
-            dead = self._dead.pop(number, None)
-            if dead is not None:
-                self._settle(dead, record)
-        if seat.number not in self._seats:  # dead since
-            return
+    def _on_ready(self, seat: Seat, pid: int) -> None:
         self._barren = 0
-        seat.inbox, seat.pid = inbox, pid
+        seat.pid = pid
         seat.progress = self._loop.time()
         self._file(seat)
         if self._placed and not self._waiting:
             self._look_soon()
 
     def on_death(self, number: int, exit_code: int | None) -> None:
-        """Take in that a worker has ended."""
-        seat = self._seats.pop(number, None)
-        if seat is None:
+        """Take in that a worker's process has ended."""
+        seat = self._seats.get(number)
+        if seat is not None:
+            seat.has_ended = True
+            seat.exit_code = exit_code
+            if not seat.pid:
+                seat.is_gone = True  # it never said a word
+            self._on_end(seat)
+
+    def on_host_lost(self, host: Host) -> None:
+        """Take in that nothing more will be heard from the workers of a host."""
+        for seat in [seat for seat in self._seats.values() if seat.host == host]:
+            seat.begun.update(seat.held)
+            seat.is_gone = seat.has_ended = True
+            self._on_end(seat)
+
+    def _on_end(self, seat: Seat) -> None:
+        self._file(seat)
+        if not (seat.is_gone and seat.has_ended):
             return
-        seat.exit_code = exit_code
-        self._idle.pop(seat, None)
-        self._roomy.pop(seat, None)
+        del self._seats[seat.number]
         self._cancelling.pop(seat, None)
         self._crew.forget(seat)
         if not self._seats:
             self._all_gone.set()
-        for token, (work, _) in tuple(seat.held.items()):
-            if work.ending:
-                seat.drop(token)
-                self._give_up(work)
         if self._closing:
             return
         if not seat.retiring:
             logger.warning(
-                "backend '%s': worker %d on %s %s", self._name, number, seat.host.name, _how(seat)
+                "backend '%s': worker %d on %s %s",
+                self._name,
+                seat.number,
+                seat.host.name,
+                _how(seat),
             )
-        self._dead[number] = seat
-        if seat.inbox is None:
+        if not seat.pid:
             self._on_barren()
-        for dead in tuple(self._dead.values()):
-            # The record of what had begun is on its host, and a successor hands it in.
-            if dead.held and dead.successor not in self._seats:
-                self._start(1, [dead.host])
+        self._settle(seat)
+        self._feed_all()
         self._grow()
-
-    def on_start_failure(self, seats: Sequence[Seat], error: BaseException) -> None:
-        """Take in that workers could not be started at all."""
-        logger.error("backend '%s': workers could not be started: %s", self._name, error)
-        for seat in seats:
-            self.on_death(seat.number, None)
 
     def _on_barren(self) -> None:
         self._barren += 1
         if self._barren < BARREN:
             return
-        for number in tuple(self._dead):
-            self._settle(self._dead.pop(number), None)
         if any(seat.is_ready for seat in self._seats.values()):
-            self._limit = len(self._seats)
+            self._limit = max(1, len(self._seats))
             return
         self._barren = 0
         error = BackendError(
@@ -444,30 +433,27 @@ class Pool:
             del self._waiting[work]
             self._reports.failed(work, error)
 
-    def _settle(self, dead: Seat, record: bytes | None) -> None:
+    def _settle(self, dead: Seat) -> None:
         """Fail what had begun in a worker that died; the rest goes to others."""
         again = []
-        for token, (work, slot) in dead.held.items():
+        for token, work in dead.held.items():
             del self._placed[work]
-            if record is not None and token not in dead.begun and begun_in(record, slot) != token:
+            reruns = self._reruns.get(work, 0)
+            if work.ending:
+                self._report(work, wire.CANCELED, None)
+            elif token not in dead.begun:
                 again.append((work, dead.lane))
-            elif self._reruns.get(work, 0) < (work.options.get("retries") or 0):
-                self._reruns[work] = self._reruns.get(work, 0) + 1
+            elif reruns < (work.options.get("retries") or 0):
+                self._reruns[work] = reruns + 1
                 again.append((work, dead.lane))
             else:
-                self._reruns.pop(work, None)
-                self._reports.failed(
-                    work,
-                    WorkerDied(
-                        work.uid,
-                        f"the worker process that ran it, on {dead.host.name}, {_how(dead)}. "
-                        "Usual causes: it needs more memory than there is, or it crashes the "
-                        "interpreter",
-                    ),
+                reason = (
+                    f"the worker process that ran it, on {dead.host.name}, {_how(dead)}. Usual "
+                    "causes: it needs more memory than there is, or it crashes the interpreter"
                 )
+                self._report(work, wire.RAISED, WorkerDied(work.uid, reason))
+        dead.held.clear()
         self._requeue(again)
-        self._feed_all()
-        self._grow()
 
     async def close(self) -> None:
         """End all workers, once no task is left."""
@@ -493,7 +479,7 @@ class Pool:
 def _how(seat: Seat) -> str:
     code = seat.exit_code
     if code is None:
-        return "could not be started"
+        return "could not be started" if not seat.pid else "was lost with its host's agent"
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"

@@ -34,44 +34,41 @@ class Seat:
 
     Attributes:
         process: Its Dragon process; None until started.
-        inbox: Its queue; None until it is ready.
         pid: Its process id on its host; 0 until it is ready.
-        held: Task and slot of each call in its hands, by token.
+        held: The task of each call in its hands, by token.
         begun: Tokens of those that are known to have begun.
         lane: Which way of running it is in, while it holds anything.
         stalled: Whether it gave back what it had not begun, and is still at what it had.
         retiring: Whether it is to end, and gets nothing more.
         progress: When it last ended a call, on the loop's clock.
-        exit_code: How it ended; None where it could not be started.
-        predecessors: Numbers of dead workers of its host whose records it hands in.
-        successor: Number of the worker that hands in its own, once it is dead.
+        is_gone: Whether its last note has come.
+        has_ended: Whether its process has.
+        exit_code: How that ended; None where it is not known, or could not be started.
     """
 
     def __init__(self, number: int, host: Host, together: int) -> None:
         self.number = number
         self.host = host
         self.process: Any = None
-        self.inbox: Any = None
         self.pid = 0
-        self.held: dict[int, tuple[Work, int]] = {}
+        self.held: dict[int, Work] = {}
         self.begun: set[int] = set()
         self.lane = EXCLUSIVE
         self.stalled = False
         self.retiring = False
         self.progress = 0.0
+        self.is_gone = False
+        self.has_ended = False
         self.exit_code: int | None = None
-        self.predecessors: list[int] = []
-        self.successor = 0
         self._together = together
         self._window = 1
         self._mean: float | None = None
         self._token = 0
-        self._free: list[int] = []
 
     @property
     def is_ready(self) -> bool:
         """Whether it can be given calls."""
-        return self.inbox is not None and not self.retiring
+        return self.pid != 0 and not (self.retiring or self.is_gone or self.has_ended)
 
     def window(self, lane: str) -> int:
         """Return how many calls it may have in hand."""
@@ -82,28 +79,16 @@ class Seat:
         """How many of its calls have not begun, for all that is known."""
         return len(self.held) - (len(self.begun) if self.lane == CONCURRENT else 1)
 
-    def take(self, work: Work) -> tuple[int, int]:
-        """Put a task into its hands.
-
-        Returns:
-            The call's token and slot.
-        """
+    def take(self, work: Work) -> int:
+        """Put a task into its hands; returns the call's token."""
         self._token += 1
-        slot = self._free.pop() if self._free else len(self.held)
-        self.held[self._token] = work, slot
-        return self._token, slot
+        self.held[self._token] = work
+        return self._token
 
     def drop(self, token: int) -> Work | None:
         """Take a call out of its hands; None where it is not there."""
-        entry = self.held.pop(token, None)
         self.begun.discard(token)
-        if entry is None:
-            return None
-        if self.held:
-            self._free.append(entry[1])
-        else:
-            self._free.clear()
-        return entry[0]
+        return self.held.pop(token, None)
 
     def learn(self, calls: int, seconds: float) -> None:
         """Adapt the window to how long calls take.

@@ -1,13 +1,16 @@
-"""What the head and its Dragon workers say to each other: pickled tuples, many tasks in each.
+"""What the head, the agents and the workers of a Dragon backend say to each other.
 
-Head to worker: `(RUN, functions, calls)`, `(CANCEL, tokens)`, `(RETURN,)`, `(STOP,)`.
-Worker to head: `(worker, notes, busy_seconds)`, where a note is `(token, word, payload)`.
+Head to worker, through the agent of its host: a pickled `(RUN, functions, calls)`,
+`(CANCEL, tokens)`, `(RETURN,)` or `(STOP,)`. Worker to head: notes, several of which travel
+together where several are there. On the Unix socket between worker and agent each message has its
+length in front, and each note a header.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -17,12 +20,13 @@ from rhapsody.backends.executables import Executable
 
 __all__ = [
     "BEGUN",
+    "BEGUN_URGENTLY",
     "CANCEL",
     "CANCELED",
     "FIELDS",
-    "PICKLED",
+    "GONE",
+    "HELLO",
     "RAISED",
-    "READY",
     "RETURN",
     "RETURNED",
     "RUN",
@@ -30,35 +34,55 @@ __all__ = [
     "TOGETHER",
     "VALUE",
     "Call",
+    "Frames",
+    "Note",
     "Pack",
     "dump_arguments",
-    "pack_value",
+    "dump_value",
+    "frame",
+    "is_small",
+    "load_note",
+    "note",
 ]
 
 RUN, CANCEL, RETURN, STOP = range(4)
 
-READY = 0
-"""Payload: the worker's pid, its queue, and what its dead predecessors had begun."""
+HELLO = 0
+"""Its token is the worker's number; payload: the pickled process id."""
 
 BEGUN = 1
-VALUE = 2
-"""Payload: the result itself, of a type that can always be pickled and rebuilt."""
+BEGUN_URGENTLY = 2
+"""Told at once, and not only if the call takes a while: a timeout counts from it."""
 
-PICKLED = 3
+VALUE = 3
+"""Payload: the pickled result of a function."""
+
 RAISED = 4
-"""Payload: bytes for `process_calls.load_outcome`."""
+"""Payload: for `process_calls.load_outcome`."""
 
 FIELDS = 5
-"""Payload: the result fields of an executable."""
+"""Payload: the pickled result fields of an executable."""
 
 CANCELED = 6
 RETURNED = 7
-"""The task never started here, and is the head's again."""
+"""The call never began here, and is the head's again."""
+
+GONE = 8
+"""From the agent: the worker's connection is closed, and this is its last note."""
 
 TOGETHER = 32
-"""Calls or notes that make a message worth sending."""
+"""Calls that make a message worth sending."""
+
+SMALL = 4096
+"""Length of a string that is pickled in no time."""
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+
+Note = tuple[int, int, float, Any]
+"""Token, word, seconds that the call took, payload."""
+
+_HEADER = struct.Struct("<QBdQ")
+_LENGTH = struct.Struct("<Q")
 
 
 class Call(NamedTuple):
@@ -66,10 +90,8 @@ class Call(NamedTuple):
 
     Attributes:
         token: Names it between head and worker.
-        slot: Its place in the worker's record of what has begun.
         uid: The task's uid.
-        urgent: Whether the head has to know at once that it has begun, since its timeout counts
-            from then.
+        urgent: Whether the head has to know at once that it has begun.
         concurrent: Whether it is an async function, which shares the worker with others.
         function: Position in the message's functions; -1 for an executable.
         arguments: Pickled `(args, kwargs)`; None for none.
@@ -78,7 +100,6 @@ class Call(NamedTuple):
     """
 
     token: int
-    slot: int
     uid: str
     urgent: bool
     concurrent: bool
@@ -134,6 +155,13 @@ def dump_arguments(uid: str, args: Any, kwargs: Any) -> bytes | None:
     return _dump(uid, (args, kwargs), "its arguments")
 
 
+def is_small(task: Mapping[str, Any]) -> bool:
+    """Whether a task is pickled in no time: its arguments are few and plain."""
+    args, kwargs = task.get("args") or (), task.get("kwargs") or {}
+    values = (*args, *kwargs.values())
+    return _are_plain(values) and all(len(v) < SMALL for v in values if type(v) in (str, bytes))
+
+
 def _are_plain(values: Iterable[Any]) -> bool:
     return all(type(value) in PLAIN for value in values)
 
@@ -147,18 +175,54 @@ def _dump(uid: str, thing: Any, what: str) -> bytes:
         ) from error
 
 
-def pack_value(uid: str, value: Any) -> tuple[int, Any]:
-    """Return the word and payload for a result.
+def dump_value(uid: str, value: Any) -> bytes:
+    """Pickle a result.
 
     Raises:
         TaskExecutionError: It cannot be pickled.
     """
     if type(value) in PLAIN:
-        return VALUE, value
+        return pickle.dumps(value, protocol=5)
     try:
-        return PICKLED, bytes(cloudpickle.dumps((value, None, None), protocol=5))
+        return bytes(cloudpickle.dumps(value, protocol=5))
     except Exception as error:
         kind = type(value).__name__
         raise TaskExecutionError(
             uid, f"its result, a {kind}, cannot be pickled: {error}"
         ) from error
+
+
+def note(token: int, word: int, seconds: float = 0.0, payload: bytes = b"") -> bytes:
+    """Return a note as it goes through a socket."""
+    return _HEADER.pack(token, word, seconds, len(payload)) + payload
+
+
+def load_note(data: bytes) -> Note:
+    """Return the one note that these bytes are."""
+    token, word, seconds, _ = _HEADER.unpack_from(data)
+    return token, word, seconds, data[_HEADER.size :]
+
+
+def frame(message: bytes) -> bytes:
+    """Return a message as it goes through a socket."""
+    return _LENGTH.pack(len(message)) + message
+
+
+class Frames:
+    """Notes out of the pieces in which they come."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Note]:
+        """Add a piece and yield the notes that are complete."""
+        self._data += data
+        start, end = 0, len(self._data)
+        while end - start >= _HEADER.size:
+            token, word, seconds, length = _HEADER.unpack_from(self._data, start)
+            if end - start - _HEADER.size < length:
+                break
+            start += _HEADER.size
+            yield token, word, seconds, bytes(self._data[start : start + length])
+            start += length
+        del self._data[:start]

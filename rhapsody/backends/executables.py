@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +109,14 @@ class Executable:
                 children.discard(process.pid)
         return self._fields(process.returncode or 0, out, err)
 
-    def run_blocking(self, children: set[int]) -> dict[str, Any]:
+    def run_blocking(self, children: set[int], started: Callable[[], None]) -> dict[str, Any]:
         """Run it to its end in this thread: the same as `run`, at half its price.
 
-        An exception that a signal handler raises meanwhile ends the whole process group.
+        An exception that a signal handler raises once it has started ends the process group.
+
+        Args:
+            children: See `run`.
+            started: Called when it has started; what this raises ends it as well.
         """
         with self._outputs() as (stdout, stderr):
             command: Any = " ".join(self.command) if self.shell else self.command
@@ -122,8 +126,9 @@ class Executable:
                 )
             except OSError as error:
                 raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
-            children.add(process.pid)
             try:
+                children.add(process.pid)
+                started()
                 out, err = process.communicate()
             except BaseException:
                 _end_blocking(process)
