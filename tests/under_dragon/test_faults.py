@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -51,16 +50,18 @@ def die_once(path: str) -> str:
     return "at last"
 
 
-def spin() -> None:
+def spin(path: Path) -> None:
+    path.touch()
     while True:
         try:
             while True:
-                pass
+                sum(range(1000))
         except BaseException:
             continue
 
 
-async def cling() -> None:
+async def cling(path: Path) -> None:
+    path.touch()
     while True:
         try:
             await asyncio.sleep(60)
@@ -193,40 +194,45 @@ async def test_cancelled_tasks_that_wait_never_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stubborn", [spin, cling], ids=["sync", "async"])
-async def test_a_task_that_will_not_end_takes_its_worker_along(stubborn: Any) -> None:
+async def test_a_task_that_will_not_end_takes_its_worker_along(
+    stubborn: Any, tmp_path: Path
+) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.5) as backend:
         runner = Runner(backend)
-        task = runner.function(stubborn)
+        task = runner.function(stubborn, tmp_path / "there")
         await runner.submit(task)
-        await until(lambda: runner.began(task))
+        await until((tmp_path / "there").exists)
         (pid,) = backend.worker_pids
         assert await backend.cancel_task(task["uid"])
         await until(lambda: not is_alive(pid))
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_neighbours_of_a_stubborn_async_task_end_well() -> None:
+async def test_neighbours_of_a_stubborn_async_task_end_well(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.3) as backend:
         runner = Runner(backend)
-        stubborn, neighbour = runner.function(cling), runner.function(asyncio.sleep, 2, "fine")
+        stubborn = runner.function(cling, tmp_path / "there")
+        neighbour = runner.function(asyncio.sleep, 2, "fine")
         await runner.submit(stubborn, neighbour)
-        await until(lambda: runner.began(stubborn) and runner.began(neighbour))
+        await until((tmp_path / "there").exists)
+        await until(lambda: runner.began(neighbour))
         assert await backend.cancel_task(stubborn["uid"])
         assert await runner.end(neighbour) == "DONE"
         assert neighbour["return_value"] == "fine"
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_a_blocking_async_function_is_interrupted() -> None:
+async def test_a_blocking_async_function_is_interrupted(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=20.0) as backend:
         runner = Runner(backend)
 
         async def block() -> None:
+            (tmp_path / "there").touch()
             time.sleep(60)  # noqa: ASYNC251 - that is the point
 
         task, neighbour = runner.function(block), runner.function(asyncio.sleep, 0.1, "fine")
         await runner.submit(task)
-        await until(lambda: runner.began(task))
+        await until((tmp_path / "there").exists)
         await runner.submit(neighbour)
         began = time.monotonic()
         assert await backend.cancel_task(task["uid"])
@@ -301,7 +307,8 @@ asyncio.run(main())
 async def test_workers_do_not_outlive_their_head(victim: str, tmp_path: Path) -> None:
     # A runtime of its own, beside the one that this test runs in.
     script = tmp_path / "head.py"
-    script.write_text(textwrap.dedent(HEAD))
+    script.write_text(HEAD)
+    segments = set(Path("/dev/shm").glob("DD*"))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DRAGON_")}
     launcher = subprocess.Popen(
         [Path(sys.executable).with_name("dragon"), str(script)],
@@ -329,16 +336,11 @@ async def test_workers_do_not_outlive_their_head(victim: str, tmp_path: Path) ->
         head.kill()
         await until(lambda: not any(is_alive(process.pid) for process in [*workers, *children]))
     finally:
-        launcher.stdout.close()
-        with_group = [psutil.Process(launcher.pid)] if launcher.poll() is None else []
-        for process in with_group:
-            for child in process.children(recursive=True):
-                child.kill()
-            process.kill()
+        os.killpg(launcher.pid, signal.SIGKILL)
         launcher.wait()
-        for left in Path("/dev/shm").glob("*"):
-            if left.name.startswith("DD") and left.stat().st_ctime > script.stat().st_ctime:
-                pass
+        launcher.stdout.close()
+        for segment in set(Path("/dev/shm").glob("DD*")) - segments:
+            segment.unlink()  # a runtime that was killed leaves them
 
 
 async def test_a_failed_task_names_what_it_raised() -> None:
