@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.api.errors import TaskTimeoutError, UnsupportedTaskError
 from rhapsody.backends.base import BaseBackend
+from rhapsody.backends.dragon_ranks import JOB_OPTIONS, ranks_of
 from rhapsody.backends.dragon_runtime import (
     allocation,
     choose_hosts,
@@ -31,13 +32,15 @@ if importlib.util.find_spec("dragon") is not None:
 
 if TYPE_CHECKING:
     from rhapsody.backends.dragon_crew import DragonCrew
+    from rhapsody.backends.dragon_jobs import Jobs
     from rhapsody.backends.dragon_pool import Pool
+    from rhapsody.backends.dragon_runtime import Host
 
 __all__ = ["OPTIONS", "DragonExecutionBackend", "DragonExecutionBackendV3"]
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = EXECUTABLE_OPTIONS | {"retries"}
+OPTIONS = EXECUTABLE_OPTIONS | JOB_OPTIONS | {"retries"}
 """Keys of `task_backend_specific_kwargs` that this backend knows."""
 
 
@@ -52,8 +55,17 @@ class DragonExecutionBackend(BaseBackend):
     A worker that dies takes with it what it was running, which is FAILED with `WorkerDied`, or run
     again up to `retries` times; what it had not begun goes to others.
 
-    Options of a task, in `task_backend_specific_kwargs`: `timeout` (seconds) and `retries` for
-    every task; `cwd`, `env` and `shell` for executables.
+    Options of a task, in `task_backend_specific_kwargs`: `timeout` (seconds) for every task,
+    `retries` for those in workers, `cwd`, `env` and `shell` for executables.
+
+    `ranks` makes a task a job of so many processes, a Dragon process group of its own beside the
+    workers: `gpus_per_rank`, `nodes` (a number, or host names), `policy` (a Dragon `Policy`) and
+    `pmi` ("cray" or "pmix") say how. `process_template` (a dict of `ProcessTemplate`'s arguments)
+    and `process_templates` (a list of number and dict) say the same in Dragon's words. The result
+    has `ranks`, a list with a dict for each rank: `rank`, `exit_code`, and `stdout` and `stderr`,
+    or `return_value`. A function's `return_value` is rank 0's, and an executable's `stdout` that of
+    all ranks, in order. Ranks find their number in the environment, as RHAPSODY_RANK and
+    RHAPSODY_RANKS.
 
     Args:
         num_workers: Most worker processes at once, over all nodes. None is one per CPU, less one on
@@ -98,7 +110,8 @@ class DragonExecutionBackend(BaseBackend):
         self._grace = cancel_grace
         self._crew: DragonCrew | None = None
         self._pool: Pool | None = None
-        self._lanes: dict[int, str] = {}
+        self._jobs: Jobs | None = None
+        self._hosts: list[Host] = []
 
     def get_statistics(self) -> dict[str, Any]:
         """Describe the backend.
@@ -117,12 +130,14 @@ class DragonExecutionBackend(BaseBackend):
     async def start(self) -> None:
         """Start an agent on each node; workers come with the tasks."""
         from rhapsody.backends.dragon_crew import DragonCrew
+        from rhapsody.backends.dragon_jobs import Jobs
         from rhapsody.backends.dragon_pool import Pool
 
-        hosts = choose_hosts(await asyncio.to_thread(allocation), self._nodes)
+        self._hosts = hosts = choose_hosts(await asyncio.to_thread(allocation), self._nodes)
         limit = self._num_workers or default_workers(hosts)
         crew = DragonCrew(self.name, hosts, _lane_of)
         await crew.open()
+        self._jobs = crew.jobs = Jobs(hosts, crew, self)
         self._pool = crew.pool = Pool(
             self.name, hosts, limit, self._together, self._grace, crew, self
         )
@@ -131,7 +146,7 @@ class DragonExecutionBackend(BaseBackend):
     async def stop(self) -> None:
         """End the workers."""
         pool, crew = self._pool, self._crew
-        self._pool = self._crew = None
+        self._pool = self._crew = self._jobs = None
         if pool is not None and crew is not None:
             await pool.close()
             await crew.close()
@@ -156,18 +171,35 @@ class DragonExecutionBackend(BaseBackend):
             )
 
     def dispatch(self, works: Sequence[Work]) -> None:
-        """Hand tasks to the pool."""
-        pool = self._pool
-        assert pool is not None
-        pool.submit((work, _lane_of(work)) for work in works if work.key in self._works)
+        """Hand tasks to the pool, and jobs of several ranks to theirs."""
+        assert self._pool is not None
+        lanes = []
+        for work in works:
+            if work.key not in self._works:
+                continue  # cancelled before its turn came
+            if work.options.keys() & JOB_OPTIONS:
+                self._dispatch_job(work)
+            else:
+                lanes.append((work, _lane_of(work)))
+        self._pool.submit(lanes)
+
+    def _dispatch_job(self, work: Work) -> None:
+        assert self._jobs is not None
+        try:
+            ranks = ranks_of(work.uid, work.options, self._hosts)
+        except Exception as error:
+            self.failed(work, error)
+        else:
+            self._jobs.submit(work, ranks)
 
     def _end(self, work: Work) -> None:
-        if self._pool is None or work.key not in self._works:
+        if self._pool is None or self._jobs is None or work.key not in self._works:
             super()._end(work)
         elif not work.ending:
             work.ending = True
             work.job = asyncio.get_running_loop().create_future()
-            self._pool.cancel(work)
+            if not self._jobs.cancel(work):
+                self._pool.cancel(work)
 
     # -- what the pool reports --------------------------------------------------------------------
 

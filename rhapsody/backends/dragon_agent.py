@@ -89,6 +89,8 @@ class _Link:
             if word == wire.HELLO:
                 self._number = token
                 self._agent.links[token] = self
+                here = pickle.loads(note[3]), self._agent.host
+                note = (token, word, 0.0, pickle.dumps(here))
             self._begun.pop(token, None)
             self.notes.append(note)
         if not data:
@@ -150,7 +152,8 @@ class _Link:
 
 
 class _Agent:
-    def __init__(self, outbox: Any) -> None:
+    def __init__(self, host: str, outbox: Any) -> None:
+        self.host = host
         self.links: dict[int, _Link] = {}
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
@@ -214,7 +217,7 @@ async def _serve(address: Address, host: str, outbox: Any) -> None:
     from dragon.native.queue import Queue
 
     loop = asyncio.get_running_loop()
-    agent, stopped = _Agent(outbox), asyncio.Event()
+    agent, stopped = _Agent(host, outbox), asyncio.Event()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address.socket)
     listener.listen(1024)

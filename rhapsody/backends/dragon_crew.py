@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import os
 import pickle
@@ -23,6 +24,7 @@ from typing import Any
 from rhapsody.api.errors import BackendError, TaskExecutionError
 from rhapsody.backends import dragon_agent, dragon_worker
 from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.dragon_jobs import Jobs
 from rhapsody.backends.dragon_pool import Pool
 from rhapsody.backends.dragon_runtime import Host
 from rhapsody.backends.dragon_seat import CONCURRENT, Seat
@@ -86,7 +88,9 @@ class DragonCrew:
         self._collects = gc.isenabled()
         self._threads: list[threading.Thread] = []
         self._closing = False
+        self._numbers = itertools.count(1)
         self.pool: Pool | None = None
+        self.jobs: Jobs | None = None
 
     async def open(self) -> None:
         """Start the agents and the threads, and wait until the agents are there.
@@ -102,7 +106,8 @@ class DragonCrew:
         for target, name in ((self._send_all, "out"), (self._receive_all, "in")):
             self._threads.append(_thread(target, name))
         agents = list(self._agents.values())
-        self._expect({agent.host.name: 1 for agent in agents})
+        for agent in agents:
+            self.expect(agent.host.name, 1)
         _thread(self._start_agents, "watch", agents)
         try:
             ready = asyncio.gather(*(agent.ready.wait() for agent in agents))
@@ -138,18 +143,26 @@ class DragonCrew:
 
     # -- processes --------------------------------------------------------------------------------
 
+    def number(self) -> int:
+        """Return a number for a new worker; from any thread."""
+        return next(self._numbers)
+
+    def setup(self, number: int) -> dragon_worker.Setup:
+        """Return what a new worker has to know."""
+        path = tuple(os.path.abspath(entry) for entry in sys.path)
+        return dragon_worker.Setup(number, self._address, path)
+
     def start(self, seats: Sequence[Seat]) -> None:
         """Start workers."""
-        self._expect({seat.number: 1 for seat in seats})
+        for seat in seats:
+            self.expect(seat.number, 1)
         _thread(self._start_workers, "watch", seats)
 
     def _start_workers(self, seats: Sequence[Seat]) -> None:
-        path = tuple(os.path.abspath(entry) for entry in sys.path)
         alive = {}
         for seat in seats:
-            setup = dragon_worker.Setup(seat.number, self._address, path)
             try:
-                seat.process = _start(seat.host, dragon_worker.serve, setup)
+                seat.process = _start(seat.host, dragon_worker.serve, self.setup(seat.number))
             except Exception as error:
                 logger.error("backend '%s': no worker on %s: %s", self._name, seat.host.name, error)
                 self._tell_pool("on_death", seat.number, None)
@@ -160,7 +173,7 @@ class DragonCrew:
         while alive:
             for puid, exit_code in _ended(list(alive)):
                 seat = alive.pop(puid)
-                self._expect({seat.number: 1})  # its last note
+                self.expect(seat.number, 1)  # its last note
                 self._tell_pool("on_death", seat.number, exit_code)
 
     def _start_agents(self, agents: Sequence[_Agent]) -> None:
@@ -186,7 +199,7 @@ class DragonCrew:
         logger.error("backend '%s': its agent on %s has ended", self._name, agent.host.name)
         successor = self._agents[agent.host.name] = _Agent(agent.host)
         self.pool.on_host_lost(agent.host)
-        self._expect({agent.host.name: 1})
+        self.expect(agent.host.name, 1)
         _thread(self._start_agents, "watch", [successor])
 
     def kill(self, seat: Seat) -> None:
@@ -195,16 +208,16 @@ class DragonCrew:
         if seat.process is not None:
             self._loop.run_in_executor(None, _kill, seat)
 
-    def forget(self, seat: Seat) -> None:
+    def forget(self, number: int) -> None:
         """Expect nothing more of a worker."""
         with self._lock:
-            self._due.pop(seat.number, None)
+            self._due.pop(number, None)
 
     # -- messages out -----------------------------------------------------------------------------
 
     def send(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
         """Send calls (task, token) to a worker."""
-        self._expect({seat.number: len(calls)})
+        self.expect(seat.number, len(calls))
         if len(calls) == 1 and self._letters.empty() and wire.is_small(calls[0][0].task):
             self._send_calls(seat, calls)  # sooner than another thread would
         else:
@@ -212,19 +225,20 @@ class DragonCrew:
 
     def tell(self, seat: Seat, *message: Any) -> None:
         """Send any other message to a worker."""
-        data = pickle.dumps(message, protocol=5)
-        self._letters.put(functools.partial(self._put, seat, data))
+        data = wire.dump_message(*message)
+        self._letters.put(functools.partial(self.put, seat.host.name, seat.number, data))
 
-    def _put(self, seat: Seat, message: bytes) -> None:
-        inbox = self._agents[seat.host.name].inbox
+    def put(self, host: str, number: int, message: bytes) -> None:
+        """Send a message to a worker of a host; blocks for a moment."""
+        inbox = self._agents[host].inbox
         if inbox is None:
-            raise BackendError(self._name, f"its agent on {seat.host.name} is not there")
-        inbox.put(pickle.dumps((seat.number, message), protocol=5))
+            raise BackendError(self._name, f"its agent on {host} is not there")
+        inbox.put(pickle.dumps((number, message), protocol=5))
 
-    def _expect(self, numbers: dict[Any, int]) -> None:
+    def expect(self, sender: int | str, count: int) -> None:
+        """Expect so many notes of a worker, or of a host's agent."""
         with self._lock:
-            for number, count in numbers.items():
-                self._due[number] = self._due.get(number, 0) + count
+            self._due[sender] = self._due.get(sender, 0) + count
         self._wanted.set()
 
     def _send_all(self) -> None:
@@ -246,6 +260,27 @@ class DragonCrew:
                 pack = wire.Pack()
         if pack.calls:
             self._send_pack(seat, pack)
+
+    def post_alone(self, host: str, number: int, work: Work, suffix: str) -> None:
+        """Send one call, and that it is the only one; raises where that cannot be.
+
+        Args:
+            host: The worker's host.
+            number: The worker's number.
+            work: The task.
+            suffix: Added to the names of captured output.
+        """
+        pack = wire.Pack()
+        call = self._call(pack, work, 1)
+        capture = call.capture and f"{call.capture}.{suffix}"
+        pack.add(call._replace(concurrent=False, capture=capture))
+        self._letters.put(functools.partial(self.put, host, number, pack.dump()))
+        self.tell_to_stop(host, number)
+
+    def tell_to_stop(self, host: str, number: int) -> None:
+        """Have a worker end once it has nothing to do."""
+        message = wire.dump_message(wire.STOP)
+        self._letters.put(functools.partial(self.put, host, number, message))
 
     def _call(self, pack: wire.Pack, work: Work, token: int) -> wire.Call:
         task, function, arguments, executable = work.task, -1, None, None
@@ -269,7 +304,7 @@ class DragonCrew:
 
     def _send_pack(self, seat: Seat, pack: wire.Pack) -> None:
         try:
-            self._put(seat, pack.dump())
+            self.put(seat.host.name, seat.number, pack.dump())
         except Exception as error:
             for call in pack.calls:
                 reason = TaskExecutionError(call.uid, f"it could not be sent to a worker: {error}")
@@ -300,7 +335,8 @@ class DragonCrew:
                     self._loop.call_soon_threadsafe(self._on_agent_ready, *message)
                 else:
                     bundles += [self._read(*bundle) for bundle in message]
-            self._loop.call_soon_threadsafe(self._deliver, bundles)
+            if bundles:
+                self._loop.call_soon_threadsafe(self._deliver, bundles)
             del messages, bundles
 
     def _read(self, number: int, notes: list[wire.Note]) -> tuple[int, list[wire.Note]]:
@@ -323,8 +359,10 @@ class DragonCrew:
         agent.ready.set()
 
     def _deliver(self, bundles: list[tuple[int, list[wire.Note]]]) -> None:
-        if self.pool is not None:
-            for bundle in bundles:
+        assert self.pool is not None
+        assert self.jobs is not None
+        for bundle in bundles:
+            if not self.jobs.on_notes(*bundle):
                 self.pool.on_notes(*bundle)
 
     def _tell_pool(self, method: str, *args: Any) -> None:

@@ -58,6 +58,9 @@ class Reports(Protocol):
 class Crew(Protocol):
     """What starts and ends workers and speaks to them; never blocks."""
 
+    def number(self) -> int:
+        """Return a number for a new worker."""
+
     def start(self, seats: Sequence[Seat]) -> None:
         """Start workers."""
 
@@ -70,8 +73,8 @@ class Crew(Protocol):
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
 
-    def forget(self, seat: Seat) -> None:
-        """Release what belonged to a worker that has ended."""
+    def forget(self, number: int) -> None:
+        """Expect nothing more of a worker."""
 
 
 class Pool:
@@ -105,7 +108,6 @@ class Pool:
         self._crew = crew
         self._reports = reports
         self._loop = asyncio.get_running_loop()
-        self._numbers = 0
         self._arrivals = 0
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}
@@ -162,8 +164,7 @@ class Pool:
         seats = []
         present = [seat.host for seat in self._seats.values()]
         for host in spread(self._hosts, present, count):
-            self._numbers += 1
-            seat = Seat(self._numbers, host, self._together)
+            seat = Seat(self._crew.number(), host, self._together)
             self._seats[seat.number] = seat
             seats.append(seat)
         self._crew.start(seats)
@@ -240,7 +241,7 @@ class Pool:
                     self._reports.running(seat.held[token])
                 continue
             if word == wire.HELLO:
-                self._on_ready(seat, payload)
+                self._on_ready(seat, payload[0])
                 continue
             if word == wire.GONE:
                 seat.is_gone = True
@@ -397,7 +398,7 @@ class Pool:
             return
         del self._seats[seat.number]
         self._cancelling.pop(seat, None)
-        self._crew.forget(seat)
+        self._crew.forget(seat.number)
         if not self._seats:
             self._all_gone.set()
         if self._closing:

@@ -38,6 +38,7 @@ __all__ = [
     "Note",
     "Pack",
     "dump_arguments",
+    "dump_message",
     "dump_value",
     "frame",
     "is_small",
@@ -48,7 +49,8 @@ __all__ = [
 RUN, CANCEL, RETURN, STOP = range(4)
 
 HELLO = 0
-"""Its token is the worker's number; payload: the pickled process id."""
+"""Its token is the worker's number; payload: the pickled process id, and, from the agent on, the
+name of the host."""
 
 BEGUN = 1
 BEGUN_URGENTLY = 2
@@ -139,7 +141,7 @@ class Pack:
 
     def dump(self) -> bytes:
         """Return the message."""
-        return pickle.dumps((RUN, self.functions, [tuple(c) for c in self.calls]), protocol=5)
+        return dump_message(RUN, self.functions, [tuple(c) for c in self.calls])
 
 
 def dump_arguments(uid: str, args: Any, kwargs: Any) -> bytes | None:
@@ -201,6 +203,11 @@ def load_note(data: bytes) -> Note:
     """Return the one note that these bytes are."""
     token, word, seconds, _ = _HEADER.unpack_from(data)
     return token, word, seconds, data[_HEADER.size :]
+
+
+def dump_message(*message: Any) -> bytes:
+    """Return a message to a worker, such as `(STOP,)`."""
+    return pickle.dumps(message, protocol=5)
 
 
 def frame(message: bytes) -> bytes:
