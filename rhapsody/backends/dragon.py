@@ -137,7 +137,7 @@ class DragonExecutionBackend(BaseBackend):
         limit = self._num_workers or default_workers(hosts)
         crew = DragonCrew(self.name, hosts, _lane_of)
         await crew.open()
-        self._jobs = crew.jobs = Jobs(hosts, crew, self)
+        self._jobs = crew.jobs = Jobs(hosts, self._grace, crew, self)
         self._pool = crew.pool = Pool(
             self.name, hosts, limit, self._together, self._grace, crew, self
         )

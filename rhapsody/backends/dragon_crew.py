@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import itertools
@@ -225,8 +226,12 @@ class DragonCrew:
 
     def tell(self, seat: Seat, *message: Any) -> None:
         """Send any other message to a worker."""
+        self.post(seat.host.name, seat.number, *message)
+
+    def post(self, host: str, number: int, *message: Any) -> None:
+        """Send any message to a worker of a host."""
         data = wire.dump_message(*message)
-        self._letters.put(functools.partial(self.put, seat.host.name, seat.number, data))
+        self._letters.put(functools.partial(self.put, host, number, data))
 
     def put(self, host: str, number: int, message: bytes) -> None:
         """Send a message to a worker of a host; blocks for a moment."""
@@ -261,26 +266,24 @@ class DragonCrew:
         if pack.calls:
             self._send_pack(seat, pack)
 
-    def post_alone(self, host: str, number: int, work: Work, suffix: str) -> None:
-        """Send one call, and that it is the only one; raises where that cannot be.
+    def post_alone(self, host: str, number: int, work: Work, rank: int) -> None:
+        """Send a rank its one call; raises where the call cannot be sent.
 
         Args:
-            host: The worker's host.
-            number: The worker's number.
+            host: The rank's host.
+            number: Its number among the workers.
             work: The task.
-            suffix: Added to the names of captured output.
+            rank: Its number in the job; part of the names of captured output.
         """
         pack = wire.Pack()
-        call = self._call(pack, work, 1)
-        capture = call.capture and f"{call.capture}.{suffix}"
-        pack.add(call._replace(concurrent=False, capture=capture))
+        call = self._call(pack, work, 1)._replace(concurrent=False)
+        if call.capture is not None:
+            call = call._replace(capture=f"{call.capture}.{rank}")
+            if call.executable is not None:
+                renamed = dataclasses.replace(call.executable, uid=f"{work.uid}.{rank}")
+                call = call._replace(executable=renamed)
+        pack.add(call)
         self._letters.put(functools.partial(self.put, host, number, pack.dump()))
-        self.tell_to_stop(host, number)
-
-    def tell_to_stop(self, host: str, number: int) -> None:
-        """Have a worker end once it has nothing to do."""
-        message = wire.dump_message(wire.STOP)
-        self._letters.put(functools.partial(self.put, host, number, message))
 
     def _call(self, pack: wire.Pack, work: Work, token: int) -> wire.Call:
         task, function, arguments, executable = work.task, -1, None, None

@@ -1,33 +1,55 @@
-"""Jobs of several ranks as Dragon process groups, a thread for each while it runs."""
+"""Jobs of several ranks: Dragon process groups, in which each rank is a worker for one call.
+
+So a rank ends with its children when it is told to, and its outcome comes by way of its host's
+agent. MPI finds in its environment what Dragon's PMI put there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rhapsody.api.errors import TaskExecutionError
+from rhapsody.api.errors import TaskExecutionError, WorkerDied
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_ranks import Rank
 from rhapsody.backends.dragon_runtime import Host
-from rhapsody.backends.dragon_worker import serve
+from rhapsody.backends.dragon_worker import Setup, serve
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.work import Work
 from rhapsody.processes import child_environment
 
-__all__ = ["Jobs"]
+if TYPE_CHECKING:
+    from rhapsody.backends.dragon_pool import Reports
 
-GRACE_SECONDS = 1.0
-"""Time between SIGTERM and SIGKILL when a job is ended."""
+__all__ = ["JobCrew", "Jobs"]
 
-OUTPUT_SECONDS = 10.0
-"""How long the last output of a rank that has ended may take to come."""
+
+class JobCrew(Protocol):
+    """What speaks to ranks; never blocks."""
+
+    def number(self) -> int:
+        """Return a number for a new worker; from any thread."""
+
+    def setup(self, number: int) -> Setup:
+        """Return what a new worker has to know."""
+
+    def expect(self, sender: int, count: int) -> None:
+        """Expect so many notes of a worker; from any thread."""
+
+    def forget(self, number: int) -> None:
+        """Expect nothing more of a worker."""
+
+    def post_alone(self, host: str, number: int, work: Work, rank: int) -> None:
+        """Send a rank its one call; raises where the call cannot be sent."""
+
+    def post(self, host: str, number: int, *message: Any) -> None:
+        """Send any other message to a worker."""
 
 
 class _Job:
@@ -36,10 +58,14 @@ class _Job:
     def __init__(self, work: Work, ranks: Sequence[Rank]) -> None:
         self.work = work
         self.ranks = ranks
-        self.group: Any = None
+        self.numbers: list[int] = []  # of the ranks, among the workers
+        self.hosts: dict[int, str] = {}  # of those that are there, by number
+        self.notes: dict[int, wire.Note] = {}  # outcomes, by number
+        self.silent: set[int] = set()  # numbers of those that will say no more
+        self.puids: list[int] = []
+        self.codes: list[int | None] | None = None
+        self.error: Exception | None = None
         self.cancelled = False
-        self.numbers: dict[int, int] = {}  # of function ranks among the workers
-        self.results: dict[int, wire.Note] = {}
 
 
 class Jobs:
@@ -47,104 +73,113 @@ class Jobs:
 
     Args:
         hosts: The allocation.
-        crew: Speaks to ranks that run functions, which are workers for one call.
-        reports: See `dragon_pool.Reports`.
+        grace: Seconds that the ranks of a cancelled job may take to end before they are killed.
+        crew: Speaks to ranks.
+        reports: Hears what becomes of tasks.
     """
 
-    def __init__(self, hosts: Sequence[Host], crew: Any, reports: Any) -> None:
+    def __init__(
+        self, hosts: Sequence[Host], grace: float, crew: JobCrew, reports: Reports
+    ) -> None:
+        self._grace = grace
         self._crew = crew
         self._reports = reports
         self._loop = asyncio.get_running_loop()
         self._cpus = sum(host.cpus for host in hosts)
         self._busy_gpus: set[tuple[str | None, int]] = set()
         self._busy_ranks = 0
-        self._waiting: deque[_Job] = deque()
+        self._waiting: dict[Work, _Job] = {}
+        self._order: deque[_Job] = deque()
         self._running: dict[Work, _Job] = {}
         self._by_number: dict[int, _Job] = {}
 
     def submit(self, work: Work, ranks: Sequence[Rank]) -> None:
         """Take a job."""
-        self._waiting.append(_Job(work, ranks))
+        job = self._waiting[work] = _Job(work, ranks)
+        self._order.append(job)
         self._start_what_fits()
 
     def _start_what_fits(self) -> None:
         # In order: a large one that waits is not overtaken for ever.
-        while self._waiting and self._fits(self._waiting[0]):
-            job = self._waiting.popleft()
-            self._busy_ranks += len(job.ranks)
-            self._busy_gpus |= _gpus(job)
-            self._running[job.work] = job
-            threading.Thread(
-                target=self._run, args=(job,), name="rhapsody-dragon-job", daemon=True
-            ).start()
+        while self._order:
+            job = self._order[0]
+            if job.work in self._waiting:
+                if not self._fits(job):
+                    return
+                self._start(job)
+            self._order.popleft()
 
     def _fits(self, job: _Job) -> bool:
         if self._busy_gpus & _gpus(job):
             return False
         return not self._busy_ranks or self._busy_ranks + len(job.ranks) <= self._cpus
 
+    def _start(self, job: _Job) -> None:
+        del self._waiting[job.work]
+        self._running[job.work] = job
+        self._busy_ranks += len(job.ranks)
+        self._busy_gpus |= _gpus(job)
+        for _ in job.ranks:
+            number = self._crew.number()
+            self._crew.expect(number, 3)  # hello, the outcome, the end
+            job.numbers.append(number)
+            self._by_number[number] = job
+        threading.Thread(
+            target=self._run, args=(job,), name="rhapsody-dragon-job", daemon=True
+        ).start()
+
     def cancel(self, work: Work) -> bool:
         """End a job; False where it is none of these."""
-        for job in self._waiting:
-            if job.work is work:
-                self._waiting.remove(job)
-                self._reports.cancelled(work)
-                return True
-        job = self._running.get(work)  # type: ignore[assignment]
+        if self._waiting.pop(work, None) is not None:
+            self._reports.cancelled(work)
+            return True
+        job = self._running.get(work)
         if job is None:
             return False
         job.cancelled = True
-        threading.Thread(target=_end, args=(job,), name="rhapsody-dragon-end", daemon=True).start()
+        for number, host in job.hosts.items():
+            self._crew.post(host, number, wire.CANCEL, [1])
+        self._loop.call_later(self._grace, self._insist, job)
         return True
+
+    def _insist(self, job: _Job) -> None:
+        if job.work in self._running:
+            self._loop.run_in_executor(None, _kill, list(job.puids))
 
     # -- in the job's thread ----------------------------------------------------------------------
 
     def _run(self, job: _Job) -> None:
         try:
-            fields = self._run_group(job)
+            job.codes = self._run_group(job)
         except Exception as error:
-            reason = TaskExecutionError(job.work.uid, f"its process group failed: {error}")
-            self._loop.call_soon_threadsafe(self._ended, job, {"exception": reason})
-        else:
-            self._loop.call_soon_threadsafe(self._ended, job, fields)
+            job.error = TaskExecutionError(job.work.uid, f"its process group failed: {error}")
+        self._loop.call_soon_threadsafe(self._on_group_end, job)
 
-    def _run_group(self, job: _Job) -> dict[str, Any]:
+    def _run_group(self, job: _Job) -> list[int | None]:
         from dragon.native.process_group import ProcessGroup
 
-        work = job.work
-        group = ProcessGroup(
-            restart=False, ignore_error_on_exit=True, pmi=work.options.get("pmi") or None
-        )
+        pmi = job.work.options.get("pmi")
+        group = ProcessGroup(restart=False, ignore_error_on_exit=True, pmi=pmi)
         for index in range(len(job.ranks)):
             group.add_process(1, self._template(job, index))
         group.init()
         try:
-            job.group = group
-            if not job.cancelled:
-                group.start()
-                self._loop.call_soon_threadsafe(self._reports.running, work)
-                return self._outcome(job, group)
-            return {}
+            group.start()
+            job.puids = sorted({*group.puids, *(puid for puid, _ in group.inactive_puids)})
+            codes = _codes(job.puids)
+            return [codes.get(puid) for puid in job.puids]
         finally:
-            job.group = None
+            job.puids = []
             with contextlib.suppress(Exception):
                 group.close()
 
     def _template(self, job: _Job, index: int) -> Any:
         from dragon.infrastructure.policy import Policy
-        from dragon.native.process import Popen, ProcessTemplate
+        from dragon.native.process import ProcessTemplate
 
-        rank, task = job.ranks[index], job.work.task
+        rank = job.ranks[index]
         given = dict(rank.template)
-        options = job.work.options
-        environment = child_environment(
-            {
-                **(options.get("env") or {}),
-                **(given.pop("env", None) or {}),
-                "RHAPSODY_RANK": str(index),
-                "RHAPSODY_RANKS": str(len(job.ranks)),
-            }
-        )
+        numbered = {"RHAPSODY_RANK": str(index), "RHAPSODY_RANKS": str(len(job.ranks))}
         policy = rank.policy
         if policy is None and rank.host is not None:
             policy = Policy(
@@ -152,34 +187,14 @@ class Jobs:
                 host_name=rank.host,
                 gpu_affinity=list(rank.gpus),
             )
-        common = {
-            "cwd": os.fspath(given.pop("cwd", None) or options.get("cwd") or os.getcwd()),
-            "env": environment,
-            "policy": policy,
-            **given,
-        }
-        if job.work.kind != EXECUTABLE:
-            number = self._crew.number()
-            self._crew.expect(number, 3)  # hello, the outcome, the end
-            job.numbers[number] = index
-            self._by_number[number] = job
-            return ProcessTemplate(serve, args=(self._crew.setup(number),), **common)
-        program, *arguments = _command(task, options)
         return ProcessTemplate(
-            program, args=arguments, **{"stdout": Popen.PIPE, "stderr": Popen.PIPE, **common}
+            serve,
+            args=(self._crew.setup(job.numbers[index]),),
+            cwd=os.fspath(given.pop("cwd", None) or os.getcwd()),
+            env=child_environment({**(given.pop("env", None) or {}), **numbered}),
+            policy=policy,
+            **given,
         )
-
-    def _outcome(self, job: _Job, group: Any) -> dict[str, Any]:
-        puids = sorted({*group.puids, *(puid for puid, _ in group.inactive_puids)})
-        readers = [_Reader(puid) for puid in puids] if job.work.kind == EXECUTABLE else []
-        group.join()
-        codes = dict(group.inactive_puids)
-        ranks: list[dict[str, Any]] = [
-            {"rank": index, "exit_code": codes.get(puid)} for index, puid in enumerate(puids)
-        ]
-        for rank, reader in zip(ranks, readers, strict=False):
-            rank["stdout"], rank["stderr"] = reader.read()
-        return {"ranks": ranks}
 
     # -- on the service loop ----------------------------------------------------------------------
 
@@ -190,22 +205,35 @@ class Jobs:
             return False
         for note in notes:
             if note[1] == wire.HELLO:
-                rank, (_, host) = job.numbers[number], note[3]
-                try:
-                    self._crew.post_alone(host, number, job.work, str(rank))
-                except Exception as error:
-                    job.results[rank] = (0, wire.RAISED, 0.0, error)
-                    self._crew.tell_to_stop(host, number)
-            elif note[1] in (wire.VALUE, wire.RAISED):
-                job.results[job.numbers[number]] = note
+                self._on_hello(job, number, note[3][1])
+            elif note[1] in (wire.BEGUN, wire.BEGUN_URGENTLY):
+                self._reports.running(job.work)
             elif note[1] == wire.GONE:
-                del self._by_number[number]
+                job.silent.add(number)
+                self._end_if_over(job)
+            else:
+                job.notes[number] = note
         return True
 
-    def _ended(self, job: _Job, fields: dict[str, Any]) -> None:
-        # The last notes of function ranks may still be under way.
-        if "ranks" in fields and any(number in self._by_number for number in job.numbers):
-            self._loop.call_later(0.01, self._ended, job, fields)
+    def _on_hello(self, job: _Job, number: int, host: str) -> None:
+        job.hosts[number] = host
+        if not job.cancelled:
+            try:
+                self._crew.post_alone(host, number, job.work, job.numbers.index(number))
+            except Exception as error:
+                job.notes[number] = (1, wire.RAISED, 0.0, error)
+        self._crew.post(host, number, wire.STOP)
+
+    def _on_group_end(self, job: _Job) -> None:
+        # The last notes of ranks that were there may still be under way.
+        job.silent.update(set(job.numbers) - set(job.hosts))
+        if job.codes is None:
+            job.silent.update(job.numbers)
+            job.codes = []
+        self._end_if_over(job)
+
+    def _end_if_over(self, job: _Job) -> None:
+        if job.codes is None or len(job.silent) < len(job.numbers):
             return
         for number in job.numbers:
             self._by_number.pop(number, None)
@@ -216,96 +244,77 @@ class Jobs:
         self._start_what_fits()
         if job.cancelled:
             self._reports.cancelled(job.work)
+        elif job.error is not None:
+            self._reports.failed(job.work, job.error)
         else:
-            self._reports.done(job.work, _result(job, fields))
-
-
-class _Reader:
-    """Takes in what a rank writes, in threads, since a full pipe would stop it."""
-
-    def __init__(self, puid: int) -> None:
-        from dragon.native.process import Process
-
-        process = Process(None, ident=puid)
-        self._parts: list[list[str]] = [[], []]
-        self._threads = []
-        for parts, connection in zip(
-            self._parts, (process.stdout_conn, process.stderr_conn), strict=True
-        ):
-            if connection is not None:
-                read = functools.partial(_read_all, connection, parts)
-                thread = threading.Thread(target=read, name="rhapsody-dragon-read", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def read(self) -> tuple[str, str]:
-        """Return all of it, once the rank has ended."""
-        for thread in self._threads:
-            thread.join(OUTPUT_SECONDS)
-        out, err = ("".join(parts) for parts in self._parts)
-        return out, err
-
-
-def _read_all(connection: Any, parts: list[str]) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            part = connection.recv()
-            parts.append(part if isinstance(part, str) else part.decode("utf-8", "replace"))
+            self._reports.done(job.work, _result(job))
 
 
 def _gpus(job: _Job) -> set[tuple[str | None, int]]:
     return {(rank.host, gpu) for rank in job.ranks for gpu in rank.gpus}
 
 
-def _command(task: Any, options: Any) -> list[str]:
-    command = [os.fspath(task["executable"]), *map(str, task.get("arguments") or ())]
-    return ["/bin/sh", "-c", " ".join(command)] if options.get("shell") else command
+def _codes(puids: Sequence[int]) -> dict[int, int]:
+    """Wait for processes to end and return their exit codes."""
+    from dragon.globalservices.process import multi_join
+
+    codes: dict[int, int] = {}
+    while left := [puid for puid in puids if puid not in codes]:
+        codes.update(multi_join(left)[0] or ())
+    return codes
 
 
-def _end(job: _Job) -> None:
-    group = job.group
-    if group is None:
-        return  # it looks at `cancelled` before it starts
-    with contextlib.suppress(Exception):  # it has ended by itself
-        group.send_signal(signal.SIGTERM, hide_stderr=True)
-        if job.work.kind == EXECUTABLE:
-            threading.Event().wait(GRACE_SECONDS)
-        group.kill(hide_stderr=True)
+def _kill(puids: Sequence[int]) -> None:
+    from dragon.globalservices.process import kill
+
+    for puid in puids:
+        with contextlib.suppress(Exception):  # it has ended by itself
+            kill(puid, signal.SIGKILL, hide_stderr=True)
 
 
-def _result(job: _Job, fields: dict[str, Any]) -> dict[str, Any]:
-    if "ranks" not in fields:
-        error = fields["exception"]
-        return {**fields, "stderr": str(error)}
-    ranks, uid = fields["ranks"], job.work.uid
-    bad = [rank for rank in ranks if rank["exit_code"] != 0]
-    if job.work.kind == EXECUTABLE:
-        outputs = {
-            stream: "".join(rank[stream] for rank in ranks) for stream in ("stdout", "stderr")
+def _result(job: _Job) -> dict[str, Any]:
+    ranks = [_result_of_rank(job, index) for index in range(len(job.ranks))]
+    result: dict[str, Any] = {"ranks": ranks}
+    if job.work.kind != EXECUTABLE:
+        result["return_value"] = ranks[0].get("return_value")
+    elif job.work.task.get("capture_stdio"):
+        result |= {stream: ranks[0].get(stream, "") for stream in ("stdout", "stderr")}
+    else:
+        result |= {
+            stream: "".join(rank.get(stream, "") for rank in ranks)
+            for stream in ("stdout", "stderr")
         }
-        result = {**fields, **outputs, "return_value": outputs["stdout"], "exit_code": 0}
-        if bad:
-            said = next((rank["stderr"].strip() for rank in bad if rank["stderr"].strip()), "")
-            result["exit_code"] = bad[0]["exit_code"]
+    bad = [rank for rank in ranks if "exception" in rank]
+    if job.work.kind == EXECUTABLE:
+        result["return_value"] = result["stdout"]
+        result["exit_code"] = bad[0]["exit_code"] if bad else 0
+    if bad:
+        first = bad[0]["exception"]
+        result["exception"] = first
+        if len(ranks) > 1 and isinstance(first, TaskExecutionError):
             result["exception"] = TaskExecutionError(
-                uid,
-                f"{len(bad)} of its {len(ranks)} ranks failed, rank {bad[0]['rank']} first"
-                f"{': ' + said[-2000:] if said else ''}",
-                bad[0]["exit_code"],
+                job.work.uid,
+                f"{len(bad)} of its {len(ranks)} ranks failed; rank {bad[0]['rank']}: {first}",
+                bad[0].get("exit_code"),
             )
-        return result
-    for index, rank in enumerate(ranks):
-        note = job.results.get(index)
-        if note is not None and note[1] == wire.VALUE:
-            rank["return_value"] = note[3]
-        else:
-            code = rank["exit_code"]
-            rank["exception"] = (
-                note[3]
-                if note is not None
-                else TaskExecutionError(uid, f"rank {index} ended before it returned", code)
-            )
-    failed = [rank["exception"] for rank in ranks if "exception" in rank]
-    if failed:
-        return {**fields, "exception": failed[0], "stderr": str(failed[0])}
-    return {**fields, "return_value": ranks[0]["return_value"]}
+            result["exception"].__cause__ = first
+    return result
+
+
+def _result_of_rank(job: _Job, index: int) -> dict[str, Any]:
+    codes = job.codes or []
+    code = codes[index] if index < len(codes) else None
+    rank: dict[str, Any] = {"rank": index, "exit_code": code}
+    note = job.notes.get(job.numbers[index])
+    if note is None:
+        how = f"with exit code {code}" if code is not None else "somehow"
+        reason = f"rank {index} ended {how} before it had an outcome"
+        return {**rank, "exception": WorkerDied(job.work.uid, reason)}
+    _, word, _, payload = note
+    if word == wire.FIELDS:
+        return {**rank, **payload}
+    if word == wire.VALUE:
+        return {**rank, "return_value": payload}
+    if word == wire.RAISED:
+        return {**rank, "exception": payload}
+    return {**rank, "exception": TaskExecutionError(job.work.uid, f"rank {index} was cancelled")}
