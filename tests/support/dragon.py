@@ -1,11 +1,45 @@
-"""Tasks for a Dragon backend, one after another, by an owner that is a plain callback."""
+"""Programs under the Dragon runtime, and tasks for a Dragon backend."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rhapsody.testing.owners import Reports
 from rhapsody.testing.samples import describe
+
+
+@contextlib.contextmanager
+def under_dragon(*command: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """Start a program under a Dragon runtime of its own; at the end nothing of that is left.
+
+    Not a session of its own, in which Dragon hangs.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DRAGON_")}
+    launcher = subprocess.Popen(
+        [str(Path(sys.executable).with_name("dragon")), *command],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        process_group=0,
+        text=True,
+        **options,
+    )
+    try:
+        yield launcher
+    finally:
+        # A launcher that is killed leaves everything that it has started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+        if launcher.stdout is not None:
+            launcher.stdout.close()
+        for segment in Path("/dev/shm").glob(f"DD{str(os.getuid())[-3:]}{str(launcher.pid)[-3:]}*"):
+            segment.unlink(missing_ok=True)
 
 
 class Runner:

@@ -7,7 +7,6 @@ import resource
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.backends import DragonExecutionBackendV3
-from tests.support.dragon import Runner
+from tests.support.dragon import Runner, under_dragon
 from tests.support.waiting import until
 
 
@@ -305,42 +304,22 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("victim", ["head", "launcher and head"])
 async def test_workers_do_not_outlive_their_head(victim: str, tmp_path: Path) -> None:
-    # A runtime of its own, beside the one that this test runs in.
     script = tmp_path / "head.py"
     script.write_text(HEAD)
-    segments = set(Path("/dev/shm").glob("DD*"))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DRAGON_")}
-    launcher = subprocess.Popen(
-        [Path(sys.executable).with_name("dragon"), str(script)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        cwd=tmp_path,
-        env=environment,
-        process_group=0,
-        text=True,
-    )
-    assert launcher.stdout is not None
-    try:
+    # A runtime of its own, beside the one that this test runs in.
+    with under_dragon(str(script), stdout=subprocess.PIPE, cwd=tmp_path) as launcher:
+        assert launcher.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(launcher.stdout.readline), 40)
         workers = [psutil.Process(int(pid)) for pid in line.split()]
         assert len(workers) == 2
         children = [child for worker in workers for child in worker.children(recursive=True)]
         assert any("60.125" in " ".join(child.cmdline()) for child in children)
-        head = next(
-            child
-            for child in psutil.Process(launcher.pid).children()
-            if "head.py" in child.cmdline()[-1]
-        )
+        heads = psutil.Process(launcher.pid).children()
+        head = next(head for head in heads if "head.py" in head.cmdline()[-1])
         if victim != "head":
             launcher.kill()
         head.kill()
         await until(lambda: not any(is_alive(process.pid) for process in [*workers, *children]))
-    finally:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
-        launcher.stdout.close()
-        for segment in set(Path("/dev/shm").glob("DD*")) - segments:
-            segment.unlink()  # a runtime that was killed leaves them
 
 
 async def test_a_failed_task_names_what_it_raised() -> None:
