@@ -1,0 +1,7 @@
+"""The Dragon backend under its module's name in `rhapsody-py`."""
+
+from __future__ import annotations
+
+from rhapsody.backends.dragon import DragonExecutionBackend, DragonExecutionBackendV3
+
+__all__ = ["DragonExecutionBackend", "DragonExecutionBackendV3"]
