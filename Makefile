@@ -13,13 +13,14 @@ python := $(VENV)/bin/python
 version_of = $$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench docs clean right-python
+.PHONY: help run test check bench soak docs clean right-python
 
 help:
 	@echo "make run    run the quickstart"
 	@echo "make test   run all tests"
 	@echo "make check  lint, formatting and types, in seconds"
 	@echo "make bench  run the benchmarks"
+	@echo "make soak   mixed tasks under Dragon while workers are killed, SOAK_MINUTES=30"
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove the environment, caches and builds"
 
@@ -36,6 +37,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@$(python) -m benchmarks
+
+soak: $(VENV)/.installed-dev
+	@PYTHONPATH=. $(VENV)/bin/dragon benchmarks/soak.py $(or $(SOAK_MINUTES),30) </dev/null
 
 docs: $(VENV)/.installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
