@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dragon import under_dragon
+
 pytestmark = pytest.mark.asyncflow
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +62,18 @@ KEY_LINES = {
         r"In AsyncFlow, niceness: 1\d",
     ],
 }
+KEY_LINES_UNDER_DRAGON = {
+    "08_dragon.py": [
+        r"pi is about 3\.1\d+: 200 tasks in [\d.]+ s",
+        "An executable on Linux",
+        r"Rank 3 of 4: pi is about 3\.\d+",
+    ],
+}
 
 
 def test_every_example_is_run_here() -> None:
-    assert sorted(path.name for path in ROOT.glob("examples/*.py")) == sorted(KEY_LINES)
+    run = KEY_LINES | KEY_LINES_UNDER_DRAGON
+    assert sorted(path.name for path in ROOT.glob("examples/*.py")) == sorted(run)
 
 
 @pytest.mark.parametrize("name", KEY_LINES)
@@ -85,6 +95,21 @@ def test_an_example_runs_as_printed(name: str, tmp_path: Path) -> None:
         assert re.search(line, run.stdout), f"no {line!r} in:\n{run.stdout}"
     assert not COMPLAINT.search(run.stderr), run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.dragon
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", KEY_LINES_UNDER_DRAGON)
+def test_an_example_for_dragon_runs_as_printed(name: str, tmp_path: Path) -> None:
+    path = ROOT / "examples" / name
+    assert f"\n    dragon examples/{name}\n" in path.read_text()
+    with under_dragon(
+        str(path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+    ) as launcher:
+        said, _ = launcher.communicate(timeout=100)
+    assert launcher.returncode == 0, said
+    for line in KEY_LINES_UNDER_DRAGON[name]:
+        assert re.search(line, said), f"no {line!r} in:\n{said}"
 
 
 def test_the_quickstart_reports_its_progress_on_standard_error(tmp_path: Path) -> None:

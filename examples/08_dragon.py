@@ -1,0 +1,59 @@
+"""Monte Carlo on a Dragon allocation: many small functions, an executable, and a job of four ranks.
+
+The same program uses one laptop or all nodes of a batch job; workers start as work comes, on every
+node. Needs the Dragon runtime (`pip install "rhapsody[dragon]"`) and is started in it:
+
+    dragon examples/08_dragon.py
+"""
+
+import asyncio
+import os
+import random
+import time
+
+from rhapsody import ComputeTask, Session
+from rhapsody.backends import DragonExecutionBackend
+
+SAMPLES = 20_000
+TASKS = 200
+RANKS = 4
+
+
+def count_hits(seed, samples):
+    """Count random points of the unit square that lie in the quarter circle."""
+    dice = random.Random(seed)
+    return sum(dice.random() ** 2 + dice.random() ** 2 < 1 for _ in range(samples))
+
+
+def hits_of_rank(samples):
+    """Do one rank's share of a job; each rank finds its number in the environment."""
+    rank = int(os.environ["RHAPSODY_RANK"])
+    return rank, count_hits(1000 + rank, samples)
+
+
+async def main():
+    async with Session([await DragonExecutionBackend()]) as session:
+        began = time.perf_counter()
+        tasks = [ComputeTask(function=count_hits, args=(n, SAMPLES)) for n in range(TASKS)]
+        host = ComputeTask(executable="uname", arguments=["-s"])
+        await session.submit_tasks([*tasks, host])
+        hits = sum(task.return_value for task in await asyncio.gather(*tasks))
+        seconds = time.perf_counter() - began
+        print(f"pi is about {4 * hits / (TASKS * SAMPLES):.3f}: {TASKS} tasks in {seconds:.1f} s")
+        await host
+        print(f"An executable on {host.return_value.strip()}")
+
+        job = ComputeTask(
+            function=hits_of_rank,
+            args=(SAMPLES,),
+            task_backend_specific_kwargs={"ranks": RANKS},
+        )
+        await session.submit_tasks([job])
+        await job
+        for each in job["ranks"]:
+            rank, hits = each["return_value"]
+            print(f"Rank {rank} of {RANKS}: pi is about {4 * hits / SAMPLES:.2f}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
