@@ -37,7 +37,7 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Address:
-    """Where the agents of one backend listen: the same place on every host.
+    """Where the agents of one backend listen; on each host a place of its own.
 
     Attributes:
         name: Unique name of the backend's run.
@@ -47,11 +47,17 @@ class Address:
 
     @property
     def directory(self) -> Path:
-        """A directory of this host's, whose path is short enough for a socket in it."""
+        """A directory of this host's, whose path is short enough for a socket in it.
+
+        Hosts may have their temporary directories in common.
+        """
+        from dragon.utils import host_id
+
+        name = f"{self.name}-{host_id():x}"
         folder = tempfile.gettempdir()
-        if len(os.fsencode(folder)) > SOCKET_DIRECTORY_BYTES - len(self.name):
+        if len(os.fsencode(folder)) > SOCKET_DIRECTORY_BYTES - len(name):
             folder = "/tmp"
-        return Path(folder, self.name)
+        return Path(folder, name)
 
     @property
     def socket(self) -> str:
