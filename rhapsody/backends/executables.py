@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.processes import GROUP, child_environment, end_group
 from rhapsody.waiting import done_within
 
-__all__ = ["OPTIONS", "Executable"]
+__all__ = ["GRACE_SECONDS", "OPTIONS", "Executable"]
 
 OPTIONS = frozenset({"cwd", "env", "shell", "timeout"})
 """Keys of `task_backend_specific_kwargs` that say how an executable is run."""
@@ -88,7 +89,7 @@ class Executable:
         Raises:
             TaskExecutionError: It could not be started.
         """
-        with self._outputs() as (stdout, stderr):
+        with self.outputs() as (stdout, stderr):
             spawning = asyncio.ensure_future(self._spawn(stdout, stderr))
             try:
                 process = await asyncio.shield(spawning)
@@ -97,7 +98,7 @@ class Executable:
                 await self._end(await spawning)
                 raise
             except OSError as error:
-                raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+                raise TaskExecutionError(self.uid, self.why_not_started(error)) from error
             children.add(process.pid)
             try:
                 out, err = await process.communicate()
@@ -106,25 +107,30 @@ class Executable:
                 raise
             finally:
                 children.discard(process.pid)
-        return self._fields(process.returncode or 0, out, err)
+        return self.fields(process.returncode or 0, out, err)
 
     async def _spawn(self, stdout: Any, stderr: Any) -> asyncio.subprocess.Process:
-        common: dict[str, Any] = {
-            "stdin": asyncio.subprocess.DEVNULL,
+        common = self.options(stdout, stderr)
+        if self.shell:
+            return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
+        return await asyncio.create_subprocess_exec(*self.command, **common)
+
+    def options(self, stdout: Any, stderr: Any) -> dict[str, Any]:
+        """Return the arguments of a subprocess call, but for the command."""
+        return {
+            "stdin": subprocess.DEVNULL,
             "stdout": stdout,
             "stderr": stderr,
             "cwd": self.cwd,
             "env": child_environment(self.env),
             **GROUP,
         }
-        if self.shell:
-            return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
-        return await asyncio.create_subprocess_exec(*self.command, **common)
 
     @contextlib.contextmanager
-    def _outputs(self) -> Iterator[tuple[Any, Any]]:
+    def outputs(self) -> Iterator[tuple[Any, Any]]:
+        """Open where stdout and stderr go: files, or pipes."""
         if self.capture_dir is None:
-            yield asyncio.subprocess.PIPE, asyncio.subprocess.PIPE
+            yield subprocess.PIPE, subprocess.PIPE
             return
         os.makedirs(self.capture_dir, exist_ok=True)
         with self._file("stdout").open("wb") as out, self._file("stderr").open("wb") as err:
@@ -146,7 +152,8 @@ class Executable:
                 pipe.close()
         await process.wait()
 
-    def _why_not_started(self, error: OSError) -> str:
+    def why_not_started(self, error: OSError) -> str:
+        """Say in words why the child could not be started."""
         if self.cwd is not None and not os.path.isdir(self.cwd):
             return f"its working directory does not exist: {self.cwd!r}"
         program = self.command[0]
@@ -160,7 +167,8 @@ class Executable:
             return f"no such program: {program!r}{hint}"
         return f"{program!r} could not be started: {error.strerror or error}"
 
-    def _fields(self, exit_code: int, out: bytes | None, err: bytes | None) -> dict[str, Any]:
+    def fields(self, exit_code: int, out: bytes | None, err: bytes | None) -> dict[str, Any]:
+        """Return the result fields of a child that has ended, as `run` does."""
         if self.capture_dir is None:
             stdout, stderr = _decode(out), _decode(err)
             said = stderr
