@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from asyncflow_ext.component import Component
 
 __all__ = ["make_text", "set_command"]
 
 
-async def make_text(component: Component, arguments: tuple[Any, Any]) -> str:
+async def make_text(component: Component) -> str:
     """Call a task's function with the values of what it depends on.
 
     A function written for the stock engine, which passes pending futures, may await an argument.
@@ -18,7 +17,6 @@ async def make_text(component: Component, arguments: tuple[Any, Any]) -> str:
 
     Args:
         component: The task; its description has the values.
-        arguments: The arguments as they were given, `(args, kwargs)`.
 
     Returns:
         The command line or the prompt.
@@ -30,9 +28,9 @@ async def make_text(component: Component, arguments: tuple[Any, Any]) -> str:
     try:
         text = await component.function(*description["args"], **description["kwargs"])
     except TypeError as error:
-        if not component.dependencies or "await" not in str(error):
+        if not component.arguments or "await" not in str(error):
             raise
-        args, kwargs = arguments
+        args, kwargs = component.arguments
         text = await component.function(*args, **kwargs)
     if not text or not isinstance(text, str):
         what = "command string" if component.kind == "executable" else "string prompt"

@@ -66,11 +66,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-class Cancels(Protocol):
+class Engine(Protocol):
     """What a future needs of its engine."""
 
     def cancel(self, component: Component, msg: Any) -> bool:
         """Cancel a component that has not ended."""
+
+    def release(self, component: Component) -> None:
+        """Forget a component that has ended."""
 
 
 class ComponentFuture(asyncio.Future[Any]):
@@ -101,15 +104,35 @@ class ComponentFuture(asyncio.Future[Any]):
             return super().cancel(msg)
         return self.component.engine.cancel(self.component, msg)
 
-    def cancel_now(self, msg: Any | None = None) -> bool:
+    def cancel_now(self, msg: Any | None = None) -> None:
         """Cancel the future itself, whatever becomes of the work."""
-        return super().cancel(msg)
+        super().cancel(msg)
+        self._release()
+
+    def set_result(self, result: Any) -> None:
+        """End the component, well."""
+        super().set_result(result)
+        self._release()
+
+    def set_exception(self, exception: Any) -> None:
+        """End the component, badly."""
+        super().set_exception(exception)
+        self._release()
+
+    def _release(self) -> None:
+        # By a done callback this would cost some objects more for each future that is pending.
+        component, self.component = self.component, None
+        if component is not None:
+            component.engine.release(component)
 
 
-class Component(dict[str, Any]):
-    """A component's `type`, `future` and `description`, as the stock engine keeps them, and more.
+class Component:
+    """One call of a decorated function.
+
+    As of the stock engine's entries, `type`, `future` and `description` can be read as items.
 
     Attributes:
+        type: "task" or "block".
         uid: Unique in this process.
         name: The function's name.
         future: The future of its result.
@@ -118,7 +141,9 @@ class Component(dict[str, Any]):
         kind: "function", "executable", "prompt", "block" or "ai".
         options: What its decorator said.
         function: The function behind it.
-        dependencies: Futures in its arguments, until it is ready.
+        arguments: `(args, kwargs)` as they were given, if there are futures among them, for as
+            long as an attempt may need them.
+        dependencies: These futures.
         waiting: How many of them are not done.
         stage: How far it is.
         attempt: Repetitions so far.
@@ -134,6 +159,7 @@ class Component(dict[str, Any]):
 
     __slots__ = (
         "abandoned",
+        "arguments",
         "attempt",
         "cancel_message",
         "cancelling",
@@ -151,13 +177,14 @@ class Component(dict[str, Any]):
         "stage",
         "timed_out",
         "timer",
+        "type",
         "uid",
         "waiting",
     )
 
     def __init__(
         self,
-        engine: Cancels,
+        engine: Engine,
         comp_type: str,
         kind: str,
         function: Callable[..., Any],
@@ -165,7 +192,7 @@ class Component(dict[str, Any]):
         description: dict[str, Any],
         future: ComponentFuture,
     ) -> None:
-        super().__init__(type=comp_type, future=future, description=description)
+        self.type = comp_type
         self.uid: str = description["uid"]
         self.name: str = description["name"]
         self.future = future
@@ -174,6 +201,7 @@ class Component(dict[str, Any]):
         self.kind = kind
         self.function = function
         self.options = options
+        self.arguments: tuple[Any, ...] = ()
         self.dependencies: Sequence[asyncio.Future[Any]] = ()
         self.waiting = 0
         self.stage = Stage.WAITING
@@ -187,6 +215,11 @@ class Component(dict[str, Any]):
         self.context = None if kind == "function" else copy_context()
         self.members: set[ComponentFuture] | None = None
 
+    def __getitem__(self, key: str) -> Any:
+        if key not in ("description", "future", "type"):
+            raise KeyError(key)
+        return getattr(self, key)
+
     @property
     def runs_here(self) -> bool:
         """Whether its body runs on the caller's loop: blocks and AI tasks."""
@@ -197,3 +230,8 @@ class Component(dict[str, Any]):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def cancel_members(self) -> None:
+        """Cancel what was made inside its body and has not ended."""
+        for member in list(self.members or ()):
+            member.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
@@ -17,6 +17,7 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext import signals
 from asyncflow_ext.ai_task import extend
+from asyncflow_ext.attempts import STOP_SECONDS, Attempts
 from asyncflow_ext.bodies import make_text, set_command
 from asyncflow_ext.cancelling import Canceller
 from asyncflow_ext.component import Component, ComponentFuture, Stage
@@ -26,6 +27,7 @@ from asyncflow_ext.decorators import Decorated, make_decorator
 from asyncflow_ext.events import TaskEvents
 from asyncflow_ext.failures import as_exception, dependency_failure, reported_error
 from asyncflow_ext.futures import find_futures, with_values
+from asyncflow_ext.jobs import Jobs
 from asyncflow_ext.sender import Sender
 from asyncflow_ext.stock import check_stock
 from rhapsody.api.errors import ConfigurationError, TaskTimeoutError
@@ -36,11 +38,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK, EXECUTABLE, FUNCTION, PROMPT = "block", "executable", "function", "prompt"
 AI, TASK = "ai", "task"
-
-STOP_SECONDS = 2.0
-"""How long the bodies that run at the shutdown may take to end."""
-
-RESULT_KEYS = ("exception", "exit_code", "return_value", "state", "stderr", "stdout")
 
 _uids = count(1)  # of all engines of the process: two of them never use the same uid
 
@@ -70,7 +67,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._senders: dict[str, Sender] = {}
         self._ready: list[Component] = []
         self._flush_due = False
-        self._owned: set[asyncio.Task[Any]] = set()
         self._closer: asyncio.Task[None] | None = None
         if isinstance(backend, list) and not backend:
             raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
@@ -78,10 +74,13 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         # whichever task happened to come first.
         self._context = copy_context()
         self._events = TaskEvents(self)
-        self._on_done = self._release  # bound once, not for every task
         loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._own)
+        self._jobs = Jobs(loop)
+        self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._jobs.own)
+        self._attempts = Attempts(
+            loop, self._context, self._jobs, self._canceller, self._make_ready, self._end_cancelled
+        )
         self._block: ContextVar[Component | None] = ContextVar("block", default=None)
         try:
             super().__init__(backend, dry_run, implicit_data, uid, work_dir)
@@ -192,6 +191,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         if description["args"] or description["kwargs"]:
             arguments = (description["args"], description["kwargs"])
             component.dependencies = find_futures(arguments)
+            if component.dependencies:
+                component.arguments = arguments
             for dependency in component.dependencies:
                 if dependency.get_loop() is not self.loop:
                     raise RuntimeError(
@@ -202,13 +203,13 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
         future.component = component
-        future.add_done_callback(self._on_done, context=self._context)
         block = self._block.get()
         if block is not None and not block.future.done():
             assert block.members is not None
             block.members.add(future)
             future.add_done_callback(block.members.discard, context=self._context)
-        self._events.created(component)
+        if self._telemetry is not None:
+            self._events.created(component)
         for dependency in component.dependencies:
             if not dependency.done():
                 component.waiting += 1
@@ -226,7 +227,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._make_ready(component)
 
     def _make_ready(self, component: Component) -> None:
-        self._events.resolved(component)
+        if self._telemetry is not None:
+            self._events.resolved(component)
         self._ready.append(component)
         if not self._flush_due:
             self.loop.call_soon(self._flush, context=self._context)
@@ -245,38 +247,31 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 self._fail(component, error)
 
     def _launch(self, component: Component) -> None:
-        description = component.description
-        if any(dependency.cancelled() for dependency in component.dependencies):
-            self._end_cancelled(component)
-            return
-        failure = dependency_failure(component.name, component.dependencies)
-        if failure is not None:
-            self._fail(component, failure, again=False)
-            return
-        arguments = (description["args"], description["kwargs"])
         if component.dependencies:
-            description["args"], description["kwargs"] = with_values(arguments)
+            if any(dependency.cancelled() for dependency in component.dependencies):
+                self._end_cancelled(component)
+                return
+            failure = dependency_failure(component.name, component.dependencies)
+            if failure is not None:
+                self._fail(component, failure, again=False)
+                return
+            description = component.description
+            description["args"], description["kwargs"] = with_values(component.arguments)
         if component.kind == FUNCTION:
             self._queue(component)
         elif component.runs_here:
-            self._start(component, self._run_here(component))
+            self._jobs.start(component, self._run_here(component))
+            if component.kind == BLOCK:
+                self._block_asyncio_tasks[component.uid] = component.job
         else:
             component.stage = Stage.PREPARING
-            self._start_timer(component)
-            self._start(component, self._prepare(component, arguments))
+            self._attempts.start_timer(component)
+            self._jobs.start(component, self._prepare(component))
 
-    def _start(self, component: Component, body: Coroutine[Any, Any, None]) -> None:
-        """Run a body on the caller's loop, in the context of the call."""
-        assert component.context is not None
-        # Not `create_task`, which may run the body before there is a job to speak of.
-        component.job = component.context.run(partial(asyncio.Task, body, loop=self.loop))
-        if component.kind == BLOCK:
-            self._block_asyncio_tasks[component.uid] = component.job
-
-    async def _prepare(self, component: Component, arguments: tuple[Any, Any]) -> None:
+    async def _prepare(self, component: Component) -> None:
         """Have the body of an executable or a prompt task make its command or prompt."""
         try:
-            text = await make_text(component, arguments)
+            text = await make_text(component)
             if component.kind == PROMPT:
                 component.description[PROMPT] = text
             else:
@@ -301,16 +296,19 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 + ", ".join(f"'{known}'" for known in self._senders)
             )
         link_data(self, component)
-        component.dependencies = ()
-        self._events.queued(component)
+        if component.attempt == component.options.retries:  # nothing needs them any more
+            component.dependencies = component.arguments = ()
+        if self._telemetry is not None:
+            self._events.queued(component)
         sender.add(component)
 
     def _on_sending(self, batch: list[Component]) -> None:
         for component in batch:
             self.running.add(component.uid)
             if component.timer is None:
-                self._start_timer(component)
-            self._events.submitted(component)
+                self._attempts.start_timer(component)
+            if self._telemetry is not None:
+                self._events.submitted(component)
 
     def _on_sent(self, batch: list[Component]) -> None:
         for component in batch:
@@ -334,9 +332,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._block.set(component)
         if component.kind == BLOCK:
             self._workflow_id_ctx.set(component.uid)
-        else:
+        elif self._telemetry is not None:
             self._events.taken(component)
-        self._start_timer(component)
+        self._attempts.start_timer(component)
         try:
             with self._span(component):
                 value = await component.function(*description["args"], **description["kwargs"])
@@ -344,16 +342,18 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._end_cancelled(component)
             raise
         except BaseException as error:
-            if component.timed_out:
-                self._end_cancelled(component)
-            else:
-                self._fail(component, error)
+            self._end_here(component, self._fail, error)
             _raise_exit(error)
         else:
-            if component.timed_out:
-                self._end_cancelled(component)
-            else:
-                self._succeed(component, {"return_value": value})
+            self._end_here(component, self._succeed, {"return_value": value})
+
+    def _end_here(
+        self, component: Component, end: Callable[[Component, Any], None], outcome: Any
+    ) -> None:
+        if component.timed_out:  # the body took notice, or came to its end, too late
+            self._end_cancelled(component)
+        else:
+            end(component, outcome)
 
     def _span(self, component: Component) -> Any:
         if self._telemetry is None or component.kind != BLOCK:
@@ -381,7 +381,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             service_callback(component.future, task, state)
         if state == states.RUNNING:
             component.future.state = "RUNNING"
-            self._events.started(component)
+            if self._telemetry is not None:
+                self._events.started(component)
         elif state == states.DONE:
             self._succeed(component, fields)
         elif state == states.CANCELED:
@@ -399,9 +400,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             )
             self._fail(component, error)
             return
-        component.future.set_result(fields[key])
         component.future.state = "DONE"
-        self._events.ended("TaskCompleted", component)
+        component.future.set_result(fields[key])
+        if self._telemetry is not None:
+            self._events.ended("TaskCompleted", component)
 
     def _fail(self, component: Component, error: BaseException, again: bool = True) -> None:
         """Fail a component, or start its next attempt where it has one."""
@@ -414,43 +416,12 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._end_cancelled(component)
             return
         if again and component.attempt < component.options.retries:
-            self._try_again(component)
+            self._attempts.repeat(component)
             return
-        component.future.set_exception(as_exception(error))
         component.future.state = "FAILED"
-        self._events.ended("TaskFailed", component, error_type=type(error).__name__)
-
-    def _try_again(self, component: Component) -> None:
-        self._stop_job(component)
-        self._cancel_members(component)
-        pause = component.options.backoff * 2.0 ** min(component.attempt, 30)
-        component.attempt += 1
-        component.stage = Stage.WAITING
-        component.timed_out = component.cancelling = False
-        for key in RESULT_KEYS:
-            component.description.pop(key, None)
-        component.timer = self.loop.call_later(
-            pause, self._make_ready, component, context=self._context
-        )
-
-    def _start_timer(self, component: Component) -> None:
-        limit = component.options.timeout
-        if limit is not None:
-            component.timer = self.loop.call_later(
-                limit, self._on_timeout, component, context=self._context
-            )
-
-    def _on_timeout(self, component: Component) -> None:
-        component.timed_out = True
-        if component.runs_here and component.job is not None:
-            # Its end is the attempt's end; a body that takes no notice is not waited for.
-            component.job.cancel()
-            component.timer = self.loop.call_later(
-                STOP_SECONDS, self._end_cancelled, component, False, context=self._context
-            )
-        else:
-            self._stop_job(component)
-            self._canceller.cancel(component)
+        component.future.set_exception(as_exception(error))
+        if self._telemetry is not None:
+            self._events.ended("TaskFailed", component, error_type=type(error).__name__)
 
     def cancel(self, component: Component, msg: Any) -> bool:
         """Cancel a component that has not ended; its future asks for this."""
@@ -462,10 +433,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _sender_of(self, component: Component) -> Sender:
         return self._senders[component.options.backend or self._default_backend_name]
 
-    def _own(self, task: asyncio.Task[None]) -> None:
-        self._owned.add(task)
-        task.add_done_callback(self._owned.discard)
-
     def _end_cancelled(self, component: Component, again: bool = True) -> None:
         if component.future.done():
             return
@@ -473,33 +440,25 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             limit = component.options.timeout or 0.0
             self._fail(component, TaskTimeoutError(component.uid, limit), again)
             return
-        component.future.cancel_now(component.cancel_message)
         component.future.state = "CANCELLED"
-        self._events.ended("TaskCanceled", component)
+        component.future.cancel_now(component.cancel_message)
+        if self._telemetry is not None:
+            self._events.ended("TaskCanceled", component)
 
-    def _release(self, future: ComponentFuture) -> None:
-        """Forget a component that is done; what only it needed ends with it."""
-        component, future.component = future.component, None
-        assert component is not None
+    def release(self, component: Component) -> None:
+        """Forget a component that has ended; what only it needed ends with it."""
         component.stop_timer()
-        self._stop_job(component)
-        if future.cancelled() or component.timed_out:
-            self._cancel_members(component)
+        if component.job is not None:
+            self._jobs.stop(component)
+        if component.members and (component.future.cancelled() or component.timed_out):
+            # Not here and now: blocks may be nested as deep as one likes.
+            self.loop.call_soon(component.cancel_members, context=self._context)
         uid = component.uid
         self.components.pop(uid, None)
         self.dependencies.pop(uid, None)
         self.running.discard(uid)
-        self._block_asyncio_tasks.pop(uid, None)
-
-    def _cancel_members(self, component: Component) -> None:
-        for member in list(component.members or ()):
-            member.cancel()
-
-    def _stop_job(self, component: Component) -> None:
-        job, component.job = component.job, None
-        if job is not None and not job.done() and job is not asyncio.current_task():
-            job.cancel()
-            self._own(job)
+        if component.kind == BLOCK:
+            self._block_asyncio_tasks.pop(uid, None)
 
     def _setup_signal_handlers(self) -> None:
         signals.take(self)
@@ -539,22 +498,12 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         stops = [sender.stop(STOP_SECONDS) for sender in self._senders.values()]
         await asyncio.gather(*stops)
         await asyncio.sleep(0)  # what was cancelled has been released then
-        await self._end_owned()
+        await self._jobs.end(STOP_SECONDS)
         if not skip_execution_backend:
             ends = [sender.backend.shutdown() for sender in self._senders.values()]
             for error in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
-
-    async def _end_owned(self) -> None:
-        owned = set(self._owned)
-        if not owned:
-            return
-        for task in owned:
-            task.cancel()
-        _, left = await asyncio.wait(owned, timeout=STOP_SECONDS)
-        for task in left:
-            logger.warning("%s goes on after it was cancelled", task)
 
 
 def _raise_exit(error: BaseException) -> None:
