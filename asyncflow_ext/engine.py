@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 from asyncflow_ext import signals
 from asyncflow_ext.ai_task import extend
 from asyncflow_ext.attempts import STOP_SECONDS, Attempts
-from asyncflow_ext.bodies import make_text, set_command
+from asyncflow_ext.bodies import Bodies
 from asyncflow_ext.cancelling import Canceller
 from asyncflow_ext.component import Component, ComponentFuture, Stage
 from asyncflow_ext.creation import Creation
@@ -80,6 +80,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._jobs.own)
         self._attempts = Attempts(
             loop, self._context, self._jobs, self._canceller, self._make_ready, self._end_cancelled
+        )
+        self._bodies = Bodies(
+            self._begin_body, self._queue, self._succeed, self._fail, self._end_cancelled
         )
         self._block: ContextVar[Component | None] = ContextVar("block", default=None)
         try:
@@ -260,32 +263,13 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         if component.kind == FUNCTION:
             self._queue(component)
         elif component.runs_here:
-            self._jobs.start(component, self._run_here(component))
+            self._jobs.start(component, self._bodies.run(component))
             if component.kind == BLOCK:
                 self._block_asyncio_tasks[component.uid] = component.job
         else:
             component.stage = Stage.PREPARING
             self._attempts.start_timer(component)
-            self._jobs.start(component, self._prepare(component))
-
-    async def _prepare(self, component: Component) -> None:
-        """Have the body of an executable or a prompt task make its command or prompt."""
-        try:
-            text = await make_text(component)
-            if component.kind == PROMPT:
-                component.description[PROMPT] = text
-            else:
-                set_command(component, text)
-            if component.job is asyncio.current_task():  # else it was stopped and took no notice
-                self._queue(component)
-        except asyncio.CancelledError:  # ours, or of something that the body awaited
-            if component.job is asyncio.current_task():
-                self._end_cancelled(component)
-            raise
-        except BaseException as error:
-            if component.job is asyncio.current_task():
-                self._fail(component, error)
-            _raise_exit(error)
+            self._jobs.start(component, self._bodies.prepare(component))
 
     def _queue(self, component: Component) -> None:
         name = component.options.backend or self._default_backend_name
@@ -323,42 +307,23 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         for component in batch:
             self._fail(component, error)
 
-    async def _run_here(self, component: Component) -> None:
-        """Run the body of a block or of an AI task, which waits for its backend itself."""
-        description = component.description
+    def _begin_body(self, component: Component) -> AbstractContextManager[Any]:
         component.stage = Stage.SUBMITTED
         component.future.state = "RUNNING"
         component.members = component.members or set()
         self._block.set(component)
+        self._attempts.start_timer(component)
         if component.kind == BLOCK:
             self._workflow_id_ctx.set(component.uid)
-        elif self._telemetry is not None:
-            self._events.taken(component)
-        self._attempts.start_timer(component)
-        try:
-            with self._span(component):
-                value = await component.function(*description["args"], **description["kwargs"])
-        except asyncio.CancelledError:
-            self._end_cancelled(component)
-            raise
-        except BaseException as error:
-            self._end_here(component, self._fail, error)
-            _raise_exit(error)
-        else:
-            self._end_here(component, self._succeed, {"return_value": value})
-
-    def _end_here(
-        self, component: Component, end: Callable[[Component, Any], None], outcome: Any
-    ) -> None:
-        if component.timed_out:  # the body took notice, or came to its end, too late
-            self._end_cancelled(component)
-        else:
-            end(component, outcome)
-
-    def _span(self, component: Component) -> Any:
-        if self._telemetry is None or component.kind != BLOCK:
+        if self._telemetry is None:
             return nullcontext()
-        return self._telemetry.span_scope("block", {"asyncflow.workflow_id": component.uid})
+        if component.kind == BLOCK:
+            span: AbstractContextManager[Any] = self._telemetry.span_scope(
+                "block", {"asyncflow.workflow_id": component.uid}
+            )
+            return span
+        self._events.taken(component)
+        return nullcontext()
 
     def task_callbacks(
         self,
@@ -504,9 +469,3 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             for error in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
-
-
-def _raise_exit(error: BaseException) -> None:
-    """Let what is to end the program go on; its task has been failed with it."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        raise error
