@@ -8,7 +8,7 @@ from contextvars import Context
 
 from asyncflow_ext.cancelling import Canceller, EndCancelled
 from asyncflow_ext.component import Component, Stage
-from asyncflow_ext.jobs import Jobs
+from asyncflow_ext.jobs import Jobs, cancel_all
 
 __all__ = ["Attempts"]
 
@@ -69,7 +69,7 @@ class Attempts:
     def repeat(self, component: Component) -> None:
         """Begin the next attempt after a pause, each twice as long as the one before."""
         self._jobs.stop(component)
-        component.cancel_members()
+        cancel_all(component.members or ())
         pause = component.options.backoff * 2.0 ** min(component.attempt, 30)
         component.attempt += 1
         component.stage = Stage.WAITING

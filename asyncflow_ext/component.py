@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-__all__ = ["Component", "ComponentFuture", "Options", "Stage"]
+__all__ = ["Component", "Options", "Stage"]
 
 
 class Stage(Enum):
@@ -76,68 +76,21 @@ class Engine(Protocol):
         """Forget a component that has ended."""
 
 
-class ComponentFuture(asyncio.Future[Any]):
-    """The future of a component. Cancelling it asks the engine, which stops the work."""
+class Component(asyncio.Future[Any]):
+    """One call of a decorated function, and the future of its result.
 
-    # Slots, since a future's own dict costs as much again as the future.
-    __slots__ = ("block", "component", "id", "state", "task")
-
-    id: str
-    state: str
-    component: Component | None
-    """What it is the future of, until that has ended."""
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.component = None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the component.
-
-        A component that no backend has yet is cancelled at once. Otherwise its backend is asked,
-        and the future is cancelled when it confirms, refuses, or takes too long.
-
-        Returns:
-            False where the future is done.
-        """
-        if self.done() or self.component is None:
-            return super().cancel(msg)
-        return self.component.engine.cancel(self.component, msg)
-
-    def cancel_now(self, msg: Any | None = None) -> None:
-        """Cancel the future itself, whatever becomes of the work."""
-        super().cancel(msg)
-        self._release()
-
-    def set_result(self, result: Any) -> None:
-        """End the component, well."""
-        super().set_result(result)
-        self._release()
-
-    def set_exception(self, exception: Any) -> None:
-        """End the component, badly."""
-        super().set_exception(exception)
-        self._release()
-
-    def _release(self) -> None:
-        # By a done callback this would cost some objects more for each future that is pending.
-        component, self.component = self.component, None
-        if component is not None:
-            component.engine.release(component)
-
-
-class Component:
-    """One call of a decorated function.
-
-    As of the stock engine's entries, `type`, `future` and `description` can be read as items.
+    Cancelling it asks the engine, which stops the work. As of the stock engine's entries, `type`,
+    `future` and `description` can be read as items.
 
     Attributes:
         type: "task" or "block".
         uid: Unique in this process.
         name: The function's name.
-        future: The future of its result.
+        id: The number in its uid.
+        state: As the stock engine says it.
+        task, block: The description, by the one name or the other.
         description: What its backend gets.
-        engine: The engine it belongs to.
+        engine: The engine it belongs to, until it has ended.
         kind: "function", "executable", "prompt", "block" or "ai".
         options: What its decorator said.
         function: The function behind it.
@@ -157,10 +110,13 @@ class Component:
         members: The unfinished components made inside its body, if that runs here.
     """
 
+    # One object for a call, and slots: what the garbage collector has to look at costs more than
+    # all else where many are pending.
     __slots__ = (
         "abandoned",
         "arguments",
         "attempt",
+        "block",
         "cancel_message",
         "cancelling",
         "context",
@@ -168,13 +124,15 @@ class Component:
         "description",
         "engine",
         "function",
-        "future",
+        "id",
         "job",
         "kind",
         "members",
         "name",
         "options",
         "stage",
+        "state",
+        "task",
         "timed_out",
         "timer",
         "type",
@@ -185,19 +143,22 @@ class Component:
     def __init__(
         self,
         engine: Engine,
+        loop: asyncio.AbstractEventLoop,
         comp_type: str,
         kind: str,
         function: Callable[..., Any],
         options: Options,
         description: dict[str, Any],
-        future: ComponentFuture,
     ) -> None:
+        super().__init__(loop=loop)
         self.type = comp_type
         self.uid: str = description["uid"]
+        self.id = self.uid.rpartition(".")[2]
+        self.state = "PENDING"
         self.name: str = description["name"]
-        self.future = future
         self.description = description
-        self.engine = engine
+        setattr(self, comp_type, description)
+        self.engine: Engine | None = engine
         self.kind = kind
         self.function = function
         self.options = options
@@ -213,12 +174,50 @@ class Component:
         self.cancel_message: Any = None
         self.cancelling = False
         self.context = None if kind == "function" else copy_context()
-        self.members: set[ComponentFuture] | None = None
+        self.members: set[Component] | None = None
 
     def __getitem__(self, key: str) -> Any:
-        if key not in ("description", "future", "type"):
+        if key == "future":
+            return self
+        if key not in ("description", "type"):
             raise KeyError(key)
         return getattr(self, key)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the work.
+
+        What no backend has yet is cancelled at once. Otherwise its backend is asked, and the
+        future is cancelled when it confirms, refuses, or takes too long.
+
+        Returns:
+            False where it is done.
+        """
+        if self.done() or self.engine is None:
+            return super().cancel(msg)
+        return self.engine.cancel(self, msg)
+
+    def cancel_now(self, msg: Any | None = None) -> None:
+        """Cancel the future itself, whatever becomes of the work."""
+        super().cancel(msg)
+        self._release()
+
+    def set_result(self, result: Any) -> None:
+        """End it well."""
+        super().set_result(result)
+        self._release()
+
+    def set_exception(self, exception: Any) -> None:
+        """End it badly."""
+        super().set_exception(exception)
+        self._release()
+
+    def _release(self) -> None:
+        # Not by a done callback, which costs some objects more for each future that is pending.
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.release(self)
+        self.context = self.members = None
+        self.arguments = self.dependencies = ()
 
     @property
     def runs_here(self) -> bool:
@@ -230,8 +229,3 @@ class Component:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-    def cancel_members(self) -> None:
-        """Cancel what was made inside its body and has not ended."""
-        for member in list(self.members or ()):
-            member.cancel()

@@ -11,6 +11,9 @@ from asyncflow_ext.component import Component
 
 __all__ = ["link_data", "metadata"]
 
+NONE: dict[str, tuple[Any, ...]] = {"dependencies": (), "input_files": (), "output_files": ()}
+"""Of a call without arguments; one for all, since backends leave it as it is."""
+
 
 def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     """Describe what a component depends on and which files it takes and makes.
@@ -20,7 +23,7 @@ def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     """
     description = component.description
     if not (description["args"] or description["kwargs"]):
-        return {"dependencies": (), "input_files": (), "output_files": ()}
+        return NONE
     arguments = (*description["args"], *description["kwargs"].values())
     others = filter(None, map(_description, component.dependencies))
     return {

@@ -20,14 +20,14 @@ from asyncflow_ext.ai_task import extend
 from asyncflow_ext.attempts import STOP_SECONDS, Attempts
 from asyncflow_ext.bodies import Bodies
 from asyncflow_ext.cancelling import Canceller
-from asyncflow_ext.component import Component, ComponentFuture, Stage
+from asyncflow_ext.component import Component, Stage
 from asyncflow_ext.creation import Creation
 from asyncflow_ext.data_links import link_data, metadata
 from asyncflow_ext.decorators import Decorated, make_decorator
 from asyncflow_ext.events import TaskEvents
 from asyncflow_ext.failures import as_exception, dependency_failure, reported_error
 from asyncflow_ext.futures import find_futures, with_values
-from asyncflow_ext.jobs import Jobs
+from asyncflow_ext.jobs import Jobs, cancel_all
 from asyncflow_ext.sender import Sender
 from asyncflow_ext.stock import check_stock
 from rhapsody.api.errors import ConfigurationError, TaskTimeoutError
@@ -160,7 +160,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         kwargs: dict[str, Any],
         specific: dict[str, Any],
         workflow_id: str | None,
-    ) -> ComponentFuture:
+    ) -> Component:
         if self._shutdown_event.is_set():
             raise RuntimeError(
                 f"the workflow engine {self.uid} was shut down; make a new one to run "
@@ -171,26 +171,22 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 f"'{decorated.name}' was called in another thread than its engine's; call it there "
                 "by loop.call_soon_threadsafe"
             )
-        future = ComponentFuture(loop=self.loop)
-        number = f"{next(_uids):06d}"
         description = decorated.describe(
             kind,
-            f"{comp_type}.{number}",
+            f"{comp_type}.{next(_uids):06d}",
             args,
             kwargs,
             specific,
             workflow_id or self._workflow_id_ctx.get(),
         )
-        future.id, future.state = number, "PENDING"
-        setattr(future, comp_type, description)
         component = Component(
-            self, comp_type, kind, decorated.function, decorated.options, description, future
+            self, self.loop, comp_type, kind, decorated.function, decorated.options, description
         )
         self._add(component)
-        return future
+        return component
 
     def _add(self, component: Component) -> None:
-        future, description = component.future, component.description
+        description = component.description
         if description["args"] or description["kwargs"]:
             arguments = (description["args"], description["kwargs"])
             component.dependencies = find_futures(arguments)
@@ -205,12 +201,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         description["metadata"] = metadata(component)
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
-        future.component = component
         block = self._block.get()
-        if block is not None and not block.future.done():
-            assert block.members is not None
-            block.members.add(future)
-            future.add_done_callback(block.members.discard, context=self._context)
+        if block is not None and block.members is not None:
+            block.members.add(component)
+            component.add_done_callback(block.members.discard, context=self._context)
         if self._telemetry is not None:
             self._events.created(component)
         for dependency in component.dependencies:
@@ -242,7 +236,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._flush_due = False
         ready, self._ready = self._ready, []
         for component in ready:
-            if component.future.done():
+            if component.done():
                 continue
             try:
                 self._launch(component)
@@ -289,14 +283,14 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _on_sending(self, batch: list[Component]) -> None:
         for component in batch:
             self.running.add(component.uid)
-            if component.timer is None:
+            if component.options.timeout is not None and component.timer is None:
                 self._attempts.start_timer(component)
             if self._telemetry is not None:
                 self._events.submitted(component)
 
     def _on_sent(self, batch: list[Component]) -> None:
         for component in batch:
-            if component.future.done():
+            if component.done():
                 continue
             component.stage = Stage.SUBMITTED
             if component.cancelling:
@@ -309,7 +303,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
 
     def _begin_body(self, component: Component) -> AbstractContextManager[Any]:
         component.stage = Stage.SUBMITTED
-        component.future.state = "RUNNING"
+        component.state = "RUNNING"
         component.members = component.members or set()
         self._block.set(component)
         self._attempts.start_timer(component)
@@ -343,9 +337,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             logger.debug("ignored state %s of task %s", state, fields["uid"])
             return
         if service_callback is not None:
-            service_callback(component.future, task, state)
+            service_callback(component, task, state)
         if state == states.RUNNING:
-            component.future.state = "RUNNING"
+            component.state = "RUNNING"
             if self._telemetry is not None:
                 self._events.started(component)
         elif state == states.DONE:
@@ -356,7 +350,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._fail(component, reported_error(fields))
 
     def _succeed(self, component: Component, fields: Any) -> None:
-        if component.future.done():
+        if component.done():
             return
         key = "stdout" if component.kind in (EXECUTABLE, PROMPT) else "return_value"
         if key not in fields:
@@ -365,14 +359,14 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             )
             self._fail(component, error)
             return
-        component.future.state = "DONE"
-        component.future.set_result(fields[key])
+        component.state = "DONE"
+        component.set_result(fields[key])
         if self._telemetry is not None:
             self._events.ended("TaskCompleted", component)
 
     def _fail(self, component: Component, error: BaseException, again: bool = True) -> None:
         """Fail a component, or start its next attempt where it has one."""
-        if component.future.done():
+        if component.done():
             return
         component.stop_timer()
         self.running.discard(component.uid)
@@ -383,8 +377,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         if again and component.attempt < component.options.retries:
             self._attempts.repeat(component)
             return
-        component.future.state = "FAILED"
-        component.future.set_exception(as_exception(error))
+        component.state = "FAILED"
+        component.set_exception(as_exception(error))
         if self._telemetry is not None:
             self._events.ended("TaskFailed", component, error_type=type(error).__name__)
 
@@ -399,25 +393,26 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         return self._senders[component.options.backend or self._default_backend_name]
 
     def _end_cancelled(self, component: Component, again: bool = True) -> None:
-        if component.future.done():
+        if component.done():
             return
         if component.timed_out:
             limit = component.options.timeout or 0.0
             self._fail(component, TaskTimeoutError(component.uid, limit), again)
             return
-        component.future.state = "CANCELLED"
-        component.future.cancel_now(component.cancel_message)
+        component.state = "CANCELLED"
+        component.cancel_now(component.cancel_message)
         if self._telemetry is not None:
             self._events.ended("TaskCanceled", component)
 
     def release(self, component: Component) -> None:
         """Forget a component that has ended; what only it needed ends with it."""
-        component.stop_timer()
+        if component.timer is not None:
+            component.stop_timer()
         if component.job is not None:
             self._jobs.stop(component)
-        if component.members and (component.future.cancelled() or component.timed_out):
+        if component.members and (component.cancelled() or component.timed_out):
             # Not here and now: blocks may be nested as deep as one likes.
-            self.loop.call_soon(component.cancel_members, context=self._context)
+            self.loop.call_soon(cancel_all, component.members, context=self._context)
         uid = component.uid
         self.components.pop(uid, None)
         self.dependencies.pop(uid, None)

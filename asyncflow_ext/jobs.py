@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from functools import partial
 from typing import Any
 
 from asyncflow_ext.component import Component
 
-__all__ = ["Jobs"]
+__all__ = ["Jobs", "cancel_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,3 +54,9 @@ class Jobs:
         _, left = await asyncio.wait(owned, timeout=seconds)
         for task in left:
             logger.warning("%s goes on after it was cancelled", task)
+
+
+def cancel_all(components: Iterable[Component]) -> None:
+    """Cancel components; they leave the set that they are members of as they end."""
+    for component in list(components):
+        component.cancel()
