@@ -26,10 +26,11 @@ from asyncflow_ext.data_links import link_data, metadata
 from asyncflow_ext.decorators import Decorated, make_decorator
 from asyncflow_ext.events import TaskEvents
 from asyncflow_ext.failures import as_exception, dependency_failure, reported_error
-from asyncflow_ext.futures import find_futures, with_values
+from asyncflow_ext.futures import with_values
 from asyncflow_ext.jobs import Jobs, cancel_all
 from asyncflow_ext.sender import Sender
 from asyncflow_ext.stock import check_stock
+from asyncflow_ext.waiting import Waiting
 from rhapsody.api.errors import ConfigurationError, TaskTimeoutError
 
 __all__ = ["WorkflowEngine"]
@@ -65,8 +66,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     ) -> None:
         check_stock()
         self._senders: dict[str, Sender] = {}
-        self._ready: list[Component] = []
-        self._flush_due = False
         self._closer: asyncio.Task[None] | None = None
         if isinstance(backend, list) and not backend:
             raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
@@ -78,8 +77,14 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._thread = threading.get_ident()
         self._jobs = Jobs(loop)
         self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._jobs.own)
+        self._waiting = Waiting(loop, self._context, self._launch, self._end_cancelled, self._fail)
         self._attempts = Attempts(
-            loop, self._context, self._jobs, self._canceller, self._make_ready, self._end_cancelled
+            loop,
+            self._context,
+            self._jobs,
+            self._canceller,
+            self._waiting.launch_soon,
+            self._end_cancelled,
         )
         self._bodies = Bodies(
             self._begin_body, self._queue, self._succeed, self._fail, self._end_cancelled
@@ -188,16 +193,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _add(self, component: Component) -> None:
         description = component.description
         if description["args"] or description["kwargs"]:
-            arguments = (description["args"], description["kwargs"])
-            component.dependencies = find_futures(arguments)
-            if component.dependencies:
-                component.arguments = arguments
-            for dependency in component.dependencies:
-                if dependency.get_loop() is not self.loop:
-                    raise RuntimeError(
-                        f"an argument of '{component.name}' is a future of another event loop; "
-                        "await it there and pass its value"
-                    )
+            self._waiting.find(component)
         description["metadata"] = metadata(component)
         self.components[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
@@ -207,43 +203,11 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             component.add_done_callback(block.members.discard, context=self._context)
         if self._telemetry is not None:
             self._events.created(component)
-        for dependency in component.dependencies:
-            if not dependency.done():
-                component.waiting += 1
-                dependency.add_done_callback(
-                    partial(self._on_dependency, component), context=self._context
-                )
-        if not component.waiting:
-            self._make_ready(component)
-
-    def _on_dependency(self, component: Component, dependency: asyncio.Future[Any]) -> None:
-        component.waiting -= 1
-        if dependency.cancelled():
-            self._end_cancelled(component)
-        elif not component.waiting:
-            self._make_ready(component)
-
-    def _make_ready(self, component: Component) -> None:
-        if self._telemetry is not None:
-            self._events.resolved(component)
-        self._ready.append(component)
-        if not self._flush_due:
-            self.loop.call_soon(self._flush, context=self._context)
-            self._flush_due = True
-
-    def _flush(self) -> None:
-        """Launch what became ready in this pass."""
-        self._flush_due = False
-        ready, self._ready = self._ready, []
-        for component in ready:
-            if component.done():
-                continue
-            try:
-                self._launch(component)
-            except Exception as error:
-                self._fail(component, error)
+        self._waiting.add(component)
 
     def _launch(self, component: Component) -> None:
+        if self._telemetry is not None:
+            self._events.resolved(component)
         if component.dependencies:
             if any(dependency.cancelled() for dependency in component.dependencies):
                 self._end_cancelled(component)
@@ -457,7 +421,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 self._end_cancelled(component)
         stops = [sender.stop(STOP_SECONDS) for sender in self._senders.values()]
         await asyncio.gather(*stops)
-        await asyncio.sleep(0)  # what was cancelled has been released then
+        await asyncio.sleep(0)  # members of blocks are cancelled then
         await self._jobs.end(STOP_SECONDS)
         if not skip_execution_backend:
             ends = [sender.backend.shutdown() for sender in self._senders.values()]
