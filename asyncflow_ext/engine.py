@@ -372,10 +372,11 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         """Forget a component that has ended; what only it needed ends with it."""
         if component.timer is not None:
             component.stop_timer()
+        # Not here and now: blocks may be nested as deep as one likes.
         if component.job is not None:
-            self._jobs.stop(component)
+            self.loop.call_soon(self._jobs.cancel, component.job, context=self._context)
+            component.job = None
         if component.members and (component.cancelled() or component.timed_out):
-            # Not here and now: blocks may be nested as deep as one likes.
             self.loop.call_soon(cancel_all, component.members, context=self._context)
         uid = component.uid
         self.components.pop(uid, None)
@@ -421,7 +422,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
                 self._end_cancelled(component)
         stops = [sender.stop(STOP_SECONDS) for sender in self._senders.values()]
         await asyncio.gather(*stops)
-        await asyncio.sleep(0)  # members of blocks are cancelled then
+        await asyncio.sleep(0)  # bodies and members have been cancelled then
         await self._jobs.end(STOP_SECONDS)
         if not skip_execution_backend:
             ends = [sender.backend.shutdown() for sender in self._senders.values()]

@@ -33,9 +33,14 @@ class Jobs:
         component.job = component.context.run(partial(asyncio.Task, body, loop=self._loop))
 
     def stop(self, component: Component) -> None:
-        """Cancel a component's body, if one runs and is not what calls this."""
+        """Cancel a component's body, if one runs."""
         job, component.job = component.job, None
-        if job is not None and not job.done() and job is not asyncio.current_task():
+        if job is not None:
+            self.cancel(job)
+
+    def cancel(self, job: asyncio.Task[Any]) -> None:
+        """Cancel a body that has not ended and is not what calls this."""
+        if not job.done() and job is not asyncio.current_task():
             job.cancel()
             self.own(job)
 
