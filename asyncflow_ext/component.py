@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-__all__ = ["Component", "ComponentFuture", "Options", "Stage"]
+__all__ = ["Component", "Options", "Stage"]
 
 
 class Stage(Enum):
@@ -66,59 +66,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-class Cancels(Protocol):
+class Engine(Protocol):
     """What a future needs of its engine."""
 
     def cancel(self, component: Component, msg: Any) -> bool:
         """Cancel a component that has not ended."""
 
-
-class ComponentFuture(asyncio.Future[Any]):
-    """The future of a component. Cancelling it asks the engine, which stops the work."""
-
-    # Slots, since a future's own dict costs as much again as the future.
-    __slots__ = ("block", "component", "id", "state", "task")
-
-    id: str
-    state: str
-    component: Component | None
-    """What it is the future of, until that has ended."""
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.component = None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the component.
-
-        A component that no backend has yet is cancelled at once. Otherwise its backend is asked,
-        and the future is cancelled when it confirms, refuses, or takes too long.
-
-        Returns:
-            False where the future is done.
-        """
-        if self.done() or self.component is None:
-            return super().cancel(msg)
-        return self.component.engine.cancel(self.component, msg)
-
-    def cancel_now(self, msg: Any | None = None) -> bool:
-        """Cancel the future itself, whatever becomes of the work."""
-        return super().cancel(msg)
+    def release(self, component: Component) -> None:
+        """Forget a component that has ended."""
 
 
-class Component(dict[str, Any]):
-    """A component's `type`, `future` and `description`, as the stock engine keeps them, and more.
+class Component(asyncio.Future[Any]):
+    """One call of a decorated function, and the future of its result.
+
+    Cancelling it asks the engine, which stops the work. As of the stock engine's entries, `type`,
+    `future` and `description` can be read as items.
 
     Attributes:
+        type: "task" or "block".
         uid: Unique in this process.
         name: The function's name.
-        future: The future of its result.
+        id: The number in its uid.
+        state: As the stock engine says it.
+        task, block: The description, by the one name or the other.
         description: What its backend gets.
-        engine: The engine it belongs to.
+        engine: The engine it belongs to, until it has ended.
         kind: "function", "executable", "prompt", "block" or "ai".
         options: What its decorator said.
         function: The function behind it.
-        dependencies: Futures in its arguments, until it is ready.
+        arguments: `(args, kwargs)` as they were given, if there are futures among them, for as
+            long as an attempt may need them.
+        dependencies: These futures.
         waiting: How many of them are not done.
         stage: How far it is.
         attempt: Repetitions so far.
@@ -132,9 +110,13 @@ class Component(dict[str, Any]):
         members: The unfinished components made inside its body, if that runs here.
     """
 
+    # One object for a call, and slots: what the garbage collector has to look at costs more than
+    # all else where many are pending.
     __slots__ = (
         "abandoned",
+        "arguments",
         "attempt",
+        "block",
         "cancel_message",
         "cancelling",
         "context",
@@ -142,38 +124,45 @@ class Component(dict[str, Any]):
         "description",
         "engine",
         "function",
-        "future",
+        "id",
         "job",
         "kind",
         "members",
         "name",
         "options",
         "stage",
+        "state",
+        "task",
         "timed_out",
         "timer",
+        "type",
         "uid",
         "waiting",
     )
 
     def __init__(
         self,
-        engine: Cancels,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
         comp_type: str,
         kind: str,
         function: Callable[..., Any],
         options: Options,
         description: dict[str, Any],
-        future: ComponentFuture,
     ) -> None:
-        super().__init__(type=comp_type, future=future, description=description)
+        super().__init__(loop=loop)
+        self.type = comp_type
         self.uid: str = description["uid"]
+        self.id = self.uid.rpartition(".")[2]
+        self.state = "PENDING"
         self.name: str = description["name"]
-        self.future = future
         self.description = description
-        self.engine = engine
+        setattr(self, comp_type, description)
+        self.engine: Engine | None = engine
         self.kind = kind
         self.function = function
         self.options = options
+        self.arguments: tuple[Any, ...] = ()
         self.dependencies: Sequence[asyncio.Future[Any]] = ()
         self.waiting = 0
         self.stage = Stage.WAITING
@@ -185,7 +174,50 @@ class Component(dict[str, Any]):
         self.cancel_message: Any = None
         self.cancelling = False
         self.context = None if kind == "function" else copy_context()
-        self.members: set[ComponentFuture] | None = None
+        self.members: set[Component] | None = None
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "future":
+            return self
+        if key not in ("description", "type"):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the work.
+
+        What no backend has yet is cancelled at once. Otherwise its backend is asked, and the
+        future is cancelled when it confirms, refuses, or takes too long.
+
+        Returns:
+            False where it is done.
+        """
+        if self.done() or self.engine is None:
+            return super().cancel(msg)
+        return self.engine.cancel(self, msg)
+
+    def cancel_now(self, msg: Any | None = None) -> None:
+        """Cancel the future itself, whatever becomes of the work."""
+        super().cancel(msg)
+        self._release()
+
+    def set_result(self, result: Any) -> None:
+        """End it well."""
+        super().set_result(result)
+        self._release()
+
+    def set_exception(self, exception: Any) -> None:
+        """End it badly."""
+        super().set_exception(exception)
+        self._release()
+
+    def _release(self) -> None:
+        # Not by a done callback, which costs some objects more for each future that is pending.
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.release(self)
+        self.context = self.members = None
+        self.arguments = self.dependencies = ()
 
     @property
     def runs_here(self) -> bool:

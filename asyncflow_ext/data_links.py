@@ -11,6 +11,9 @@ from asyncflow_ext.component import Component
 
 __all__ = ["link_data", "metadata"]
 
+NONE: dict[str, tuple[Any, ...]] = {"dependencies": (), "input_files": (), "output_files": ()}
+"""Of a call without arguments; one for all, since backends leave it as it is."""
+
 
 def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     """Describe what a component depends on and which files it takes and makes.
@@ -19,6 +22,8 @@ def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     would keep every earlier one of a chain in memory. In tuples, since empty ones cost nothing.
     """
     description = component.description
+    if not (description["args"] or description["kwargs"]):
+        return NONE
     arguments = (*description["args"], *description["kwargs"].values())
     others = filter(None, map(_description, component.dependencies))
     return {
@@ -35,6 +40,8 @@ def link_data(engine: Any, component: Component) -> None:
         TypeError: A hook that has to name the file's destination did not.
         Exception: Whatever a hook raises.
     """
+    if not (engine._links_implicit_data or engine._links_explicit_data):
+        return
     sources = [d for f in component.dependencies if (d := _description(f)) is not None]
     if engine._links_implicit_data and engine.implicit_data_mode:
         for source in sources:

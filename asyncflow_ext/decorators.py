@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from asyncflow_ext.component import ComponentFuture, Options
+from asyncflow_ext.component import Component, Options
 
 __all__ = ["Decorated", "make_decorator"]
 
-Register = Callable[..., ComponentFuture]
+Register = Callable[..., Component]
 
 OPTION_NAMES = ("backend", "backoff", "capture_stdio", "retries", "service", "timeout")
 
@@ -64,6 +64,8 @@ class Decorated:
         Raises:
             TypeError: It is no dict.
         """
+        if not kwargs:
+            return self.description.copy()
         given = self.take(kwargs, "task_description") or {}
         if not isinstance(given, dict):
             raise TypeError(f"Expected 'task_description' to be a dict, got {type(given)}")
@@ -137,7 +139,7 @@ def make_decorator(register: Register) -> Callable[..., Any]:
             )
         options = Options(service, backend, capture_stdio, retries, backoff, timeout)
 
-        def decorate(function: Callable[..., Any]) -> Callable[..., ComponentFuture]:
+        def decorate(function: Callable[..., Any]) -> Callable[..., Component]:
             return _wrap(Decorated(function, options), register)
 
         return decorate if possible_func is None else decorate(possible_func)
@@ -145,9 +147,9 @@ def make_decorator(register: Register) -> Callable[..., Any]:
     return decorator
 
 
-def _wrap(decorated: Decorated, register: Register) -> Callable[..., ComponentFuture]:
+def _wrap(decorated: Decorated, register: Register) -> Callable[..., Component]:
     @functools.wraps(decorated.function)
-    def wrapped(*args: Any, **kwargs: Any) -> ComponentFuture:
+    def wrapped(*args: Any, **kwargs: Any) -> Component:
         try:
             if not decorated.is_async:
                 raise TypeError(
@@ -157,7 +159,7 @@ def _wrap(decorated: Decorated, register: Register) -> Callable[..., ComponentFu
             description = decorated.read_description(kwargs)
         except TypeError as error:
             raise TypeError(f"Error in decorated function '{decorated.name}': {error}") from error
-        workflow_id = decorated.take(kwargs, "workflow_id")
+        workflow_id = decorated.take(kwargs, "workflow_id") if kwargs else None
         return register(decorated, args, kwargs, description, workflow_id)
 
     return wrapped

@@ -11,10 +11,10 @@ __all__ = ["TaskEvents"]
 
 
 class TaskEvents:
-    """Emits a task's events through its engine; costs one look where telemetry is off.
+    """Emits a task's events through its engine; to be called only where telemetry is on.
 
     Args:
-        engine: The engine; its `_emit` and `_telemetry` are the stock engine's.
+        engine: The engine; its `_emit` is the stock engine's.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -22,34 +22,24 @@ class TaskEvents:
         self._submitted: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
-    @property
-    def on(self) -> bool:
-        """Whether anybody listens."""
-        return self._engine._telemetry is not None
-
     def created(self, component: Component) -> None:
         """A component was made, task or block."""
-        if self.on:
-            uids = [d["uid"] for d in component.description["metadata"]["dependencies"]]
-            self._emit("TaskCreated", component, attributes={"depends_on": uids})
+        uids = [d["uid"] for d in component.description["metadata"]["dependencies"]]
+        self._emit("TaskCreated", component, attributes={"depends_on": uids})
 
     def resolved(self, component: Component) -> None:
         """All that it depends on is done."""
-        if self.on and component["type"] == "task":
+        if component.type == "task":
             self._emit("asyncflow.TaskResolved", component)
 
     def queued(self, component: Component) -> None:
         """It waits for its backend to take it."""
-        if self.on:
-            self._emit("TaskQueued", component, backend=component.options.backend)
+        self._emit("TaskQueued", component, backend=component.options.backend)
 
     def submitted(self, component: Component) -> None:
         """Its backend gets it now."""
-        if self.on:
-            now = self._submitted[component.uid] = time.time()
-            self._emit(
-                "TaskSubmitted", component, backend=component.options.backend, event_time=now
-            )
+        now = self._submitted[component.uid] = time.time()
+        self._emit("TaskSubmitted", component, backend=component.options.backend, event_time=now)
 
     def taken(self, component: Component) -> None:
         """It runs on the caller's loop: nothing queues it, and it starts at once."""
@@ -59,13 +49,12 @@ class TaskEvents:
 
     def started(self, component: Component) -> None:
         """Its backend says that it runs."""
-        if self.on:
-            now = self._started[component.uid] = time.time()
-            self._emit("TaskStarted", component, event_time=now)
+        now = self._started[component.uid] = time.time()
+        self._emit("TaskStarted", component, event_time=now)
 
     def ended(self, event: str, component: Component, **fields: Any) -> None:
         """It ended, as the event says."""
-        if not self.on or component["type"] != "task":
+        if component.type != "task":
             return
         now = time.time()
         submitted = self._submitted.pop(component.uid, now)

@@ -62,7 +62,7 @@ class Sender:
                     component.stage = Stage.SUBMITTING
                 self._on_sending(batch)
                 try:
-                    await self.backend.submit_tasks([c["description"] for c in batch])
+                    await self.backend.submit_tasks([c.description for c in batch])
                 except BaseException as error:
                     if self._stopping:
                         raise

@@ -50,7 +50,7 @@ class Runtime:
 
 RUNTIMES = (
     Runtime("AsyncFlow", module="radical.asyncflow", marker="asyncflow", supported=True),
-    Runtime("Dask", module="distributed", marker="dask", supported=False),
+    Runtime("Dask", module="distributed", marker="dask", supported=True),
     Runtime("Dragon", module="dragon", marker="dragon", supported=True),
     Runtime("vLLM", module="vllm", marker="vllm", supported=False),
 )

@@ -24,6 +24,7 @@ from dask.sizeof import sizeof
 from distributed import WorkerPlugin, get_worker
 
 from rhapsody.api.errors import TaskExecutionError
+from rhapsody.backends.dask_children import Child
 from rhapsody.backends.executables import Executable
 from rhapsody.backends.guard import GuardedGroups
 from rhapsody.backends.work import task_exception
@@ -146,10 +147,11 @@ class _Running:
         self.ending = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._child: Child | None = None
 
     @property
     def can_be_ended(self) -> bool:
-        return self._task is not None
+        return self._task is not None or self._child is not None
 
     def run(self, awaitable: Awaitable[Any]) -> Any:
         # On a loop of its own: it can block that for as long as it likes, while a worker whose
@@ -162,8 +164,16 @@ class _Running:
             self._task.cancel()
         return await awaitable
 
+    def run_child(self, executable: Executable, children: set[int]) -> dict[str, Any]:
+        self._child = Child(executable, children)
+        if self.ending:
+            self._child.end()
+        return self._child.run()
+
     def end(self) -> None:
         self.ending = True
+        if self._child is not None:
+            self._child.end()
         if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # its loop has just ended with it
                 self._loop.call_soon_threadsafe(self._task.cancel)
@@ -278,13 +288,13 @@ def run_call(call: Call, data: Sequence[Any] = ()) -> Any:
     with calls.running(call) as running:
         try:
             return _result_of(call, data, running, calls)
-        except FailedExecutable:
-            raise
         except BaseException as error:
             if running.ending:
                 # Nobody waits for it. An exception would have Dask try again if it heard of that
                 # before it heard of the cancellation.
                 return None
+            if isinstance(error, FailedExecutable):
+                raise
             raise _portable(call.uid, error) from None
 
 
@@ -292,7 +302,7 @@ def _result_of(call: Call, data: Sequence[Any], running: _Running, calls: Calls)
     if running.ending:
         return None
     if call.executable is not None:
-        fields = running.run(call.executable.run(calls.children))
+        fields = running.run_child(call.executable, calls.children)
         if "exception" in fields:
             raise FailedExecutable(fields)
         return fields

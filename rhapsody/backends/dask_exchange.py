@@ -288,7 +288,7 @@ class Exchange:
 
 async def _cancelled(futures: list[Any]) -> None:
     # Their own events are of no use: the result of a call that has just ended sets them too.
-    while any(future.status != "cancelled" for future in futures):  # noqa: ASYNC110  # noqa: ASYNC110
+    while any(future.status != "cancelled" for future in futures):  # noqa: ASYNC110
         await asyncio.sleep(0.002)
 
 

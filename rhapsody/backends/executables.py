@@ -16,7 +16,7 @@ from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.processes import GROUP, child_environment, end_group
 from rhapsody.waiting import done_within
 
-__all__ = ["OPTIONS", "Executable"]
+__all__ = ["GRACE_SECONDS", "OPTIONS", "Executable"]
 
 OPTIONS = frozenset({"cwd", "env", "shell", "timeout"})
 """Keys of `task_backend_specific_kwargs` that say how an executable is run."""
@@ -89,7 +89,7 @@ class Executable:
         Raises:
             TaskExecutionError: It could not be started.
         """
-        with self._outputs() as (stdout, stderr):
+        with self.outputs() as (stdout, stderr):
             spawning = asyncio.ensure_future(self._spawn(stdout, stderr))
             try:
                 process = await asyncio.shield(spawning)
@@ -98,7 +98,7 @@ class Executable:
                 await self._end(await spawning)
                 raise
             except OSError as error:
-                raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+                raise TaskExecutionError(self.uid, self.why_not_started(error)) from error
             children.add(process.pid)
             try:
                 out, err = await process.communicate()
@@ -107,7 +107,7 @@ class Executable:
                 raise
             finally:
                 children.discard(process.pid)
-        return self._fields(process.returncode or 0, out, err)
+        return self.fields(process.returncode or 0, out, err)
 
     def run_blocking(self, children: set[int], started: Callable[[], None]) -> dict[str, Any]:
         """Run it to its end in this thread: the same as `run`, at half its price.
@@ -118,14 +118,14 @@ class Executable:
             children: See `run`.
             started: Called when it has started; what this raises ends it as well.
         """
-        with self._outputs() as (stdout, stderr):
+        with self.outputs() as (stdout, stderr):
             command: Any = " ".join(self.command) if self.shell else self.command
             try:
                 process = subprocess.Popen(
-                    command, shell=self.shell, **self._common(stdout, stderr)
+                    command, shell=self.shell, **self.options(stdout, stderr)
                 )
             except OSError as error:
-                raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+                raise TaskExecutionError(self.uid, self.why_not_started(error)) from error
             try:
                 children.add(process.pid)
                 started()
@@ -135,15 +135,16 @@ class Executable:
                 raise
             finally:
                 children.discard(process.pid)
-        return self._fields(process.returncode, out, err)
+        return self.fields(process.returncode, out, err)
 
     async def _spawn(self, stdout: Any, stderr: Any) -> asyncio.subprocess.Process:
-        common = self._common(stdout, stderr)
+        common = self.options(stdout, stderr)
         if self.shell:
             return await asyncio.create_subprocess_shell(" ".join(self.command), **common)
         return await asyncio.create_subprocess_exec(*self.command, **common)
 
-    def _common(self, stdout: Any, stderr: Any) -> dict[str, Any]:
+    def options(self, stdout: Any, stderr: Any) -> dict[str, Any]:
+        """Return the arguments of a subprocess call, but for the command."""
         return {
             "stdin": subprocess.DEVNULL,
             "stdout": stdout,
@@ -154,7 +155,8 @@ class Executable:
         }
 
     @contextlib.contextmanager
-    def _outputs(self) -> Iterator[tuple[Any, Any]]:
+    def outputs(self) -> Iterator[tuple[Any, Any]]:
+        """Open where stdout and stderr go: files, or pipes."""
         if self.capture_dir is None:
             yield subprocess.PIPE, subprocess.PIPE
             return
@@ -178,7 +180,8 @@ class Executable:
                 pipe.close()
         await process.wait()
 
-    def _why_not_started(self, error: OSError) -> str:
+    def why_not_started(self, error: OSError) -> str:
+        """Say in words why the child could not be started."""
         if self.cwd is not None and not os.path.isdir(self.cwd):
             return f"its working directory does not exist: {self.cwd!r}"
         program = self.command[0]
@@ -192,7 +195,8 @@ class Executable:
             return f"no such program: {program!r}{hint}"
         return f"{program!r} could not be started: {error.strerror or error}"
 
-    def _fields(self, exit_code: int, out: bytes | None, err: bytes | None) -> dict[str, Any]:
+    def fields(self, exit_code: int, out: bytes | None, err: bytes | None) -> dict[str, Any]:
+        """Return the result fields of a child that has ended, as `run` does."""
         if self.capture_dir is None:
             stdout, stderr = _decode(out), _decode(err)
             said = stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 
 import pytest
 
@@ -169,6 +170,26 @@ async def test_the_members_of_a_block_are_cancelled_with_it():
         await until(lambda: all(member.done() for member in members))
         assert all(member.cancelled() for member in members)
         assert sorted(backend.cancelled) == sorted(m.task["uid"] for m in members)
+
+
+async def test_blocks_nested_deeper_than_the_stack_are_cancelled():
+    backend = holding()
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task
+        async def task():
+            return None
+
+        @flow.block
+        async def block(depth):
+            await (block(depth - 1) if depth else task())
+
+        future = block(sys.getrecursionlimit())
+        await until(lambda: backend.batches)
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        await until(lambda: not flow.components)
 
 
 async def test_a_cancelled_task_of_a_block_cancels_the_block_that_awaits_it():

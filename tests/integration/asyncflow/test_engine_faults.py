@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from radical.asyncflow import InputFile
+from radical.asyncflow import InputFile, OutputFile
 from radical.asyncflow.errors import DependencyFailureError
 
 from asyncflow_ext import WorkflowEngine
@@ -217,6 +217,55 @@ async def test_a_body_runs_once_per_attempt():
 
         assert await task() == "out"
     assert len(bodies) == 2
+
+
+@pytest.mark.parametrize("kind", ["executable_task", "prompt_task"])
+async def test_every_attempt_of_a_body_gets_the_same_arguments(kind):
+    errors = [RuntimeError("once"), RuntimeError("twice"), None]
+    seen = []
+
+    def answer(task):
+        error = errors.pop(0) if task["name"] == "body" else None
+        backend.failed(task, error) if error else backend.done(task, "out")
+
+    backend = ScriptedBackend(on_task=answer)
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @getattr(flow, kind)(retries=2, backoff=0.001)
+        async def body(before, values):
+            seen.append((await before, await values[0]))
+            return "/bin/true"
+
+        assert await body(tasks_of(flow)(), [tasks_of(flow)()]) == "out"
+    assert seen == [("out", "out")] * 3
+
+
+async def test_every_attempt_links_its_files():
+    class Linking(ScriptedBackend):
+        supports_explicit_data_linking = True
+
+        def link_explicit_data_deps(self, src_task=None, dst_task=None, file_name=None, **where):
+            links.append((src_task["name"], file_name))
+            return {"target": file_name}
+
+    def answer(task):
+        error = errors.pop(0) if task["name"] == "reader" else None
+        backend.failed(task, error) if error else backend.done(task, None)
+
+    errors, links = [RuntimeError("once"), None], []
+    backend = Linking(on_task=answer)
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task
+        async def writer(file):
+            return None
+
+        @flow.function_task(retries=1, backoff=0.001)
+        async def reader(file, before):
+            return None
+
+        await reader(InputFile("data"), writer(OutputFile("data")))
+    assert links == [("writer", "data")] * 2
 
 
 async def test_a_failed_dependency_is_not_repeated(flow):

@@ -19,7 +19,7 @@ from rhapsody.api.errors import (
 )
 from rhapsody.backends import DaskExecutionBackend
 from rhapsody.testing.gate import Gate, hold, hold_async
-from tests.support.dask import HERE, SMALL, Runner
+from tests.support.dask import HERE, SMALL, Runner, until
 
 pytestmark = pytest.mark.dask
 
@@ -132,6 +132,11 @@ async def test_failed_calls_are_tried_again(on_processes: Runner, tmp_path: Path
 
 
 async def test_priority_goes_first() -> None:
+    def known(backend: DaskExecutionBackend) -> int:
+        """How many tasks have come to the scheduler, which is in this process."""
+        assert backend._connection is not None
+        return len(backend._connection._cluster.scheduler.tasks)
+
     async with DaskExecutionBackend({**SMALL, "threads_per_worker": 1}) as backend, Gate() as gate:
         runner = Runner(backend)
         first = runner.function(hold, *gate.address, "first")
@@ -139,7 +144,7 @@ async def test_priority_goes_first() -> None:
         await gate.started("first")
         tasks = [runner.function(lambda: time.monotonic(), priority=p) for p in (0, 5, -5, 10)]
         await runner.submit(*tasks)
-        await asyncio.sleep(0.2)  # until the scheduler has them all
+        await until(lambda: known(backend) == 5)
         gate.release("first")
         await asyncio.gather(*(runner.end(task) for task in tasks))
         order = sorted(range(4), key=lambda n: tasks[n]["return_value"])
