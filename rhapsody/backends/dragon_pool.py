@@ -245,8 +245,7 @@ class Pool:
                 continue
             if word == wire.GONE:
                 seat.is_gone = True
-                self._on_end(seat)
-                return
+                continue
             work = seat.drop(token)
             if work is None:
                 continue
@@ -258,6 +257,10 @@ class Pool:
             self._report(work, word, payload)
         if returned:
             self._requeue(returned[::-1])
+        if seat.is_gone:
+            self._on_end(seat)
+            self._feed_all()
+            return
         if ended:
             seat.stalled = False
             seat.progress = self._loop.time()

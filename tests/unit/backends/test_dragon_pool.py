@@ -29,14 +29,21 @@ class Simulated:
         self.seat = seat
         self.backlog: list[tuple[Work, int]] = []
         self.running: dict[int, Work] = {}
+        self.unsaid: list[wire.Note] = []
         self.said_hello = False
         self.stopping = False
 
     def say(self, token: int, word: int, payload: Any = None, seconds: float = 1e-4) -> None:
-        self.crew.pool.on_notes(self.seat.number, [(token, word, seconds, payload)])
+        self.unsaid.append((token, word, seconds, payload))
+        if word in (wire.HELLO, wire.GONE) or self.crew.dice.random() < 0.5:
+            notes, self.unsaid = self.unsaid, []
+            self.crew.pool.on_notes(self.seat.number, notes)
 
     def step(self, dice: random.Random) -> None:
-        if not self.said_hello:
+        if self.unsaid and dice.random() < 0.3:
+            notes, self.unsaid = self.unsaid, []
+            self.crew.pool.on_notes(self.seat.number, notes)
+        elif not self.said_hello:
             self.said_hello = True
             self.say(self.seat.number, wire.HELLO, (1000 + self.seat.number, self.seat.host.name))
         elif self.running and (dice.random() < 0.6 or not self.backlog):
@@ -67,7 +74,7 @@ class Crew:
         self.most = 0
         self.numbers = 0
         self.ran: Counter[str] = Counter()
-        self.doomed: list[Simulated] = []
+        self.dice = random.Random(0)
 
     def number(self) -> int:
         self.numbers += 1
@@ -283,3 +290,18 @@ async def test_the_loss_of_a_host_fails_what_may_have_run_there() -> None:
     program.pool.on_host_lost(HOSTS[1])
     await program.run(dice)
     assert set(Counter(end for (end,) in program.reports.ends.values())) == {"done", "WorkerDied"}
+
+
+async def test_what_a_worker_gave_back_before_it_died_is_not_lost() -> None:
+    program = Program(limit=1)
+    dice = random.Random(7)
+    (work,) = program.submit(1, EXCLUSIVE)
+    (worker,) = program.crew.workers.values()
+    worker.say(worker.seat.number, wire.HELLO, (1, "a"))
+    ((_, token),) = worker.backlog
+    del program.crew.workers[worker.seat.number]
+    notes: list[wire.Note] = [(token, wire.RETURNED, 0.0, None), (0, wire.GONE, 0.0, None)]
+    program.pool.on_notes(worker.seat.number, notes)
+    program.pool.on_death(worker.seat.number, -9)
+    await program.run(dice)
+    assert program.reports.ends[work.uid] == ["done"]
