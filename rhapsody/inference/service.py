@@ -14,11 +14,13 @@ from typing import Any
 from rhapsody.api.errors import ReplicaError
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.batcher import Batcher
-from rhapsody.inference.config import InferenceConfig
-from rhapsody.inference.engines import MAX_NUM_SEQS, embedded_command
+from rhapsody.inference.config import CLAIMS, InferenceConfig
+from rhapsody.inference.engines import Engine
 from rhapsody.inference.gateway import Gateway
+from rhapsody.inference.launchers.dragon import DragonLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.metrics import Metrics
+from rhapsody.inference.placement import Place
 from rhapsody.inference.pool import Pool
 from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replica import Replica
@@ -44,6 +46,7 @@ class InferenceService:
         self.pool: Pool | None = None
         self._batcher: Batcher[PromptRequest] | None = None
         self._directory: Path | None = None
+        self._places: list[Place] = []
         self._open: set[PromptRequest] = set()
 
     async def start(self) -> None:
@@ -55,10 +58,11 @@ class InferenceService:
             ReplicaError: A server could not start, with its last lines; nothing is left running.
         """
         # It looks names up and reads a file: not on the loop.
-        options = await asyncio.to_thread(self.config.check)
+        engine = await asyncio.to_thread(self.config.check)
+        self._places = await asyncio.to_thread(self.config.places)
         self._directory = Path(socket_directory("rhapsody-"))
         self.pool = Pool(
-            self._make_replicas(options, self._directory),
+            self._make_replicas(engine, self._directory),
             max_retries=self.config.max_retries,
             max_restarts=self.config.max_restarts,
             startup_timeout=self.config.startup_timeout,
@@ -82,19 +86,21 @@ class InferenceService:
             await self.stop()
             raise
 
-    def _make_replicas(self, options: Mapping[str, Any], directory: Path) -> list[Replica]:
-        environment = {"RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32)}
+    def _make_replicas(self, engine: Engine, directory: Path) -> list[Replica]:
+        environment = {**engine.environment, "RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32)}
+        launcher = LocalLauncher if self.config.launcher == "local" else DragonLauncher
         return [
             Replica(
                 index,
-                embedded_command(self.config.model_name, options),
+                engine.command,
                 environment,
                 directory,
-                int(options.get("max-num-seqs", MAX_NUM_SEQS)),
-                LocalLauncher(),
+                engine.limit,
+                launcher(place),
                 self._wake,
+                place,
             )
-            for index in range(self.config.replicas)
+            for index, place in enumerate(self._places)
         ]
 
     async def stop(self) -> None:
@@ -112,6 +118,8 @@ class InferenceService:
             await self._batcher.close()
         if self.pool is not None:
             await self.pool.stop()
+        CLAIMS.release(self._places)
+        self._places = []
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rhapsody.api.errors import ConfigurationError, ResourceError
-from rhapsody.inference.config import InferenceConfig, check_port, read_config_file
+from rhapsody.inference.config import CLAIMS, InferenceConfig, check_port, read_config_file
 
 
 def config(**changes: Any) -> InferenceConfig:
@@ -151,13 +151,14 @@ def test_a_wrong_value_in_a_file_is_refused_by_its_key(
 def test_keys_are_read_with_dashes_or_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("max_num_seqs: 4\ntoken-delay-ms: 1.5\n")
-    assert read_config_file(path, "embedded") == {"max-num-seqs": 4, "token-delay-ms": 1.5}
+    command = config(config_file=path).check().command
+    assert command[-4:] == ["--max-num-seqs", "4", "--token-delay-ms", "1.5"]
 
 
 def test_no_file_and_an_empty_file_have_no_options(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("# nothing yet\n")
-    assert read_config_file(None, "embedded") == read_config_file(path, "embedded") == {}
+    assert read_config_file(None) == read_config_file(path) == {}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,9 @@ def test_no_file_and_an_empty_file_have_no_options(tmp_path: Path) -> None:
 def test_a_node_has_as_many_replicas_as_its_gpus_allow(
     num_gpus: int, tp_size: int, replicas: int
 ) -> None:
-    assert config(num_gpus=num_gpus, tp_size=tp_size).replicas == replicas
+    places = config(num_gpus=num_gpus, tp_size=tp_size).places()
+    CLAIMS.release(places)
+    assert len(places) == replicas
 
 
 def test_no_host_is_this_machines_name() -> None:

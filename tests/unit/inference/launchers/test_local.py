@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody.inference.launchers.local import LocalLauncher, ServerProcess
+from rhapsody.inference.launchers.local import ChildProcess, LocalLauncher
 
 PARENT = """
 import subprocess, sys, time
@@ -16,9 +16,9 @@ time.sleep(60)
 """
 
 
-async def launch(script: str, folder: Path, **environment: str) -> ServerProcess:
+async def launch(script: str, folder: Path, **environment: str) -> ChildProcess:
     return await LocalLauncher().launch(
-        [sys.executable, "-c", script], environment, folder / "server.log"
+        [sys.executable, "-c", script], environment, folder / "server.log", folder / "socket"
     )
 
 
@@ -87,4 +87,6 @@ async def test_what_has_ended_is_not_signalled_again(
 
 async def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        await LocalLauncher().launch(["/no/such/program"], {}, tmp_path / "server.log")
+        await LocalLauncher().launch(
+            ["/no/such/program"], {}, tmp_path / "log", tmp_path / "socket"
+        )
