@@ -9,7 +9,14 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["GROUP", "SECRET_VARIABLES", "child_environment", "end_group", "socket_directory"]
+__all__ = [
+    "GROUP",
+    "SECRET_VARIABLES",
+    "child_environment",
+    "end_group",
+    "group_exists",
+    "socket_directory",
+]
 
 SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
 """Never handed on to what users run."""
@@ -44,6 +51,15 @@ def end_group(pid: int, sig: int) -> None:
     """Send a signal to the process group that a child leads, if it still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, sig)
+
+
+def group_exists(pid: int) -> bool:
+    """Say whether any process is left in the group that a child led."""
+    try:
+        os.killpg(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def socket_directory(prefix: str) -> str:

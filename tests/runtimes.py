@@ -51,8 +51,8 @@ class Runtime:
 RUNTIMES = (
     Runtime("AsyncFlow", module="radical.asyncflow", marker="asyncflow", supported=True),
     Runtime("Dask", module="distributed", marker="dask", supported=False),
-    Runtime("Dragon", module="dragon", marker="dragon", supported=False),
-    Runtime("vLLM", module="vllm", marker="vllm", supported=False),
+    Runtime("Dragon", module="dragon", marker="dragon", supported=True),
+    Runtime("vLLM", module="vllm", marker="vllm", supported=True),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shutil
 import time
@@ -25,8 +26,11 @@ from rhapsody.inference.pool import Pool
 from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replica import Replica
 from rhapsody.processes import socket_directory
+from rhapsody.waiting import done_within
 
 __all__ = ["InferenceService"]
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceService:
@@ -43,6 +47,7 @@ class InferenceService:
         self.metrics = Metrics()
         self.admission = Admission(config.max_pending)
         self.gateway: Gateway | None = None
+        self.draining = False
         self.pool: Pool | None = None
         self._batcher: Batcher[PromptRequest] | None = None
         self._directory: Path | None = None
@@ -103,6 +108,25 @@ class InferenceService:
             for index, place in enumerate(self._places)
         ]
 
+    async def drain(self, seconds: float) -> None:
+        """Let in nothing new, and wait for what is inside, but not longer than so many seconds."""
+        self.draining = True
+        if not await done_within(self.admission.until_empty(), seconds):
+            logger.warning(
+                "%d prompts were not answered within drain_seconds=%g and are ended",
+                self.admission.pending,
+                seconds,
+            )
+
+    def check_open(self) -> None:
+        """Refuse what comes while the service drains.
+
+        Raises:
+            ReplicaError: It does.
+        """
+        if self.draining:
+            raise ReplicaError("the inference service is shutting down and takes nothing new")
+
     async def stop(self) -> None:
         """Close the gateway, end the replicas, fail what still waits."""
         ended = ReplicaError("the inference service was shut down")
@@ -158,6 +182,7 @@ class InferenceService:
             PromptError: The server refused the prompt.
             ReplicaError: No server could answer it.
         """
+        self.check_open()
         await self.admission.enter()
         try:
             return await self.complete_admitted(prompt, system_prompt, sampling, on_sent)
@@ -185,6 +210,7 @@ class InferenceService:
         sampling: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the response to one prompt, piece by piece; raises as `complete` does."""
+        self.check_open()
         await self.admission.enter()
         try:
             request = PromptRequest(prompt, system_prompt, sampling, stream=True)
@@ -232,7 +258,7 @@ class InferenceService:
     @property
     def healthy(self) -> bool:
         """Whether at least one server takes prompts."""
-        return self.pool is not None and bool(self.pool.ready)
+        return not self.draining and self.pool is not None and bool(self.pool.ready)
 
     def get_statistics(self) -> dict[str, Any]:
         """Count batches and prompts, and describe the replicas."""

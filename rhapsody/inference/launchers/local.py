@@ -13,12 +13,16 @@ from pathlib import Path
 
 from rhapsody.inference.launchers import LOG_TAIL_BYTES
 from rhapsody.inference.placement import Gpu, Host, Place
-from rhapsody.processes import GROUP, child_environment, end_group
+from rhapsody.processes import GROUP, child_environment, end_group, group_exists
 from rhapsody.waiting import done_within
 
 __all__ = ["ChildProcess", "LocalLauncher", "local_gpus", "tail_of", "this_host"]
 
 logger = logging.getLogger(__name__)
+
+LEFTOVER_SECONDS = 1.0
+"""How long the children of a server that has ended may take to end by themselves."""
+LOOK_SECONDS = 0.02
 
 
 class ChildProcess:
@@ -47,9 +51,13 @@ class ChildProcess:
         """End it and its children: SIGTERM, then SIGKILL after `grace` seconds. Idempotent."""
         if self.ended:
             return
-        if self._process.returncode is None:
-            end_group(self.pid, signal.SIGTERM)
-            await done_within(self._process.wait(), grace)
+        end_group(self.pid, signal.SIGTERM)
+        await done_within(self._process.wait(), grace)
+        # Its helpers remove their shared memory when it is gone; nothing tells when they are done.
+        rest = LEFTOVER_SECONDS if self._process.returncode is not None else 0.0
+        while rest > 0 and group_exists(self.pid):
+            await asyncio.sleep(LOOK_SECONDS)
+            rest -= LOOK_SECONDS
         self.kill()
         await self._process.wait()
         if not self.ended:

@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from io import BufferedRWPair
 from typing import Any
 
-from rhapsody.processes import GROUP
+from rhapsody.processes import GROUP, group_exists
 
 __all__ = ["HEAD_VARIABLE", "KEY_VARIABLE", "main"]
 
@@ -28,6 +29,7 @@ HEAD_VARIABLE = "RHAPSODY_WARDEN_HEAD"
 KEY_VARIABLE = "RHAPSODY_WARDEN_KEY"
 TAIL_BYTES = 4000
 TAIL_SECONDS = 2.0
+LEFTOVER_SECONDS = 1.0
 
 
 def main() -> int:
@@ -111,11 +113,19 @@ class _Watch:
             threading.Thread(target=target, daemon=True).start()
         code = self._server.wait()
         self._ending.set()
-        self._signal(signal.SIGKILL)  # what the server left behind
+        self._end_leftovers()
         with contextlib.suppress(OSError):
             self._say({"tail": self._tail()})
             self._say({"exit": code})
         return 0
+
+    def _end_leftovers(self) -> None:
+        """End the server's children; helpers that remove shared memory get a moment for it."""
+        self._signal(signal.SIGTERM)
+        end = time.monotonic() + LEFTOVER_SECONDS
+        while group_exists(self._server.pid) and time.monotonic() < end:
+            time.sleep(0.02)
+        self._signal(signal.SIGKILL)
 
     def _say(self, message: dict[str, Any]) -> None:
         with self._telling:
