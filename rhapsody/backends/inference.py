@@ -59,6 +59,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         max_restarts: How often in a row a server is restarted.
         startup_timeout: Longest time for a server to become ready, in seconds.
         health_interval: Time between health checks of a server, in seconds.
+        hang_timeout: Longest time that vLLM's engine process may take to react before its server
+            is replaced, in seconds. It does not react while it compiles.
 
     Raises:
         ConfigurationError: A parameter has the wrong type or range. What depends on this machine
@@ -90,6 +92,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         max_restarts: int = 5,
         startup_timeout: float = 600.0,
         health_interval: float = 2.0,
+        hang_timeout: float = 60.0,
     ) -> None:
         super().__init__(name)
         self.config = InferenceConfig(
@@ -112,6 +115,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             max_restarts=max_restarts,
             startup_timeout=startup_timeout,
             health_interval=health_interval,
+            hang_timeout=hang_timeout,
         )
         self._service: InferenceService | None = None
 

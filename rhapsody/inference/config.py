@@ -65,6 +65,7 @@ class InferenceConfig:
     max_restarts: int = 5
     startup_timeout: float = 600.0
     health_interval: float = 2.0
+    hang_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.model_name or not isinstance(self.model_name, str):
@@ -181,6 +182,7 @@ _LEAST: dict[str, tuple[type, float]] = {
     "max_restarts": (int, 0),
     "startup_timeout": (float, 0.1),
     "health_interval": (float, 0.05),
+    "hang_timeout": (float, 0.1),
 }
 
 

@@ -92,7 +92,11 @@ class InferenceService:
             raise
 
     def _make_replicas(self, engine: Engine, directory: Path) -> list[Replica]:
-        environment = {**engine.environment, "RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32)}
+        environment = {
+            **engine.environment,
+            "RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32),
+            "RHAPSODY_HANG_SECONDS": str(self.config.hang_timeout),
+        }
         launcher = LocalLauncher if self.config.launcher == "local" else DragonLauncher
         return [
             Replica(

@@ -31,6 +31,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY_VARIABLE = "RHAPSODY_REPLICA_KEY"
 KEY_HEADER = b"x-rhapsody-key"
+HANG_VARIABLE = "RHAPSODY_HANG_SECONDS"
 MAX_BODY_BYTES = 64 * 1024 * 1024
 ENGINE_DEAD_EXIT = 70
 CANCELLED = {"message": "The request was cancelled.", "param": None, "code": 499}
@@ -50,6 +51,9 @@ class BatchRoute:
         """By id; None is announced by a batch that is still being taken in."""
         self._answers: Answers | None = None
         self._making = asyncio.Lock()
+        self._patience = float(os.environ.pop(HANG_VARIABLE, "inf"))
+        self._reaction: asyncio.Future[Any] | None = None
+        self._asked = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -59,6 +63,9 @@ class BatchRoute:
             await _refuse(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] in (PATH, CANCEL_PATH):
             await self._answer(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/health" and self._hangs(scope):
+            text = f"the engine has not reacted for {self._patience:g} s"
+            await _send_json(send, 503, _error(503, "ServiceUnavailable", text))
         elif scope["type"] == "http" and scope["path"] == LIMIT_PATH:
             config = scope["app"].state.engine_client.vllm_config.scheduler_config
             await _send_json(send, 200, {"max_num_seqs": config.max_num_seqs})
@@ -68,6 +75,20 @@ class BatchRoute:
     def _may_enter(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(KEY_HEADER, b"")
         return bool(self._key) and hmac.compare_digest(given, self._key)
+
+    def _hangs(self, scope: Scope) -> bool:
+        """Say whether the engine's process has stopped to react; vLLM looks only if it has died.
+
+        It is asked something at every check of the server's health, while no answer is due.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._reaction is None or self._reaction.done():
+            if self._reaction is not None and not self._reaction.cancelled():
+                self._reaction.exception()  # a reaction as well; a dead engine is seen by vLLM
+            engine = scope["app"].state.engine_client
+            self._reaction = asyncio.ensure_future(engine.is_sleeping())
+            self._asked = now
+        return now - self._asked > self._patience
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":

@@ -8,7 +8,7 @@ import pytest
 
 from rhapsody.backends import DragonVllmInferenceBackend
 from rhapsody.backends.service import service_loop
-from tests.support.vllm import set_environment, vllm_backend
+from tests.support.vllm_servers import set_environment, vllm_backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
-from tests.support.vllm import GREEDY
+from tests.support.vllm_servers import GREEDY
 
 MESSAGES: Any = [{"role": "user", "content": "What is heat?"}]
 

@@ -13,7 +13,7 @@ from rhapsody import AITask, Session
 from rhapsody.api.errors import PromptError
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
 from tests.support.inference import until
-from tests.support.vllm import ENDLESS, GREEDY
+from tests.support.vllm_servers import ENDLESS, GREEDY
 
 QUESTION = "What is heat?"
 

@@ -1,0 +1,89 @@
+"""The Dragon launcher, under a real `dragon` command on this one machine."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import dragon_program
+from tests.support.processes import wait_gone
+
+pytestmark = [pytest.mark.dragon, pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@contextlib.contextmanager
+def program(what: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program under `dragon`, in a process group that is killed at the end."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    dragon = shutil.which("dragon", path=path)
+    assert dragon is not None
+    before = {p.name for p in Path("/dev/shm").iterdir()}
+    with subprocess.Popen(
+        [dragon, str(dragon_program.__file__), what],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "TMPDIR": str(folder)},
+        process_group=0,
+    ) as running:
+        try:
+            yield running
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            for name in {p.name for p in Path("/dev/shm").iterdir()} - before:
+                if name.startswith(("DD", "psm_", "sem.mp-")):  # the runtime's own
+                    (Path("/dev/shm") / name).unlink(missing_ok=True)
+
+
+def told(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def test_servers_near_and_far(tmp_path: Path) -> None:
+    with program("near_and_far", tmp_path) as running:
+        output, _ = running.communicate(timeout=100)
+    assert running.returncode == 0, output
+    near, far, beyond = filter(None, map(told, output.splitlines()))
+    assert near["answers"] == far["answers"] == 100
+    assert all(address.startswith("unix:") for address in near["addresses"])
+    assert all(address.startswith("http://") for address in far["addresses"])
+    assert len(set(near["nodes"])) == 1
+    assert wait_gone(*near["pids"], *far["pids"]) == []
+    assert "num_nodes=1 from offset=1 needs 2 nodes, and there is 1" in beyond["refused"]
+
+
+def test_nothing_survives_the_head(tmp_path: Path) -> None:
+    with program("until_killed", tmp_path) as running:
+        assert running.stdout is not None
+        found = next(filter(None, map(told, running.stdout)))
+        os.kill(found["head"], signal.SIGKILL)
+        assert wait_gone(*found["pids"]) == []
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(360)
+def test_vllm_answers_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.vllm_servers import set_environment
+
+    set_environment(monkeypatch)
+    with program("vllm", tmp_path) as running:
+        output, _ = running.communicate(timeout=330)
+    assert running.returncode == 0, output
+    [found] = filter(None, map(told, output.splitlines()))
+    assert found["responses"] == 16
+    assert wait_gone(*found["pids"]) == []
