@@ -13,6 +13,8 @@ import sys
 NAMES = ["session", "batcher", "engine"]
 if importlib.util.find_spec("distributed") is not None:
     NAMES.append("dask")
+if importlib.util.find_spec("vllm") is not None:
+    NAMES.append("inference")
 
 
 def main() -> int:
