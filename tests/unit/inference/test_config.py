@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import ConfigurationError, ResourceError
+from rhapsody.api.errors import ConfigurationError, MissingExtraError, ResourceError
 from rhapsody.inference.config import CLAIMS, InferenceConfig, check_port, read_config_file
 
 
@@ -83,6 +83,32 @@ def test_more_gpus_for_a_replica_than_a_node_has_are_refused() -> None:
 
 def test_a_replica_on_the_cpu_spans_no_gpus() -> None:
     assert "tp_size must be 1, not 2" in refusal(num_gpus=0, tp_size=2)
+
+
+@pytest.mark.parametrize("launcher", [None, "dragon"])
+@pytest.mark.dragon
+def test_without_the_dragon_command_it_says_how_to_start(
+    launcher: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DRAGON_MY_PUID", raising=False)
+    message = refusal(launcher=launcher)
+    assert "start it with: dragon my_script.py" in message
+    assert "launcher='local'" in message
+
+
+def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhapsody.inference.config.server_root", lambda: None)
+    with pytest.raises(MissingExtraError, match=r"rhapsody\[vllm-dragon\]"):
+        config(engine="vllm", num_gpus=0).check()
+
+
+def test_a_mistake_in_a_file_is_told_without_its_contents(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("hf-token: hf_secret\n  dtype: [auto\n")
+    message = refusal(config_file=path)
+    assert "is no YAML" in message
+    assert "line 2" in message
+    assert "hf_secret" not in message
 
 
 @pytest.mark.parametrize("place", [{"num_nodes": 2}, {"offset": 1}])
