@@ -1,14 +1,15 @@
 """What it costs to serve vLLM as we do, against `AsyncLLM` in the same process.
 
-Four ways to the same tiny model with random weights, one after the other, with the same prompts:
+Three ways to the same tiny model with random weights, each with an engine of its own:
 
 - `AsyncLLM` in process, called directly: the ratio is over this one;
 - our backend: batcher, batch route, a stock server;
-- a fixed window of 500 ms, then `LLM.generate` for what has gathered, one batch at a time;
-- the gateway beside straight HTTP to the same server, 256 chats at once.
+- a fixed window of 500 ms, then `LLM.generate` for what has gathered, one batch at a time.
 
-It needs vLLM, and some minutes. A part that runs in a process of its own prints lines of JSON:
-`python -m benchmarks.inference PART MODEL`.
+They take turns, scenario by scenario and round by round, so that what else the machine does meets
+all of them. Beside that: 256 chats at once through the gateway, and straight to the same server.
+It needs vLLM, and some minutes. The two others run in processes of their own, which read the names
+of scenarios and print what they measured: `python -m benchmarks.inference WAY MODEL`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ import aiohttp
 from rhapsody.backends import DragonVllmInferenceBackend
 
 TOKENS = 32
-ROUNDS = 7
 WINDOW_SECONDS = 0.5
 SIZES = (1, 4, 16, 64, 256, 1024)
-POISSON_RATE, POISSON_SECONDS = 30, 10
+POISSON_RATE, POISSON_SECONDS = 30, 8
+GATEWAY_ROUNDS = 5
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -48,6 +50,8 @@ ENGINE: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 256, "max_model
 
 Ask = Callable[[str, int], Awaitable[Any]]
 """Answers one prompt with so many tokens."""
+Measure = Callable[[str], Awaitable[list[float]]]
+"""Runs a scenario once, and returns seconds."""
 
 
 def prompt(number: int) -> str:
@@ -60,10 +64,10 @@ async def timed(ask: Ask, number: int, tokens: int = TOKENS) -> float:
     return time.perf_counter() - began
 
 
-async def at_once(ask: Ask, number: int) -> float:
+async def at_once(ask: Ask, number: int) -> list[float]:
     began = time.perf_counter()
     await asyncio.gather(*(ask(prompt(i), TOKENS) for i in range(number)))
-    return time.perf_counter() - began
+    return [time.perf_counter() - began]
 
 
 async def poisson(ask: Ask) -> list[float]:
@@ -83,132 +87,138 @@ async def short_among_long(ask: Ask) -> list[float]:
     """Return the seconds of prompts of 4 tokens while 32 of 400 are being written."""
     long = [asyncio.ensure_future(ask(prompt(i), 400)) for i in range(32)]
     await asyncio.sleep(0.1)
-    short = [await timed(ask, number, 4) for number in range(20)]
+    short = [await timed(ask, number, 4) for number in range(10)]
     await asyncio.gather(*long)
     return short
 
 
-async def measure_all(ask: Ask) -> dict[str, float]:
-    """Measure one way to the model; seconds."""
+SCENARIOS: dict[str, tuple[int, Callable[[Ask], Awaitable[list[float]]]]] = {
+    "lone": (12, lambda ask: at_once(ask, 1)),
+    "short": (3, short_among_long),
+    "poisson": (2, poisson),
+    **{f"{n}": (3, lambda ask, n=n: at_once(ask, n)) for n in SIZES[1:]},  # type: ignore[misc]
+    "256": (7, lambda ask: at_once(ask, 256)),
+}
+"""By name: rounds, and one round."""
+
+
+# -- the ways in processes of their own ----------------------------------------------------------
+
+
+async def obey(ask: Ask) -> None:
+    """Run the scenarios that are named on standard input, one after the other."""
     await at_once(ask, 64)
-    lone = [await timed(ask, i) for i in range(3 * ROUNDS)]
-    many = [await at_once(ask, 256) for _ in range(ROUNDS)]
-    spread = statistics.quantiles(await poisson(ask), n=100)
-    found = {
-        "lone": statistics.median(lone),
-        "256": statistics.median(many),
-        "poisson p50": spread[49],
-        "poisson p99": spread[98],
-        "short p50": statistics.median(await short_among_long(ask)),
-    }
-    for size in SIZES:
-        took = [await at_once(ask, size) for _ in range(3)]
-        found[f"size {size}"] = statistics.median(took) / size
-    return found
+    print(json.dumps("ready"), flush=True)
+    while name := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        print(json.dumps(await SCENARIOS[name][1](ask)), flush=True)
 
 
-# -- parts with a process of their own -----------------------------------------------------------
-
-
-def part_async_llm(model: str) -> None:
+async def async_llm(model: str) -> None:
     from vllm import AsyncEngineArgs, SamplingParams
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    async def main() -> dict[str, float]:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **ENGINE))
-        tokenizer = engine.get_tokenizer()
-        numbers = iter(range(10**9))
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **ENGINE))
+    tokenizer = engine.get_tokenizer()
+    numbers = iter(range(10**9))
 
-        async def ask(text: str, tokens: int) -> None:
-            ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-            )
-            params = SamplingParams(
-                temperature=0,
-                max_tokens=tokens,
-                ignore_eos=True,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            async for _ in engine.generate({"prompt_token_ids": ids}, params, f"r{next(numbers)}"):
-                pass
+    async def ask(text: str, tokens: int) -> None:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async for _ in engine.generate({"prompt_token_ids": ids}, params, f"r{next(numbers)}"):
+            pass
 
-        try:
-            return await measure_all(ask)
-        finally:
-            engine.shutdown()
-
-    print(json.dumps(asyncio.run(main())), flush=True)
+    try:
+        await obey(ask)
+    finally:
+        engine.shutdown()
 
 
-def part_window(model: str) -> None:
+async def window(model: str) -> None:
     from vllm import LLM, SamplingParams
 
     engine = LLM(model=model, **ENGINE)
+    waiting: list[tuple[str, int, asyncio.Future[None]]] = []
 
-    async def main() -> dict[str, float]:
-        waiting: list[tuple[str, int, asyncio.Future[None]]] = []
+    def answer(batch: list[tuple[str, int, asyncio.Future[None]]]) -> None:
+        chats = [[{"role": "user", "content": text}] for text, _, _ in batch]
+        params = [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+            for _, tokens, _ in batch
+        ]
+        engine.chat(chats, params, use_tqdm=False)
 
-        async def serve() -> None:
-            while True:
-                await asyncio.sleep(WINDOW_SECONDS)
-                batch = list(waiting)
-                waiting.clear()
-                if batch:
-                    await asyncio.to_thread(
-                        engine.chat,
-                        [[{"role": "user", "content": text}] for text, _, _ in batch],
-                        [
-                            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-                            for _, tokens, _ in batch
-                        ],
-                        use_tqdm=False,
-                    )
-                for _, _, answered in batch:
-                    answered.set_result(None)
+    async def serve() -> None:
+        while True:
+            await asyncio.sleep(WINDOW_SECONDS)
+            batch = list(waiting)
+            waiting.clear()
+            if batch:
+                await asyncio.to_thread(answer, batch)
+            for _, _, answered in batch:
+                answered.set_result(None)
 
-        async def ask(text: str, tokens: int) -> None:
-            answered = asyncio.get_running_loop().create_future()
-            waiting.append((text, tokens, answered))
-            await answered
+    async def ask(text: str, tokens: int) -> None:
+        answered = asyncio.get_running_loop().create_future()
+        waiting.append((text, tokens, answered))
+        await answered
 
-        serving = asyncio.ensure_future(serve())
-        try:
-            return await measure_all(ask)
-        finally:
-            serving.cancel()
-
-    print(json.dumps(asyncio.run(main())), flush=True)
+    serving = asyncio.ensure_future(serve())
+    try:
+        await obey(ask)
+    finally:
+        serving.cancel()
 
 
-async def in_process_of_its_own(part: str, model: str) -> dict[str, float]:
+@contextlib.asynccontextmanager
+async def elsewhere(way: str, model: str) -> AsyncIterator[Measure]:
+    """Run a way in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.inference", part, model),
-        stdin=asyncio.subprocess.DEVNULL,
+        *(sys.executable, "-m", "benchmarks.inference", way, model),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        limit=2**20,
     )
-    output, _ = await process.communicate()
-    lines = [line for line in output.splitlines() if line.startswith(b"{")]
-    if not lines:
-        raise RuntimeError(f"{part} ended with code {process.returncode}")
-    found: dict[str, float] = json.loads(lines[-1])
-    return found
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def hear() -> Any:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            with contextlib.suppress(ValueError):  # vLLM may print something too
+                return json.loads(line)
+        raise RuntimeError(f"{way} ended with code {await process.wait()}")
+
+    async def measure_one(scenario: str) -> list[float]:
+        assert process.stdin is not None
+        process.stdin.write(f"{scenario}\n".encode())
+        seconds: list[float] = await hear()
+        return seconds
+
+    try:
+        await hear()
+        yield measure_one
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 # -- ours ----------------------------------------------------------------------------------------
 
 
-async def ours(backend: DragonVllmInferenceBackend) -> dict[str, float]:
-    async def ask(text: str, tokens: int) -> None:
-        await backend.generate(text, temperature=0, max_tokens=tokens, ignore_eos=True)
-
-    found = await measure_all(ask)
+async def cpu_per_thousand(backend: DragonVllmInferenceBackend) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF)
     await backend.generate([prompt(i) for i in range(1000)], max_tokens=8, temperature=0)
     after = resource.getrusage(resource.RUSAGE_SELF)
-    found["cpu"] = sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime"))
-    return found
+    return sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
 
 
 async def chats(session: aiohttp.ClientSession, model: str) -> float:
@@ -242,35 +252,49 @@ async def gateway(backend: DragonVllmInferenceBackend) -> tuple[float, float]:
             "http://replica", connector=aiohttp.UnixConnector(path, limit=0), headers=key
         ) as straight,
     ):
-        await chats(through, backend.model_name)
-        await chats(straight, backend.model_name)
+        sessions = (through, straight)
+        for session in sessions:
+            await chats(session, backend.model_name)
         rounds = [
-            (await chats(through, backend.model_name), await chats(straight, backend.model_name))
-            for _ in range(ROUNDS)
+            [await chats(session, backend.model_name) for session in sessions]
+            for _ in range(GATEWAY_ROUNDS)
         ]
-    return tuple(statistics.median(column) for column in zip(*rounds, strict=True))  # type: ignore[return-value]
+    first, second = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return first, second
 
 
-def rows_of(found: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
-    base = found["AsyncLLM"]
-    names = {
-        "lone": "a lone prompt, p50",
-        "256": "256 prompts at once, wall time",
-        "poisson p50": f"Poisson {POISSON_RATE}/s, p50",
-        "poisson p99": f"Poisson {POISSON_RATE}/s, p99",
-        "short p50": "short prompts among long ones, p50",
-        **{f"size {size}": f"seconds a prompt, {size:,} at once" for size in SIZES},
-    }
-    return [
-        (
-            f"{name}: {way} over AsyncLLM in process",
-            f"{measured[key] / base[key]:.2f}",
-            f"{measured[key] * 1000:.1f} ms against {base[key] * 1000:.1f} ms",
-        )
-        for key, name in names.items()
-        for way, measured in found.items()
-        if way != "AsyncLLM"
-    ]
+# -- the comparison ------------------------------------------------------------------------------
+
+BASE = "AsyncLLM in process"
+QUANTITIES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "a lone prompt, p50": ("lone", statistics.median),
+    "256 prompts at once, wall time": ("256", statistics.median),
+    f"Poisson {POISSON_RATE}/s, p50": ("poisson", statistics.median),
+    f"Poisson {POISSON_RATE}/s, p99": (
+        "poisson",
+        lambda seconds: statistics.quantiles(seconds, n=100)[98],
+    ),
+    "short prompts among long ones, p50": ("short", statistics.median),
+    **{f"{n:,} prompts at once, wall time": (f"{n}", statistics.median) for n in SIZES[1:]},
+}
+
+
+async def compare(ways: dict[str, Measure]) -> list[tuple[str, str, str]]:
+    """Measure all ways in turns."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for scenario, (rounds, _) in SCENARIOS.items():
+        for _ in range(rounds):
+            for way, measure_one in ways.items():
+                found.setdefault((scenario, way), []).extend(await measure_one(scenario))
+    rows = []
+    for name, (scenario, summary) in QUANTITIES.items():
+        base = summary(found[scenario, BASE])
+        for way in ways:
+            if way != BASE:
+                seconds = summary(found[scenario, way])
+                taken = f"{seconds * 1000:.0f} ms against {base * 1000:.0f} ms"
+                rows.append((f"{name}: {way} over {BASE}", f"{seconds / base:.2f}", taken))
+    return rows
 
 
 async def measure() -> list[tuple[str, str, str]]:
@@ -278,22 +302,37 @@ async def measure() -> list[tuple[str, str, str]]:
     from rhapsody.testing.tiny_llama import make_tiny_llama
 
     os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
-        with contextlib.redirect_stderr(None):
-            model = str(make_tiny_llama(Path(folder) / "tiny"))
-        config = Path(folder) / "config.yaml"
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhapsody-")))
+        model = str(make_tiny_llama(folder / "tiny"))
+        config = folder / "config.yaml"
         config.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in ENGINE.items()))
-        found = {"AsyncLLM": await in_process_of_its_own("async_llm", model)}
-        backend = DragonVllmInferenceBackend(
-            config, model, num_gpus=0, launcher="local", host="127.0.0.1", port=0
+        backend = await stack.enter_async_context(
+            DragonVllmInferenceBackend(
+                config, model, num_gpus=0, launcher="local", host="127.0.0.1", port=0
+            )
         )
-        async with backend:
-            found["our backend"] = await ours(backend)
-            through, straight = await gateway(backend)
-        found["a window of 500 ms + LLM.generate"] = await in_process_of_its_own("window", model)
-    cpu = found["our backend"].pop("cpu")
+
+        async def ask(text: str, tokens: int) -> None:
+            await backend.generate(text, temperature=0, max_tokens=tokens, ignore_eos=True)
+
+        async def ours(scenario: str) -> list[float]:
+            return await SCENARIOS[scenario][1](ask)
+
+        await at_once(ask, 64)
+        through, straight = await gateway(backend)
+        cpu = await cpu_per_thousand(backend)
+        rows = await compare(
+            {
+                BASE: await stack.enter_async_context(elsewhere("async_llm", model)),
+                "our backend": ours,
+                "a window of 500 ms + LLM.generate": await stack.enter_async_context(
+                    elsewhere("window", model)
+                ),
+            }
+        )
     return [
-        *rows_of(found),
+        *rows,
         (
             "256 chats at once: through the gateway over straight to the server",
             f"{through / straight:.2f}",
@@ -304,8 +343,8 @@ async def measure() -> list[tuple[str, str, str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    part, model = arguments
-    {"async_llm": part_async_llm, "window": part_window}[part](model)
+    way, model = arguments
+    asyncio.run({"async_llm": async_llm, "window": window}[way](model))
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ class DragonVllmInferenceBackend(BaseBackend):
 
     @property
     def replicas(self) -> list[dict[str, Any]]:
-        """The model's servers: index, state, address, pid, prompts in flight, restarts."""
+        """The servers: index, state, address, node, gpus, pid, prompts in_flight, restarts."""
         replicas: list[dict[str, Any]] = self.get_statistics().get("replicas", [])
         return replicas
 

@@ -29,7 +29,7 @@ HEAD_VARIABLE = "RHAPSODY_WARDEN_HEAD"
 KEY_VARIABLE = "RHAPSODY_WARDEN_KEY"
 TAIL_BYTES = 4000
 TAIL_SECONDS = 2.0
-LEFTOVER_SECONDS = 1.0
+END_SECONDS = 3.0
 
 
 def main() -> int:
@@ -113,16 +113,16 @@ class _Watch:
             threading.Thread(target=target, daemon=True).start()
         code = self._server.wait()
         self._ending.set()
-        self._end_leftovers()
+        self._end_group()
         with contextlib.suppress(OSError):
             self._say({"tail": self._tail()})
             self._say({"exit": code})
         return 0
 
-    def _end_leftovers(self) -> None:
-        """End the server's children; helpers that remove shared memory get a moment for it."""
+    def _end_group(self) -> None:
+        """End all of the server's processes; they get a moment to remove their shared memory."""
         self._signal(signal.SIGTERM)
-        end = time.monotonic() + LEFTOVER_SECONDS
+        end = time.monotonic() + END_SECONDS
         while group_exists(self._server.pid) and time.monotonic() < end:
             time.sleep(0.02)
         self._signal(signal.SIGKILL)
@@ -139,7 +139,7 @@ class _Watch:
                 timer = threading.Timer(grace, self._signal, (signal.SIGKILL,))
                 timer.daemon = True
                 timer.start()
-        self._signal(signal.SIGKILL)
+        self._end_group()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(OSError):

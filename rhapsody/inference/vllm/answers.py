@@ -24,6 +24,8 @@ Event = dict[str, Any]
 
 PROMPTS_PER_CALL = 64
 """Prompts that a thread makes tokens of before the first of them go on to the engine."""
+INLINE_CHARACTERS = 2000
+"""So much text costs less than to hand it to a thread."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Answers:
 
     Args:
         engine: The server's engine client, an AsyncLLM.
-        tokenizer: The model's tokenizer; used in one thread of its own.
+        tokenizer: The model's tokenizer, for this only.
         chat_template: The template that the server was given; None is the tokenizer's own.
         template_arguments: What the server always gives to the template.
     """
@@ -67,6 +69,8 @@ class Answers:
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        # A fast tokenizer that two threads use at a time says "Already borrowed".
+        self._tokenizer_of_thread = copy.deepcopy(tokenizer)
         self._template = chat_template
         self._template_arguments = dict(template_arguments)
         config = engine.model_config
@@ -77,7 +81,7 @@ class Answers:
     @classmethod
     async def of(cls, state: Any) -> Answers:
         """Make one for the server whose application has this state."""
-        # A copy: a fast tokenizer that two threads use at a time says "Already borrowed".
+        # A copy, since threads of vLLM's use the original.
         tokenizer = copy.deepcopy(await tokenizer_of(state.engine_client))
         return cls(state.engine_client, tokenizer, *chat_options(state))
 
@@ -89,37 +93,43 @@ class Answers:
         Args:
             items: Prompts of the batch route.
         """
+        if len(items) == 1 and _is_short(items[0].get("prompt")):
+            yield self._prepare_all(items, self._tokenizer)
+            return
         loop = asyncio.get_running_loop()
         for begin in range(0, len(items), PROMPTS_PER_CALL):
             part = items[begin : begin + PROMPTS_PER_CALL]
-            yield await loop.run_in_executor(self._thread, partial(self._prepare_all, part))
+            preparing = partial(self._prepare_all, part, self._tokenizer_of_thread)
+            yield await loop.run_in_executor(self._thread, preparing)
 
-    def _prepare_all(self, items: Sequence[Mapping[str, Any]]) -> list[Prepared | Exception]:
+    def _prepare_all(
+        self, items: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> list[Prepared | Exception]:
         prepared: list[Prepared | Exception] = []
         for item in items:
             try:
-                prepared.append(self._prepare(item))
+                prepared.append(self._prepare(item, tokenizer))
             except Exception as error:
                 prepared.append(error)
         return prepared
 
-    def _prepare(self, item: Mapping[str, Any]) -> Prepared:
+    def _prepare(self, item: Mapping[str, Any], tokenizer: Any) -> Prepared:
         prompt, messages = item.get("prompt"), item.get("messages")
         if (prompt is None) == (messages is None):
             raise BadPrompt("exactly one of prompt and messages must be given", "prompt")
         stream = bool(item.get("stream"))
-        token_ids = self._tokens_of(prompt, messages)
+        token_ids = self._tokens_of(tokenizer, prompt, messages)
         params = self._params_of(item.get("sampling") or {}, len(token_ids), stream)
         return Prepared(token_ids, params, stream)
 
-    def _tokens_of(self, prompt: Any, messages: Any) -> list[int]:
+    def _tokens_of(self, tokenizer: Any, prompt: Any, messages: Any) -> list[int]:
         if prompt is not None:
             if not isinstance(prompt, str) or not prompt:
                 raise BadPrompt(f"prompt must be a non-empty string, not {prompt!r:.80}", "prompt")
             if self._has_template():
                 messages = [{"role": "user", "content": prompt}]
             else:
-                return [int(token) for token in self._tokenizer.encode(prompt)]
+                return [int(token) for token in tokenizer.encode(prompt)]
         if not isinstance(messages, list) or not messages:
             raise BadPrompt("messages must be a non-empty list", "messages")
         if not self._has_template():
@@ -128,7 +138,7 @@ class Answers:
                 "system prompt; give it one with the key chat-template",
                 "messages",
             )
-        tokens = self._tokenizer.apply_chat_template(
+        tokens = tokenizer.apply_chat_template(
             [_plain(message, position) for position, message in enumerate(messages)],
             chat_template=self._template,
             tokenize=True,
@@ -193,6 +203,10 @@ class Answers:
                             "text": choice.text,
                         }
         yield end.event(name)
+
+
+def _is_short(prompt: Any) -> bool:
+    return isinstance(prompt, str) and len(prompt) < INLINE_CHARACTERS
 
 
 class _End:

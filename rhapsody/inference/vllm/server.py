@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 
 __all__ = ["main"]
 
 PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
+END_SECONDS = 3
+"""How long an orphan's processes may take to end by themselves."""
 
 
 def main() -> None:
@@ -33,8 +37,14 @@ def _watch_parent(pipe: int) -> None:
         while os.read(pipe, 4096):
             pass
         # The launcher gave this process a group of its own, in which the engine's processes are.
-        if os.getpgrp() == os.getpid():
-            os.killpg(os.getpid(), signal.SIGKILL)
+        # They remove their shared memory if they are asked to end; what does not is killed, by
+        # one who is not in the group.
+        group = os.getpgrp()
+        if group == os.getpid():
+            kill = f"sleep {END_SECONDS}; kill -9 -{group}"
+            subprocess.Popen(["/bin/sh", "-c", kill], start_new_session=True, close_fds=True)
+            os.killpg(group, signal.SIGTERM)
+            time.sleep(END_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, name="rhapsody-parent-watch", daemon=True).start()

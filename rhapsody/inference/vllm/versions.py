@@ -123,6 +123,9 @@ def server_environment() -> dict[str, str]:
         # A front end in Rust (0.20 and later) knows no Python middleware.
         "VLLM_USE_RUST_FRONTEND": "0",
         "VLLM_NO_USAGE_STATS": "1",
+        # Longer than our client keeps an idle connection: one that the server closes in the moment
+        # of its use looks like a server that has died.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
     }
 
 
