@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 """Longest time for the process on the node to come up and call back."""
+END_SECONDS = 7.0
+"""How much longer than its grace a server may take to end, with all its children."""
 LONGEST_LINE = 1024 * 1024
 
 
@@ -182,9 +184,13 @@ class DragonLauncher:
                 gpu_affinity=list(self._place.gpus),
             ),
         )
-        process.start()
+        with _starting:
+            process.start()
         return process
 
+
+_starting = threading.Lock()
+"""One start at a time: they go over one channel to Dragon's services."""
 
 _Call = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -271,7 +277,7 @@ class NodeProcess:
         with contextlib.suppress(OSError):
             if not self._exit.done():
                 self._tell({"end": grace})
-                await done_within(asyncio.shield(self._exit), grace + 2.0)
+                await done_within(asyncio.shield(self._exit), grace + END_SECONDS)
         self.ended = True
         self._writer.close()
         if self._reading is not None:

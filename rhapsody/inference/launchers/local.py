@@ -20,7 +20,7 @@ __all__ = ["ChildProcess", "LocalLauncher", "local_gpus", "tail_of", "this_host"
 
 logger = logging.getLogger(__name__)
 
-LEFTOVER_SECONDS = 1.0
+LEFTOVER_SECONDS = 5.0
 """How long the children of a server that has ended may take to end by themselves."""
 LOOK_SECONDS = 0.02
 

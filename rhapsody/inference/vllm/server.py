@@ -16,7 +16,7 @@ import time
 __all__ = ["main"]
 
 PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
-END_SECONDS = 3
+END_SECONDS = 5
 """How long an orphan's processes may take to end by themselves."""
 
 
