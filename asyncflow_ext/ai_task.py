@@ -21,7 +21,7 @@ from asyncflow_ext.futures import find_futures, with_values
 from rhapsody.api.errors import ConfigurationError, TaskValidationError
 from rhapsody.api.tasks import AITask
 from rhapsody.backends.protocol import PROMPT, accepted_kinds
-from rhapsody.sampling import SAMPLING_FIELDS
+from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
 __all__ = ["AITaskDecorator", "extend"]
 
@@ -63,7 +63,8 @@ class AITaskDecorator:
     Options, on the decorator or by the same keywords in a call (where the function has no
     parameter of that name), or in a `task_description`, of a call or as the default of the
     function's parameter of that name: `backend`, `model`, `system_prompt`, `timeout` (seconds),
-    and sampling parameters such as `temperature`. With one inference backend in the engine none
+    and sampling parameters such as `temperature`. With a pydantic model class as `response_format`
+    the future is of an instance of it. With one inference backend in the engine none
     need be named; with several the decorator, the call or `model` says which. On Rhapsody's engine
     the decorator takes `retries` and `backoff` (seconds) as well.
 
@@ -207,7 +208,7 @@ class AITaskDecorator:
         if backend is None:
             return _stand_in(fields)
         task.update(await backend.answer(fields), state="DONE")
-        return task["response"]
+        return task["parsed" if is_model_class(fields.get("response_format")) else "response"]
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -242,8 +243,11 @@ def _make_task(prompt: Any, options: Mapping[str, Any], name: str) -> AITask:
 
 def _stand_in(task: Mapping[str, Any]) -> Any:
     """Return a response of the right shape: one per prompt, with `n` above 1 a list of n each."""
-    prompt, number = task["prompt"], task.get("n") or 1
-    one = DRY_RUN_RESPONSE if number == 1 else [DRY_RUN_RESPONSE] * number
+    prompt, number, wanted = task["prompt"], task.get("n") or 1, task.get("response_format")
+    response: Any = DRY_RUN_RESPONSE
+    if is_model_class(wanted):
+        response = wanted.model_construct()
+    one = response if number == 1 else [response] * number
     single = isinstance(prompt, str) or isinstance(prompt[0], Mapping)
     return one if single else [one for _ in prompt]
 

@@ -15,6 +15,8 @@ if importlib.util.find_spec("distributed") is not None:
     NAMES.append("dask")
 if importlib.util.find_spec("dragon") is not None:
     NAMES.append("dragon")
+if importlib.util.find_spec("vllm") is not None:
+    NAMES.append("inference")
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ __all__ = [
     "SOCKET_DIRECTORY_BYTES",
     "child_environment",
     "end_group",
+    "group_exists",
     "socket_directory",
 ]
 
@@ -51,6 +52,15 @@ def end_group(pid: int, sig: int) -> None:
     """Send a signal to the process group that a child leads, if it still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, sig)
+
+
+def group_exists(pid: int) -> bool:
+    """Say whether any process is left in the group that a child led."""
+    try:
+        os.killpg(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def socket_directory(prefix: str) -> str:

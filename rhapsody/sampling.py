@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["SAMPLING_FIELDS"]
+from typing import Any, TypeGuard
+
+__all__ = ["SAMPLING_FIELDS", "is_model_class"]
 
 SAMPLING_FIELDS = frozenset(
     {
+        "bad_words",
         "frequency_penalty",
         "ignore_eos",
+        "logit_bias",
         "logprobs",
         "max_tokens",
         "min_p",
@@ -15,6 +19,7 @@ SAMPLING_FIELDS = frozenset(
         "n",
         "presence_penalty",
         "repetition_penalty",
+        "response_format",
         "seed",
         "stop",
         "stop_token_ids",
@@ -24,3 +29,8 @@ SAMPLING_FIELDS = frozenset(
     }
 )
 """Under the names that vLLM and the OpenAI API give them; passed on as they are."""
+
+
+def is_model_class(response_format: Any) -> TypeGuard[Any]:
+    """Say whether a `response_format` is a pydantic model class; pydantic is not imported."""
+    return isinstance(response_format, type) and hasattr(response_format, "model_json_schema")

@@ -2,7 +2,7 @@
 
 The one table of its kind: markers, automatic skips, the closing summary and continuous
 integration all read it. To bring a runtime under test, set ``supported`` here and add its extra
-to ``dev`` in pyproject.toml.
+to ``dev`` in pyproject.toml, or its installation to ``make runtimes``.
 
 ``python -m tests.runtimes REPORT`` fails when the tests of a supported runtime did not run.
 """
@@ -52,7 +52,7 @@ RUNTIMES = (
     Runtime("AsyncFlow", module="radical.asyncflow", marker="asyncflow", supported=True),
     Runtime("Dask", module="distributed", marker="dask", supported=True),
     Runtime("Dragon", module="dragon", marker="dragon", supported=True),
-    Runtime("vLLM", module="vllm", marker="vllm", supported=False),
+    Runtime("vLLM", module="vllm", marker="vllm", supported=True),
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from rhapsody.api.errors import SessionError, TaskValidationError
 from rhapsody.backends.protocol import TaskStates
-from rhapsody.sampling import SAMPLING_FIELDS
+from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
 __all__ = ["AITask", "BaseTask", "ComputeTask", "Prompt"]
 
@@ -31,7 +31,9 @@ RESULT_FIELDS = frozenset(
         "exception",
         "exit_code",
         "finish_reason",
+        "parsed",
         "response",
+        "response_logprobs",
         "return_value",
         "state",
         "stderr",
@@ -358,7 +360,8 @@ class AITask(BaseTask):
     """A prompt for a model.
 
     Results: `response` (a str for one prompt, a list for several), with `usage` (tokens) and
-    `finish_reason`.
+    `finish_reason`; with `response_format` also `parsed`, the object that the response describes,
+    and with `logprobs` also `response_logprobs`.
 
     Args:
         prompt: One text, a list of texts, a chat (a list of messages, each with "role" and
@@ -376,7 +379,9 @@ class AITask(BaseTask):
         backend: Name of the inference backend; the session's first where None.
         timeout: Longest time it may take, in seconds, waiting included.
         stop_sequences: Another name for `stop`.
-        **extra: More sampling parameters of the engine, or fields of your own.
+        **extra: More sampling parameters of the engine, among them `logprobs` (how many of the
+            likeliest tokens to tell of) and `response_format` (a pydantic model class, or a dict
+            as OpenAI's API has it), or fields of your own.
 
     Raises:
         TaskValidationError: Names the field, its value and what was expected.
@@ -463,6 +468,17 @@ class AITask(BaseTask):
         if isinstance(value, bool) or not isinstance(value, int) or value < -1:
             self._refuse("top_k", "a whole number of at least 1, or 0 or -1 for all tokens")
 
+    def _check_response_format(self) -> None:
+        value = self["response_format"]
+        if is_model_class(value):
+            return
+        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+            self._refuse(
+                "response_format",
+                'a pydantic model class, or a dict such as {"type": "json_schema", "json_schema": '
+                '{"name": ..., "schema": ...}}',
+            )
+
     def _check_stop(self) -> None:
         stop = self["stop"]
         if isinstance(stop, str) and stop:
@@ -486,6 +502,7 @@ _AI_CHECKS: dict[str, Callable[[AITask], None]] = {
     "max_tokens": lambda task: task._check_count("max_tokens", 1),
     "model": lambda task: task._check_type("model", str, "the name of a model"),
     "n": lambda task: task._check_count("n", 1),
+    "response_format": AITask._check_response_format,
     "seed": lambda task: task._check_type("seed", int, "a whole number"),
     "stop": AITask._check_stop,
     "system_prompt": lambda task: task._check_type("system_prompt", str, "a string"),

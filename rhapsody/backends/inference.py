@@ -12,6 +12,7 @@ from typing import Any
 from rhapsody.api.errors import (
     BackendError,
     PartialFailureError,
+    PromptError,
     UnsupportedTaskError,
 )
 from rhapsody.backends.base import BaseBackend
@@ -21,8 +22,9 @@ from rhapsody.backends.work import Work
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.prompts import Completion
 from rhapsody.inference.service import InferenceService
+from rhapsody.inference.structured import parsed_response, with_schema
 from rhapsody.inference.turns import outcomes_of
-from rhapsody.sampling import SAMPLING_FIELDS
+from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
 __all__ = ["DragonVllmInferenceBackend"]
 
@@ -57,6 +59,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         max_restarts: How often in a row a server is restarted.
         startup_timeout: Longest time for a server to become ready, in seconds.
         health_interval: Time between health checks of a server, in seconds.
+        hang_timeout: Longest time that vLLM's engine process may take to react before its server
+            is replaced, in seconds. It does not react while it compiles.
 
     Raises:
         ConfigurationError: A parameter has the wrong type or range. What depends on this machine
@@ -88,6 +92,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         max_restarts: int = 5,
         startup_timeout: float = 600.0,
         health_interval: float = 2.0,
+        hang_timeout: float = 60.0,
     ) -> None:
         super().__init__(name)
         self.config = InferenceConfig(
@@ -110,6 +115,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             max_restarts=max_restarts,
             startup_timeout=startup_timeout,
             health_interval=health_interval,
+            hang_timeout=hang_timeout,
         )
         self._service: InferenceService | None = None
 
@@ -139,6 +145,18 @@ class DragonVllmInferenceBackend(BaseBackend):
             finally:
                 _running.discard(self)
 
+    async def shutdown(self, drain_seconds: float = 0) -> None:
+        """End everything; tasks still active are reported CANCELED. Idempotent; never raises.
+
+        Args:
+            drain_seconds: Time for prompts that are being answered, in seconds. Meanwhile nothing
+                new is taken: HTTP clients get a 503.
+        """
+        service = self._service
+        if drain_seconds > 0 and service is not None:
+            await service_loop().run(service.drain(drain_seconds))
+        await super().shutdown()
+
     def abandon(self) -> None:
         """Kill the servers."""
         if self._service is not None:
@@ -161,31 +179,21 @@ class DragonVllmInferenceBackend(BaseBackend):
         """Answer the task's prompts.
 
         Returns:
-            `response`, with `stdout` and `return_value` the same object, `usage` (tokens) and
-            `finish_reason`.
+            `response`, with `stdout` and `return_value` the same object, `usage` (tokens),
+            `finish_reason`, and where asked for `parsed` and `response_logprobs`.
         """
         task, sent = work.task, partial(self.running, work)
         prompt, system_prompt = task["prompt"], task.get("system_prompt")
         sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
-        if _is_one(prompt):
-            service = self._running_service()
-            completion = await service.complete(prompt, system_prompt, sampling, sent)
-            response: Any = completion.response
-            reason: Any = completion.finish_reason
-            usage = completion.usage
-        else:
+        wanted = sampling.get("response_format")
+        if not _is_one(prompt):
             outcomes = await self._complete_all(prompt, system_prompt, sampling, sent)
-            completions = _all_or_raise(outcomes)
-            response = [completion.response for completion in completions]
-            reason = [completion.finish_reason for completion in completions]
-            usage = _total_usage(completions)
-        return {
-            "response": response,
-            "stdout": response,
-            "return_value": response,
-            "usage": usage,
-            "finish_reason": reason,
-        }
+            return _result_fields([_parsed(o, wanted) for o in outcomes], single=False)
+        completion = await self._running_service().complete(
+            prompt, system_prompt, with_schema(sampling), sent
+        )
+        answer = completion, parsed_response(completion, wanted)
+        return _result_fields([answer], single=True)
 
     async def _complete_all(
         self,
@@ -195,6 +203,7 @@ class DragonVllmInferenceBackend(BaseBackend):
         on_sent: Callable[[], None] | None = None,
     ) -> list[Completion | BaseException]:
         service = self._running_service()
+        sampling = with_schema(sampling)
         return await outcomes_of(
             service.complete(prompt, system_prompt, sampling, on_sent) for prompt in prompts
         )
@@ -220,10 +229,12 @@ class DragonVllmInferenceBackend(BaseBackend):
             timeout: Longest time for all of them, in seconds; None waits as long as it takes.
             system_prompt: Goes before every prompt.
             return_exceptions: Put a failed prompt's exception into its place, instead of raising.
-            **sampling: Sampling parameters, such as `max_tokens=64`.
+            **sampling: Sampling parameters, such as `max_tokens=64`. `response_format` is a
+                pydantic model class, or a dict as OpenAI's API has it.
 
         Returns:
-            One response per prompt, in order: a str, or a list of str with `n` above 1.
+            One response per prompt, in order: a str, or a list of str with `n` above 1; where
+            `response_format` is a pydantic model class, instances of it.
 
         Raises:
             PartialFailureError: Some prompts failed; it has the results and the errors, in order.
@@ -240,9 +251,17 @@ class DragonVllmInferenceBackend(BaseBackend):
         except asyncio.TimeoutError:
             text = f"{len(each)} prompts were not answered within the timeout of {timeout} s"
             raise asyncio.TimeoutError(text) from None
-        if return_exceptions:
-            return [o if isinstance(o, BaseException) else o.response for o in outcomes]
-        return [completion.response for completion in _all_or_raise(outcomes)]
+        wanted = sampling.get("response_format")
+        answers = [_parsed(outcome, wanted) for outcome in outcomes]
+        if not return_exceptions:
+            answers = list(_all_or_raise(answers))
+        objects = is_model_class(wanted)
+        return [
+            answer
+            if isinstance(answer, BaseException)
+            else (answer[1] if objects else answer[0].response)
+            for answer in answers
+        ]
 
     async def _generate(
         self, prompts: Sequence[Any], system_prompt: str | None, sampling: Mapping[str, Any]
@@ -276,7 +295,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         async def pump() -> None:
             await self._ensure_started()
             service = self._running_service()
-            async with aclosing(service.stream(prompt, system_prompt, sampling)) as stream:
+            answering = service.stream(prompt, system_prompt, with_schema(sampling))
+            async with aclosing(answering) as stream:
                 async for piece in stream:
                     loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
@@ -297,7 +317,7 @@ class DragonVllmInferenceBackend(BaseBackend):
 
     @property
     def replicas(self) -> list[dict[str, Any]]:
-        """The model's servers: index, state, address, pid, prompts in flight, restarts."""
+        """The servers: index, state, address, node, gpus, pid, prompts in_flight, restarts."""
         replicas: list[dict[str, Any]] = self.get_statistics().get("replicas", [])
         return replicas
 
@@ -337,12 +357,48 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
         )
 
 
-def _all_or_raise(outcomes: Sequence[Completion | BaseException]) -> list[Completion]:
-    errors = [o if isinstance(o, BaseException) else None for o in outcomes]
+_Answer = tuple[Completion, Any]
+"""A completion, and the object that it describes where one was asked for."""
+
+
+def _parsed(outcome: Completion | BaseException, response_format: Any) -> _Answer | BaseException:
+    if isinstance(outcome, BaseException):
+        return outcome
+    try:
+        return outcome, parsed_response(outcome, response_format)
+    except PromptError as error:
+        return error
+
+
+def _all_or_raise(answers: Sequence[_Answer | BaseException]) -> list[_Answer]:
+    errors = [a if isinstance(a, BaseException) else None for a in answers]
     if any(errors):
-        results = [None if isinstance(o, BaseException) else o.response for o in outcomes]
+        results = [None if isinstance(a, BaseException) else a[0].response for a in answers]
         raise PartialFailureError(results, errors)
-    return [o for o in outcomes if isinstance(o, Completion)]
+    return [a for a in answers if not isinstance(a, BaseException)]
+
+
+def _result_fields(outcomes: Sequence[_Answer | BaseException], *, single: bool) -> dict[str, Any]:
+    """The result fields of a task, of a single prompt or of a list of them."""
+    answers = _all_or_raise(outcomes)
+    completions = [completion for completion, _ in answers]
+
+    def shaped(values: list[Any]) -> Any:
+        return values[0] if single else values
+
+    response = shaped([completion.response for completion in completions])
+    fields = {
+        "response": response,
+        "stdout": response,
+        "return_value": response,
+        "usage": _total_usage(completions),
+        "finish_reason": shaped([completion.finish_reason for completion in completions]),
+    }
+    if any(parsed is not None for _, parsed in answers):
+        fields["parsed"] = shaped([parsed for _, parsed in answers])
+    if any(completion.logprobs is not None for completion in completions):
+        fields["response_logprobs"] = shaped([c.response_logprobs for c in completions])
+    return fields
 
 
 def _total_usage(completions: Sequence[Completion]) -> dict[str, int]:

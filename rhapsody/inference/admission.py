@@ -21,6 +21,7 @@ class Admission:
         self.limit = limit
         self.pending = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._empty: list[asyncio.Future[None]] = []
 
     def try_enter(self, prompts: int = 1) -> None:
         """Let prompts in, or refuse them all.
@@ -54,3 +55,15 @@ class Admission:
             if not turn.done():
                 self.pending += 1
                 turn.set_result(None)
+        if not self.pending:
+            for waiting in self._empty:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._empty.clear()
+
+    async def until_empty(self) -> None:
+        """Wait until nobody is inside."""
+        if self.pending:
+            waiting = asyncio.get_running_loop().create_future()
+            self._empty.append(waiting)
+            await waiting

@@ -12,10 +12,12 @@ import aiohttp
 from rhapsody.api.errors import PromptError
 from rhapsody.inference.prompts import PromptRequest
 
-__all__ = ["CANCEL_PATH", "PATH", "Post", "events", "posts_of"]
+__all__ = ["CANCEL_PATH", "LIMIT_PATH", "PATH", "Post", "events", "posts_of"]
 
 PATH = "/rhapsody/batch"
 CANCEL_PATH = "/rhapsody/cancel"
+LIMIT_PATH = "/rhapsody/limit"
+"""Says how many prompts a server works on at a time, where only the server knows."""
 LARGEST_POST = 16 * 1024 * 1024
 """Bytes of prompts in one request, unless a single one has more; servers take 64 MiB."""
 BYTES_PER_TURN = 256 * 1024

@@ -13,19 +13,33 @@ from typing import Any
 
 import yaml
 
-from rhapsody.api.errors import ConfigurationError, ResourceError
+from rhapsody.api.errors import ConfigurationError, MissingExtraError, ResourceError
+from rhapsody.inference import engines
+from rhapsody.inference.engines import Engine
+from rhapsody.inference.launchers.dragon import allocation, require_runtime
+from rhapsody.inference.launchers.local import this_host
+from rhapsody.inference.placement import Claims, Place
+from rhapsody.inference.vllm.options import options_from
+from rhapsody.inference.vllm.versions import arguments_known, server_root
 
-__all__ = ["ENGINE_KEYS", "InferenceConfig", "check_port", "port_error", "read_config_file"]
+__all__ = [
+    "CLAIMS",
+    "EMBEDDED_KEYS",
+    "InferenceConfig",
+    "check_port",
+    "port_error",
+    "read_config_file",
+]
 
-ENGINE_KEYS: dict[str, dict[str, tuple[type, float | None]]] = {
-    "embedded": {
-        "max-model-len": (int, 2),
-        "max-num-seqs": (int, 1),
-        "seed": (int, None),
-        "token-delay-ms": (float, 0),
-    }
+EMBEDDED_KEYS: dict[str, tuple[type, float | None]] = {
+    "max-model-len": (int, 2),
+    "max-num-seqs": (int, 1),
+    "seed": (int, None),
+    "token-delay-ms": (float, 0),
 }
-"""Keys of a configuration file that each engine takes: their kind, and their least value."""
+"""Keys of a configuration file that the embedded model takes: their kind, and their least value."""
+
+CLAIMS = Claims()
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class InferenceConfig:
     max_restarts: int = 5
     startup_timeout: float = 600.0
     health_interval: float = 2.0
+    hang_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.model_name or not isinstance(self.model_name, str):
@@ -77,11 +92,6 @@ class InferenceConfig:
         ):
             raise ConfigurationError("api_key must be text without spaces and line breaks")
 
-    @property
-    def replicas(self) -> int:
-        """How many servers there are to be."""
-        return max(1, self.num_gpus // self.tp_size) * self.num_nodes
-
     def bind_address(self) -> str | None:
         """Say where the gateway listens: `host`, or this machine's name; None is everywhere.
 
@@ -95,27 +105,19 @@ class InferenceConfig:
             return None
         return socket.gethostname()
 
-    def check(self) -> dict[str, Any]:
+    def check(self) -> Engine:
         """Refuse what cannot be, in one sentence; look at files and ports.
 
         Returns:
-            The engine's own options, from the configuration file.
+            How to start a server, with the options of the configuration file.
 
         Raises:
             ConfigurationError: A combination is impossible, or the file is wrong.
+            MissingExtraError: vLLM or Dragon is asked for and not installed.
             ResourceError: The port is taken.
         """
-        if self.engine != "embedded":
-            raise ConfigurationError(
-                "this version serves the embedded model only, and engine='vllm' is not part of it "
-                "yet; pass engine='embedded' and launcher='local'. The embedded model needs no GPU "
-                "and no download, and is not a real model"
-            )
         if self.launcher != "local":
-            raise ConfigurationError(
-                "this version starts model servers with launcher='local' only; pass "
-                "launcher='local' to start them as child processes of this one"
-            )
+            require_runtime()
         if self.num_gpus and self.tp_size > self.num_gpus:
             raise ConfigurationError(
                 f"tp_size={self.tp_size} needs as many GPUs on a node, and num_gpus="
@@ -125,15 +127,46 @@ class InferenceConfig:
             raise ConfigurationError(
                 f"num_gpus=0 runs on the CPU, where tp_size must be 1, not {self.tp_size}"
             )
-        if self.offset + self.num_nodes > 1:
+        if self.launcher == "local" and self.offset + self.num_nodes > 1:
             raise ConfigurationError(
                 f"launcher='local' has this one node, and num_nodes={self.num_nodes} from "
                 f"offset={self.offset} asks for more; use num_nodes=1 and offset=0"
             )
-        options = read_config_file(self.config_file, self.engine)
+        engine = self._engine()
         if self.use_service and self.port:
             check_port(self.bind_address(), self.port)
-        return options
+        return engine
+
+    def _engine(self) -> Engine:
+        path = self.config_file
+        where = f"config_file {os.fspath(path)!r}" if path is not None else ""
+        loaded = read_config_file(path)
+        if self.engine == "embedded":
+            return engines.embedded(self.model_name, _embedded_options(where, loaded))
+        root = server_root()
+        if root is None:
+            raise MissingExtraError("engine='vllm'", "vllm", "vllm-dragon")
+        known = arguments_known(root)
+        options = options_from(where, loaded, self, known.names)
+        return engines.vllm(self.model_name, self.tp_size, options, known)
+
+    def places(self) -> list[Place]:
+        """Give each replica its node and GPUs; `CLAIMS.release` gives them back.
+
+        Raises:
+            ResourceError: There are not as many nodes or GPUs as asked for.
+        """
+        hosts = [this_host()] if self.launcher == "local" else allocation()
+        embedded = self.engine == "embedded"  # looks for no GPU
+        places = CLAIMS.place(
+            hosts,
+            num_nodes=self.num_nodes,
+            num_gpus=0 if embedded else self.num_gpus,
+            tp_size=self.tp_size,
+            offset=self.offset,
+        )
+        each = max(1, self.num_gpus // self.tp_size) if embedded else 1
+        return [place for place in places for _ in range(each)]
 
 
 _LEAST: dict[str, tuple[type, float]] = {
@@ -149,6 +182,7 @@ _LEAST: dict[str, tuple[type, float]] = {
     "max_restarts": (int, 0),
     "startup_timeout": (float, 0.1),
     "health_interval": (float, 0.05),
+    "hang_timeout": (float, 0.1),
 }
 
 
@@ -160,18 +194,14 @@ def _check_number(name: str, value: Any, kind: type, least: float | None) -> Non
         raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
 
 
-def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[str, Any]:
-    """Read an engine's options from a YAML file.
+def read_config_file(path: str | os.PathLike[str] | None) -> Mapping[Any, Any]:
+    """Read a YAML file of keys and values.
 
     Args:
-        path: The file; None has no options.
-        engine: Whose options they are.
-
-    Returns:
-        Option names, with dashes, to values.
+        path: The file; None has none.
 
     Raises:
-        ConfigurationError: The file cannot be read, is no mapping, or has an unknown key.
+        ConfigurationError: The file cannot be read, or is no mapping.
     """
     if path is None:
         return {}
@@ -181,9 +211,14 @@ def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[s
         raise ConfigurationError(
             f"config_file {os.fspath(path)!r} cannot be read: {error.strerror}"
         ) from error
+    except yaml.MarkedYAMLError as error:
+        # Its own words show a piece of the file, where there may be a secret.
+        mark = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        problem = f"{error.problem or error.context}{mark}"
+        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {reason}") from error
+        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, Mapping):
@@ -191,17 +226,20 @@ def read_config_file(path: str | os.PathLike[str] | None, engine: str) -> dict[s
             f"config_file {os.fspath(path)!r} must hold 'key: value' lines, "
             f"not a {type(loaded).__name__}"
         )
-    known = ENGINE_KEYS[engine]
+    return loaded
+
+
+def _embedded_options(where: str, loaded: Mapping[Any, Any]) -> dict[str, Any]:
     options = {str(key).replace("_", "-"): value for key, value in loaded.items()}
     for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+        if key not in EMBEDDED_KEYS:
+            near = difflib.get_close_matches(key, EMBEDDED_KEYS, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise ConfigurationError(
-                f"config_file {os.fspath(path)!r}: unknown key '{key}'; {hint}"
-                f"the {engine} engine knows {', '.join(sorted(known))}"
+                f"{where}: unknown key '{key}'; {hint}"
+                f"the embedded engine knows {', '.join(sorted(EMBEDDED_KEYS))}"
             )
-        _check_number(f"config_file {os.fspath(path)!r}: {key}", value, *known[key])
+        _check_number(f"{where}: {key}", value, *EMBEDDED_KEYS[key])
     return options
 
 

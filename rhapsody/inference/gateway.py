@@ -103,6 +103,8 @@ class Gateway:
         try:
             if request.path != "/health":
                 self._check_key(request)
+            if request.path not in ("/health", "/metrics"):
+                self._service.check_open()
             return await handler(request)
         except ConnectionResetError:  # the client has gone
             raise

@@ -21,6 +21,7 @@ KINDS = {
     405: "MethodNotAllowed",
     413: "RequestTooLarge",
     500: "InternalServerError",
+    501: "NotImplementedError",
     502: "ReplicaError",
     503: "ServiceUnavailable",
     504: "Timeout",

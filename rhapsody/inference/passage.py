@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,18 @@ OURS = frozenset({"authorization", "content-encoding", "expect", "x-rhapsody-key
 """Request headers that end here: keys, and what aiohttp has dealt with (bodies are unpacked)."""
 
 
+STATEFUL = re.compile(
+    r"/v1/(files|batches|conversations|assistants|threads|vector_stores|uploads|fine_tuning)(/|\Z)"
+    r"|/v1/responses/."
+    r"|/v1/(un)?load_lora_adapter\Z"
+)
+"""Routes whose answers depend on what one replica has been told before."""
+STATEFUL_FIELDS = ("previous_response_id", "background", "conversation")
+"""Fields of a body of /v1/responses that do the same."""
+
+MODELS = "/v1/models/"
+
+
 class Passage:
     """Passes requests to the replicas of a service, streams included.
 
@@ -62,6 +76,7 @@ class Passage:
         if any(part in (".", "..") for part in request.path.split("/")):
             raise web.HTTPNotFound
         data = await request.read()
+        self._refuse_stateful(request, data)
         headers = dict(_passed(request.headers, OURS))
         self._service.admission.try_enter()
         try:
@@ -83,10 +98,30 @@ class Passage:
                 reason = str(error)
                 continue
             try:
+                if answer.status == 404 and request.path.startswith(MODELS):
+                    return await _one_model(request, replica)
+                if answer.status >= 400 and answer.content_type == "application/json":
+                    return await _in_one_shape(answer)
                 return await _relay(request, replica, answer)
             finally:
                 await passing.__aexit__(None, None, None)
         raise ReplicaError(f"the model server went away: {reason}")
+
+    def _refuse_stateful(self, request: web.Request, data: bytes) -> None:
+        """Refuse what would ask one replica for what another one knows."""
+        pool = self._service.pool
+        if pool is None or len(pool.replicas) == 1:
+            return
+        wanted = bool(STATEFUL.match(request.path))
+        if request.path == "/v1/responses":
+            with contextlib.suppress(ValueError, AttributeError):
+                body = json.loads(data)
+                wanted = any(body.get(field) for field in STATEFUL_FIELDS)
+        if wanted:
+            raise web.HTTPNotImplemented(
+                text=f"{request.path} keeps a state in one model server, and there are "
+                f"{len(pool.replicas)}; use it with one replica, or send what it depends on along"
+            )
 
     def _replica(self) -> Replica:
         pool = self._service.pool
@@ -95,6 +130,30 @@ class Passage:
         if replica is None:
             raise pool.failure or ReplicaError("no model server is ready; try again soon")
         return replica
+
+
+async def _one_model(request: web.Request, replica: Replica) -> web.Response:
+    """Describe one model, for servers that only list them."""
+    name = request.path.removeprefix(MODELS)
+    async with replica.request("GET", "/v1/models", {}) as answer:
+        models = (await answer.json())["data"] if answer.status == 200 else []
+    for model in models:
+        if model["id"] == name:
+            return web.json_response(model)
+    body = error_body(404, f"The model `{name}` does not exist.", param="model")
+    return web.json_response(body, status=404)
+
+
+async def _in_one_shape(answer: aiohttp.ClientResponse) -> web.Response:
+    """Pass an error on; those of a server's router (404, 405) have a shape of their own."""
+    data = await answer.read()
+    with contextlib.suppress(ValueError, AttributeError):
+        body = json.loads(data)
+        if "error" not in body:
+            data = json.dumps(error_body(answer.status, str(body.get("detail", body)))).encode()
+    response = web.Response(body=data, status=answer.status, content_type="application/json")
+    response.headers.extend(_passed(answer.headers, ("content-type",)))
+    return response
 
 
 def _passed(headers: Mapping[str, str], left_out: Iterable[str] = ()) -> list[tuple[str, str]]:

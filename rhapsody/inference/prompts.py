@@ -25,11 +25,13 @@ class Completion:
         texts: One text per response asked for (`n`).
         finish_reasons: Why each ended: "stop" or "length".
         usage: `prompt_tokens`, `completion_tokens` and `total_tokens`.
+        logprobs: Per response, one entry per token; None where they were not asked for.
     """
 
     texts: list[str]
     finish_reasons: list[str]
     usage: dict[str, int]
+    logprobs: list[list[dict[str, Any]]] | None = None
 
     @property
     def response(self) -> str | list[str]:
@@ -41,6 +43,13 @@ class Completion:
         """The finish reason, in the shape of `response`."""
         reasons = self.finish_reasons
         return reasons[0] if len(reasons) == 1 else reasons
+
+    @property
+    def response_logprobs(self) -> Any:
+        """The log probabilities, in the shape of `response`."""
+        if self.logprobs is None:
+            return None
+        return self.logprobs[0] if len(self.logprobs) == 1 else self.logprobs
 
 
 def as_messages(prompt: str | Sequence[Message], system_prompt: str | None) -> dict[str, Any]:
@@ -166,7 +175,14 @@ class PromptRequest:
         if kind == "delta":
             self.add_piece(event["text"])
         elif kind == "done":
-            self.finish(Completion(event["texts"], event["finish_reasons"], event["usage"]))
+            self.finish(
+                Completion(
+                    event["texts"],
+                    event["finish_reasons"],
+                    event["usage"],
+                    event.get("logprobs"),
+                )
+            )
         else:
             self.fail(
                 PromptError(event["message"], event["code"], event["kind"], event.get("param"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,9 +15,11 @@ import aiohttp
 from yarl import URL
 
 from rhapsody.api.errors import PromptError, ReplicaError
-from rhapsody.inference.batch_call import CANCEL_PATH, PATH, events, posts_of
-from rhapsody.inference.launchers.local import LocalLauncher, ServerProcess
+from rhapsody.inference.batch_call import CANCEL_PATH, LIMIT_PATH, PATH, events, posts_of
+from rhapsody.inference.launchers import Launcher, ServerProcess
+from rhapsody.inference.placement import Place
 from rhapsody.inference.prompts import PromptRequest
+from rhapsody.processes import SECRET_VARIABLES
 from rhapsody.waiting import done_within
 
 __all__ = ["KEY_HEADER", "Replica"]
@@ -24,6 +27,8 @@ __all__ = ["KEY_HEADER", "Replica"]
 logger = logging.getLogger(__name__)
 
 KEY_HEADER = "X-Rhapsody-Key"
+SECRETS = SECRET_VARIABLES | {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY"}
+"""Variables whose values no log that is shown may hold."""
 START_CHECK_SECONDS = 5.0
 """Longest time for a health check while a server starts, and for reading its metrics."""
 HEALTH_INTERVALS = 2.5
@@ -41,9 +46,10 @@ class Replica:
         environment: Variables on top of this process's; holds the key of every request.
         directory: Private directory for its socket and its log. Paths of sockets are limited to
             108 bytes, so it is a short one.
-        limit: Prompts it works on at a time.
+        limit: Prompts it works on at a time; None asks the server.
         launcher: Starts the process.
         on_change: Called when it has become ready, has room again, or has failed for good.
+        place: Its node and GPUs, to be told to those who ask.
     """
 
     def __init__(
@@ -52,21 +58,24 @@ class Replica:
         command: Sequence[str],
         environment: Mapping[str, str],
         directory: Path,
-        limit: int,
-        launcher: LocalLauncher,
+        limit: int | None,
+        launcher: Launcher,
         on_change: Callable[[], None],
+        place: Place | None = None,
     ) -> None:
         self.index = index
-        self.limit = limit
+        self.limit = limit or 0
+        self._ask_limit = limit is None
         self.state = "STARTING"
         self.restarts = 0
         self.in_flight = 0
         self._socket = directory / f"replica-{index}.sock"
         self._log = directory / f"replica-{index}.log"
-        self._command = [*command, "--uds", str(self._socket)]
+        self._command = list(command)
         self._environment = dict(environment)
         self._launcher = launcher
         self._on_change = on_change
+        self._place = place
         self._process: ServerProcess | None = None
         self._client: aiohttp.ClientSession | None = None
         self._answers: set[aiohttp.ClientResponse] = set()
@@ -75,9 +84,10 @@ class Replica:
         self._cancelling: asyncio.Task[None] | None = None
 
     @property
-    def address(self) -> str:
-        """Where it listens: `unix:<path>`."""
-        return f"unix:{self._socket}"
+    def address(self) -> str | None:
+        """Where it listens, while it runs: `unix:<path>` or `http://<host>:<port>`."""
+        process = self._process
+        return process.address if process is not None and not process.ended else None
 
     @property
     def pid(self) -> int | None:
@@ -92,7 +102,11 @@ class Replica:
 
     def log_tail(self) -> str:
         """The last lines of the server's log."""
-        return self._process.log_tail() if self._process is not None else ""
+        tail = self._process.log_tail() if self._process is not None else ""
+        for name, value in {**os.environ, **self._environment}.items():
+            if name in SECRETS and value:
+                tail = tail.replace(value, "***")
+        return tail
 
     async def start(self, timeout: float) -> None:
         """Start the server and wait until it is ready.
@@ -106,14 +120,20 @@ class Replica:
         self.state = "STARTING"
         self._socket.unlink(missing_ok=True)
         try:
-            self._process = await self._launcher.launch(self._command, self._environment, self._log)
+            self._process = await self._launcher.launch(
+                self._command, self._environment, self._log, self._socket
+            )
         except OSError as error:
             raise ReplicaError(
                 f"model server {self.index} could not be started: {error}"
             ) from error
+        address = self._process.address
+        path = address.removeprefix("unix:")
         self._client = aiohttp.ClientSession(
-            base_url="http://replica",
-            connector=aiohttp.UnixConnector(str(self._socket), limit=0),
+            base_url=address if path == address else "http://replica",
+            connector=aiohttp.TCPConnector(limit=0)
+            if path == address
+            else aiohttp.UnixConnector(path, limit=0),
             headers={KEY_HEADER: self._environment["RHAPSODY_REPLICA_KEY"]},
             timeout=aiohttp.ClientTimeout(total=None),
             # Requests are passed on as they came, answers as they are.
@@ -143,12 +163,18 @@ class Replica:
         logger.info("model server %d is ready at %s", self.index, self.address)
         self._set_ready()
 
+    async def _learn_limit(self) -> None:
+        async with self._ask("GET", LIMIT_PATH, {}, None) as answer:
+            self.limit = int((await answer.json())["max_num_seqs"])
+
     async def _until_healthy(self) -> None:
         # A server says in no other way that it is ready; start-up is the only time we ask often.
         pause = 0.02
         while not await self._is_healthy(START_CHECK_SECONDS):
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
+        if self._ask_limit:
+            await self._learn_limit()
 
     async def _is_healthy(self, seconds: float) -> bool:
         assert self._client is not None
@@ -351,11 +377,13 @@ class Replica:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        """Describe it: index, state, address, pid, prompts in flight, restarts."""
+        """Describe it: index, state, address, node, GPUs, pid, prompts in flight, restarts."""
         return {
             "index": self.index,
             "state": self.state,
             "address": self.address,
+            "node": self._place.host.name if self._place is not None else None,
+            "gpus": list(self._place.gpus) if self._place is not None else [],
             "pid": self.pid,
             "in_flight": self.in_flight,
             "restarts": self.restarts,

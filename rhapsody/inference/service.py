@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shutil
 import time
@@ -14,17 +15,22 @@ from typing import Any
 from rhapsody.api.errors import ReplicaError
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.batcher import Batcher
-from rhapsody.inference.config import InferenceConfig
-from rhapsody.inference.engines import MAX_NUM_SEQS, embedded_command
+from rhapsody.inference.config import CLAIMS, InferenceConfig
+from rhapsody.inference.engines import Engine
 from rhapsody.inference.gateway import Gateway
+from rhapsody.inference.launchers.dragon import DragonLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.metrics import Metrics
+from rhapsody.inference.placement import Place
 from rhapsody.inference.pool import Pool
 from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replica import Replica
 from rhapsody.processes import socket_directory
+from rhapsody.waiting import done_within
 
 __all__ = ["InferenceService"]
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceService:
@@ -41,9 +47,11 @@ class InferenceService:
         self.metrics = Metrics()
         self.admission = Admission(config.max_pending)
         self.gateway: Gateway | None = None
+        self.draining = False
         self.pool: Pool | None = None
         self._batcher: Batcher[PromptRequest] | None = None
         self._directory: Path | None = None
+        self._places: list[Place] = []
         self._open: set[PromptRequest] = set()
 
     async def start(self) -> None:
@@ -55,10 +63,11 @@ class InferenceService:
             ReplicaError: A server could not start, with its last lines; nothing is left running.
         """
         # It looks names up and reads a file: not on the loop.
-        options = await asyncio.to_thread(self.config.check)
+        engine = await asyncio.to_thread(self.config.check)
+        self._places = await asyncio.to_thread(self.config.places)
         self._directory = Path(socket_directory("rhapsody-"))
         self.pool = Pool(
-            self._make_replicas(options, self._directory),
+            self._make_replicas(engine, self._directory),
             max_retries=self.config.max_retries,
             max_restarts=self.config.max_restarts,
             startup_timeout=self.config.startup_timeout,
@@ -82,20 +91,45 @@ class InferenceService:
             await self.stop()
             raise
 
-    def _make_replicas(self, options: Mapping[str, Any], directory: Path) -> list[Replica]:
-        environment = {"RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32)}
+    def _make_replicas(self, engine: Engine, directory: Path) -> list[Replica]:
+        environment = {
+            **engine.environment,
+            "RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32),
+            "RHAPSODY_HANG_SECONDS": str(self.config.hang_timeout),
+        }
+        launcher = LocalLauncher if self.config.launcher == "local" else DragonLauncher
         return [
             Replica(
                 index,
-                embedded_command(self.config.model_name, options),
+                engine.command,
                 environment,
                 directory,
-                int(options.get("max-num-seqs", MAX_NUM_SEQS)),
-                LocalLauncher(),
+                engine.limit,
+                launcher(place),
                 self._wake,
+                place,
             )
-            for index in range(self.config.replicas)
+            for index, place in enumerate(self._places)
         ]
+
+    async def drain(self, seconds: float) -> None:
+        """Let in nothing new, and wait for what is inside, but not longer than so many seconds."""
+        self.draining = True
+        if not await done_within(self.admission.until_empty(), seconds):
+            logger.warning(
+                "%d prompts were not answered within drain_seconds=%g and are ended",
+                self.admission.pending,
+                seconds,
+            )
+
+    def check_open(self) -> None:
+        """Refuse what comes while the service drains.
+
+        Raises:
+            ReplicaError: It does.
+        """
+        if self.draining:
+            raise ReplicaError("the inference service is shutting down and takes nothing new")
 
     async def stop(self) -> None:
         """Close the gateway, end the replicas, fail what still waits."""
@@ -112,6 +146,8 @@ class InferenceService:
             await self._batcher.close()
         if self.pool is not None:
             await self.pool.stop()
+        CLAIMS.release(self._places)
+        self._places = []
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -150,6 +186,7 @@ class InferenceService:
             PromptError: The server refused the prompt.
             ReplicaError: No server could answer it.
         """
+        self.check_open()
         await self.admission.enter()
         try:
             return await self.complete_admitted(prompt, system_prompt, sampling, on_sent)
@@ -177,6 +214,7 @@ class InferenceService:
         sampling: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the response to one prompt, piece by piece; raises as `complete` does."""
+        self.check_open()
         await self.admission.enter()
         try:
             request = PromptRequest(prompt, system_prompt, sampling, stream=True)
@@ -224,7 +262,7 @@ class InferenceService:
     @property
     def healthy(self) -> bool:
         """Whether at least one server takes prompts."""
-        return self.pool is not None and bool(self.pool.ready)
+        return not self.draining and self.pool is not None and bool(self.pool.ready)
 
     def get_statistics(self) -> dict[str, Any]:
         """Count batches and prompts, and describe the replicas."""

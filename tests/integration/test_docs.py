@@ -20,6 +20,7 @@ import pytest
 
 from rhapsody.backends import BaseBackend
 from tests.runtimes import RUNTIMES
+from tests.support.vllm_servers import set_environment
 
 pytestmark = pytest.mark.asyncflow
 
@@ -75,6 +76,7 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+VLLM_SECONDS = 360
 MARKERS = {runtime.marker for runtime in RUNTIMES}
 UNDER_DRAGON = ROOT / "docs" / "dragon.md"
 
@@ -82,6 +84,8 @@ UNDER_DRAGON = ROOT / "docs" / "dragon.md"
 def with_marker(page: Path) -> Any:
     """Mark the page of a backend whose runtime may not be installed."""
     marks = [getattr(pytest.mark, page.stem)] if page.stem in MARKERS else []
+    if page.stem == "vllm":
+        marks += [pytest.mark.slow, pytest.mark.timeout(VLLM_SECONDS)]
     return pytest.param(page, marks=marks, id=name_of(page))
 
 
@@ -90,10 +94,14 @@ def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_code_of(page)
+    limit = 30
+    if page.stem == "vllm":
+        set_environment(monkeypatch)
+        limit = VLLM_SECONDS - 30
+    run_code_of(page, limit)
 
 
-def run_code_of(page: Path) -> None:
+def run_code_of(page: Path, limit: float = 30) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     loop = asyncio.new_event_loop()
     try:
@@ -101,7 +109,7 @@ def run_code_of(page: Path) -> None:
             if block.language == "python" and block.run:
                 outcome = eval(block.compile(), namespace)
                 if inspect.iscoroutine(outcome):
-                    loop.run_until_complete(asyncio.wait_for(outcome, 30))
+                    loop.run_until_complete(asyncio.wait_for(outcome, limit))
         open_ = [b.name for b in namespace.values() if isinstance(b, BaseBackend) and is_open(b)]
         assert open_ == [], "the page leaves backends running"
         assert asyncio.all_tasks(loop) == set(), "the page leaves tasks running"

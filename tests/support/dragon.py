@@ -15,14 +15,21 @@ from rhapsody.testing.samples import describe
 
 
 @contextlib.contextmanager
-def under_dragon(*command: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+def under_dragon(
+    *command: str, tmpdir: str | None = None, **options: Any
+) -> Iterator["subprocess.Popen[str]"]:
     """Start a program under a Dragon runtime of its own; at the end nothing of that is left.
 
-    Not a session of its own, in which Dragon hangs.
+    Not in a session of its own, where Dragon hangs. Only the segments of this very runtime are
+    removed: others may be at work on the machine.
     """
+    programs = Path(sys.executable).parent
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DRAGON_")}
+    environment["PATH"] = os.pathsep.join((str(programs), environment["PATH"]))
+    if tmpdir is not None:
+        environment["TMPDIR"] = tmpdir
     launcher = subprocess.Popen(
-        [str(Path(sys.executable).with_name("dragon")), *command],
+        [str(programs / "dragon"), *command],
         stdin=subprocess.DEVNULL,
         env=environment,
         process_group=0,

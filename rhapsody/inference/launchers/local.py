@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rhapsody.processes import GROUP, child_environment, end_group
+from rhapsody.inference.launchers import LOG_TAIL_BYTES
+from rhapsody.inference.placement import Gpu, Host, Place
+from rhapsody.processes import GROUP, child_environment, end_group, group_exists
 from rhapsody.waiting import done_within
 
-__all__ = ["LocalLauncher", "ServerProcess"]
+__all__ = ["ChildProcess", "LocalLauncher", "local_gpus", "tail_of", "this_host"]
 
-LOG_TAIL_BYTES = 4000
+logger = logging.getLogger(__name__)
+
+LEFTOVER_SECONDS = 5.0
+"""How long the children of a server that has ended may take to end by themselves."""
+LOOK_SECONDS = 0.02
 
 
-class ServerProcess:
+class ChildProcess:
     """A server's process, in a process group of its own, its output in a log file."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, leash: int) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, address: str, log: Path, leash: int
+    ) -> None:
+        self.address = address
         self._process = process
         self._log = log
         self._leash = leash
@@ -40,9 +51,13 @@ class ServerProcess:
         """End it and its children: SIGTERM, then SIGKILL after `grace` seconds. Idempotent."""
         if self.ended:
             return
-        if self._process.returncode is None:
-            end_group(self.pid, signal.SIGTERM)
-            await done_within(self._process.wait(), grace)
+        end_group(self.pid, signal.SIGTERM)
+        await done_within(self._process.wait(), grace)
+        # Its helpers remove their shared memory when it is gone; nothing tells when they are done.
+        rest = LEFTOVER_SECONDS if self._process.returncode is not None else 0.0
+        while rest > 0 and group_exists(self.pid):
+            await asyncio.sleep(LOOK_SECONDS)
+            rest -= LOOK_SECONDS
         self.kill()
         await self._process.wait()
         if not self.ended:
@@ -56,18 +71,30 @@ class ServerProcess:
 
     def log_tail(self) -> str:
         """Return the last lines of the server's output."""
-        with contextlib.suppress(OSError), self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - LOG_TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace").strip()
-        return ""
+        return tail_of(self._log)
+
+
+def tail_of(log: Path) -> str:
+    """Return the last lines of a log file; nothing where there is none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace").strip()
+    return ""
 
 
 class LocalLauncher:
-    """Starts servers on this machine."""
+    """Starts servers on this machine.
+
+    Args:
+        place: The GPUs they are to use; all where None.
+    """
+
+    def __init__(self, place: Place | None = None) -> None:
+        self._place = place
 
     async def launch(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> ServerProcess:
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, socket: Path
+    ) -> ChildProcess:
         """Start a server.
 
         The server inherits the reading end of a pipe, named by RHAPSODY_PARENT_FD, whose other
@@ -75,19 +102,28 @@ class LocalLauncher:
         and exits.
 
         Args:
-            command: Program and arguments.
+            command: Program and arguments, but for the address.
             environment: Variables on top of this process's.
             log: File for its standard output and error.
+            socket: Unix socket to listen on.
 
         Raises:
             OSError: It cannot be started.
         """
         reading, writing = os.pipe()
-        variables = {**child_environment(), **environment, "RHAPSODY_PARENT_FD": str(reading)}
+        gpus = self._place.environment if self._place is not None else {}
+        variables = {
+            **child_environment(),
+            **gpus,
+            **environment,
+            "RHAPSODY_PARENT_FD": str(reading),
+        }
         try:
             with log.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
                     *command,
+                    "--uds",
+                    str(socket),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -100,4 +136,31 @@ class LocalLauncher:
             raise
         finally:
             os.close(reading)
-        return ServerProcess(process, log, writing)
+        return ChildProcess(process, f"unix:{socket}", log, writing)
+
+
+def this_host() -> Host:
+    """Describe this machine."""
+    return Host("this machine", local_gpus())
+
+
+def local_gpus() -> tuple[Gpu, ...]:
+    """List the GPUs of this machine that may be used, those with the most free memory first.
+
+    CUDA_VISIBLE_DEVICES, where it is set, says which; otherwise `nvidia-smi` is asked.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1"))
+    query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        gpus = [line.split(",") for line in answer.stdout.splitlines() if line.strip()]
+        # By whole GiB: a little more or less in use is no reason for another order.
+        by_use = sorted((int(used) // 1024, int(index)) for index, used in gpus)
+    except FileNotFoundError:
+        return ()
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        logger.warning("nvidia-smi does not tell which GPUs there are: %s", error)
+        return ()
+    return tuple(index for _, index in by_use)

@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from rhapsody import AITask, Session
+from rhapsody.api.errors import PartialFailureError
 from tests.support.inference import ENDLESS, MODEL, at_work, embedded, slow, until
 
 LONG_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **ENDLESS}
@@ -130,3 +131,66 @@ async def test_one_of_many_can_be_cancelled_while_the_others_go_on(tmp_path: Pat
 
 async def _busy(backend: Any) -> bool:
     return await at_work(backend) > 0
+
+
+# -- the end ----------------------------------------------------------------------------------
+
+
+async def test_a_drain_lets_what_is_inside_finish_and_nothing_new_in(
+    start: Any, tmp_path: Path
+) -> None:
+    backend = await start(use_service=True, config_file=slow(tmp_path, 10))
+    asked = {"max_tokens": 60, "ignore_eos": True}
+    async with aiohttp.ClientSession(base_url=backend.get_endpoint()) as http:
+        inside = [
+            asyncio.ensure_future(backend.generate(["hi"] * 3, **asked)),
+            asyncio.ensure_future(post(http, "/v1/chat/completions", {**LONG_CHAT, **asked})),
+        ]
+        await until(lambda: backend.get_statistics()["pending_prompts"] == 4)
+        ending = asyncio.ensure_future(backend.shutdown(drain_seconds=30))
+        await until(lambda: backend._service is None or backend._service.draining)
+        assert await post(http, "/generate", {"prompts": ["late"]}) == 503
+        async with http.get("/health") as answer:
+            assert answer.status == 503
+        assert len(await inside[0]) == 3
+        assert await inside[1] == 200
+        await ending
+
+
+async def test_a_drain_does_not_wait_for_ever(start: Any, tmp_path: Path) -> None:
+    backend = await start(config_file=slow(tmp_path, 50))
+    generating = asyncio.ensure_future(backend.generate("hi", **ENDLESS))
+    await until(lambda: backend.get_statistics()["pending_prompts"] == 1)
+    await asyncio.wait_for(backend.shutdown(drain_seconds=0.2), 20)
+    with pytest.raises(PartialFailureError):
+        await generating
+
+
+async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> int:
+    async with http.post(path, json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+# -- states inside one server -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/responses/resp_1", None),
+        ("POST", "/v1/responses", {"input": "hi", "previous_response_id": "resp_1"}),
+        ("POST", "/v1/files", None),
+        ("POST", "/v1/load_lora_adapter", {"lora_name": "x"}),
+    ],
+)
+async def test_what_one_of_several_servers_would_have_to_know_is_refused(
+    start: Any, method: str, path: str, body: Any
+) -> None:
+    two = await start(use_service=True, num_gpus=2)
+    async with (
+        aiohttp.ClientSession(base_url=two.get_endpoint()) as http,
+        http.request(method, path, json=body) as answer,
+    ):
+        assert answer.status == 501
+        assert "there are 2" in (await answer.json())["error"]["message"]

@@ -9,7 +9,7 @@ import pytest
 
 from rhapsody.api.errors import ConfigurationError, ReplicaError, ResourceError
 from rhapsody.backends import DragonVllmInferenceBackend
-from rhapsody.inference import service
+from rhapsody.inference import engines
 from tests.support.inference import MODEL, embedded
 
 REQUIRED = inspect.Parameter.empty
@@ -91,8 +91,8 @@ async def test_a_configuration_file_reaches_the_server(start: Any, tmp_path: Pat
 async def test_a_server_that_dies_at_start_is_told_with_its_last_words(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = service.embedded_command(MODEL, {"fail-at-start": "out of everything"})
-    monkeypatch.setattr(service, "embedded_command", lambda *_: command)
+    engine = engines.embedded(MODEL, {"fail-at-start": "out of everything"})
+    monkeypatch.setattr(engines, "embedded", lambda *_: engine)
     with pytest.raises(ReplicaError, match="exited with code 1 while it started") as failed:
         await start(startup_timeout=30)
     assert "out of everything" in failed.value.log_tail
@@ -102,8 +102,8 @@ async def test_a_server_that_dies_at_start_is_told_with_its_last_words(
 async def test_a_server_that_is_not_ready_in_time_is_ended(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = service.embedded_command(MODEL, {"start-delay-ms": 60_000})
-    monkeypatch.setattr(service, "embedded_command", lambda *_: command)
+    engine = engines.embedded(MODEL, {"start-delay-ms": 60_000})
+    monkeypatch.setattr(engines, "embedded", lambda *_: engine)
     with pytest.raises(ReplicaError, match=r"was not ready within 0\.5 s"):
         await start(startup_timeout=0.5)
 
@@ -111,6 +111,6 @@ async def test_a_server_that_is_not_ready_in_time_is_ended(
 async def test_a_program_that_is_not_there_is_told(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "embedded_command", lambda *_: ["/no/such/program"])
+    monkeypatch.setattr(engines, "embedded", lambda *_: engines.Engine(["/no/such/program"]))
     with pytest.raises(ReplicaError, match="could not be started: "):
         await start()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from rhapsody import AITask, BaseTask, ComputeTask
@@ -331,3 +332,18 @@ def test_a_task_is_of_one_kind() -> None:
         ComputeTask(function=len, prompt="hello")
     with pytest.raises(TaskValidationError, match="it is for a ComputeTask"):
         AITask("hello", function=len)
+
+
+class Verdict(pydantic.BaseModel):
+    good: bool
+
+
+@pytest.mark.parametrize("wanted", [Verdict, {"type": "json_object"}])
+def test_a_response_format_is_a_class_or_a_dict(wanted: Any) -> None:
+    assert AITask("hi", response_format=wanted)["response_format"] == wanted
+
+
+@pytest.mark.parametrize("wanted", [Verdict(good=True), str, "json", {"schema": {}}])
+def test_another_response_format_is_refused(wanted: Any) -> None:
+    with pytest.raises(TaskValidationError, match="'response_format' must be a pydantic model"):
+        AITask("hi", response_format=wanted)

@@ -103,3 +103,15 @@ async def test_leaving_together_lets_as_many_in() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
+
+
+async def test_who_waits_for_the_last_one_hears_of_it() -> None:
+    admission = Admission(3)
+    admission.try_enter(2)
+    waiting = asyncio.ensure_future(admission.until_empty())
+    admission.leave()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    admission.leave()
+    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(admission.until_empty(), 5)

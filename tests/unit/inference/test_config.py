@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import ConfigurationError, ResourceError
-from rhapsody.inference.config import InferenceConfig, check_port, read_config_file
+from rhapsody.api.errors import ConfigurationError, MissingExtraError, ResourceError
+from rhapsody.inference.config import CLAIMS, InferenceConfig, check_port, read_config_file
 
 
 def config(**changes: Any) -> InferenceConfig:
@@ -85,6 +85,32 @@ def test_a_replica_on_the_cpu_spans_no_gpus() -> None:
     assert "tp_size must be 1, not 2" in refusal(num_gpus=0, tp_size=2)
 
 
+@pytest.mark.parametrize("launcher", [None, "dragon"])
+@pytest.mark.dragon
+def test_without_the_dragon_command_it_says_how_to_start(
+    launcher: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DRAGON_MY_PUID", raising=False)
+    message = refusal(launcher=launcher)
+    assert "start it with: dragon my_script.py" in message
+    assert "launcher='local'" in message
+
+
+def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhapsody.inference.config.server_root", lambda: None)
+    with pytest.raises(MissingExtraError, match=r"rhapsody\[vllm-dragon\]"):
+        config(engine="vllm", num_gpus=0).check()
+
+
+def test_a_mistake_in_a_file_is_told_without_its_contents(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("hf-token: hf_secret\n  dtype: [auto\n")
+    message = refusal(config_file=path)
+    assert "is no YAML" in message
+    assert "line 2" in message
+    assert "hf_secret" not in message
+
+
 @pytest.mark.parametrize("place", [{"num_nodes": 2}, {"offset": 1}])
 def test_the_local_launcher_has_one_node(place: dict[str, int]) -> None:
     assert "launcher='local' has this one node" in refusal(**place)
@@ -151,13 +177,14 @@ def test_a_wrong_value_in_a_file_is_refused_by_its_key(
 def test_keys_are_read_with_dashes_or_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("max_num_seqs: 4\ntoken-delay-ms: 1.5\n")
-    assert read_config_file(path, "embedded") == {"max-num-seqs": 4, "token-delay-ms": 1.5}
+    command = config(config_file=path).check().command
+    assert command[-4:] == ["--max-num-seqs", "4", "--token-delay-ms", "1.5"]
 
 
 def test_no_file_and_an_empty_file_have_no_options(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("# nothing yet\n")
-    assert read_config_file(None, "embedded") == read_config_file(path, "embedded") == {}
+    assert read_config_file(None) == read_config_file(path) == {}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +193,9 @@ def test_no_file_and_an_empty_file_have_no_options(tmp_path: Path) -> None:
 def test_a_node_has_as_many_replicas_as_its_gpus_allow(
     num_gpus: int, tp_size: int, replicas: int
 ) -> None:
-    assert config(num_gpus=num_gpus, tp_size=tp_size).replicas == replicas
+    places = config(num_gpus=num_gpus, tp_size=tp_size).places()
+    CLAIMS.release(places)
+    assert len(places) == replicas
 
 
 def test_no_host_is_this_machines_name() -> None:

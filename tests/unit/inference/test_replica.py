@@ -34,14 +34,17 @@ class Server:
         self.exit = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
-    async def launch(self, command: list[str], environment: dict[str, str], log: Path) -> "Server":
+    async def launch(
+        self, command: list[str], environment: dict[str, str], log: Path, socket: Path
+    ) -> "Server":
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_post("/rhapsody/batch", self._batch)
         app.router.add_post("/rhapsody/cancel", self._cancel)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.UnixSite(self._runner, command[command.index("--uds") + 1]).start()
+        await web.UnixSite(self._runner, str(socket)).start()
+        self.address = f"unix:{socket}"
         return self
 
     async def wait(self) -> int:

@@ -1,0 +1,351 @@
+"""What it costs to serve vLLM as we do, against `AsyncLLM` in the same process.
+
+Three ways to the same tiny model with random weights, each with an engine of its own:
+
+- `AsyncLLM` in process, called directly: the ratio is over this one;
+- our backend: batcher, batch route, a stock server;
+- a fixed window of 500 ms, then `LLM.generate` for what has gathered, one batch at a time.
+
+They take turns, scenario by scenario and round by round, so that what else the machine does meets
+all of them. Beside that: 256 chats at once through the gateway, and straight to the same server.
+It needs vLLM, and some minutes. The two others run in processes of their own, which read the names
+of scenarios and print what they measured: `python -m benchmarks.inference WAY MODEL`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from rhapsody.backends import DragonVllmInferenceBackend
+
+TOKENS = 32
+WINDOW_SECONDS = 0.5
+SIZES = (1, 4, 16, 64, 256, 1024)
+POISSON_RATE, POISSON_SECONDS = 30, 8
+GATEWAY_ROUNDS = 5
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_PLUGINS": "",
+}
+ENGINE: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 256, "max_model_len": 1024}
+
+Ask = Callable[[str, int], Awaitable[Any]]
+"""Answers one prompt with so many tokens."""
+Measure = Callable[[str], Awaitable[list[float]]]
+"""Runs a scenario once, and returns seconds."""
+
+
+def prompt(number: int) -> str:
+    return f"What is {number} and what is it good for?"
+
+
+async def timed(ask: Ask, number: int, tokens: int = TOKENS) -> float:
+    began = time.perf_counter()
+    await ask(prompt(number), tokens)
+    return time.perf_counter() - began
+
+
+async def at_once(ask: Ask, number: int) -> list[float]:
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(prompt(i), TOKENS) for i in range(number)))
+    return [time.perf_counter() - began]
+
+
+async def poisson(ask: Ask) -> list[float]:
+    """Return the seconds that each of the prompts took that came at random moments."""
+    moments, chance = [0.0], random.Random(1)
+    while moments[-1] < POISSON_SECONDS:
+        moments.append(moments[-1] + chance.expovariate(POISSON_RATE))
+
+    async def come(number: int, moment: float) -> float:
+        await asyncio.sleep(moment)
+        return await timed(ask, number)
+
+    return await asyncio.gather(*(come(i, moment) for i, moment in enumerate(moments)))
+
+
+async def short_among_long(ask: Ask) -> list[float]:
+    """Return the seconds of prompts of 4 tokens while 32 of 400 are being written."""
+    long = [asyncio.ensure_future(ask(prompt(i), 400)) for i in range(32)]
+    await asyncio.sleep(0.1)
+    short = [await timed(ask, number, 4) for number in range(10)]
+    await asyncio.gather(*long)
+    return short
+
+
+SCENARIOS: dict[str, tuple[int, Callable[[Ask], Awaitable[list[float]]]]] = {
+    "lone": (12, lambda ask: at_once(ask, 1)),
+    "short": (3, short_among_long),
+    "poisson": (2, poisson),
+    **{f"{n}": (3, lambda ask, n=n: at_once(ask, n)) for n in SIZES[1:]},  # type: ignore[misc]
+    "256": (7, lambda ask: at_once(ask, 256)),
+}
+"""By name: rounds, and one round."""
+
+
+# -- the ways in processes of their own ----------------------------------------------------------
+
+
+async def obey(ask: Ask) -> None:
+    """Run the scenarios that are named on standard input, one after the other."""
+    await at_once(ask, 64)
+    print(json.dumps("ready"), flush=True)
+    while name := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        print(json.dumps(await SCENARIOS[name][1](ask)), flush=True)
+
+
+async def async_llm(model: str) -> None:
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **ENGINE))
+    tokenizer = engine.get_tokenizer()
+    numbers = iter(range(10**9))
+
+    async def ask(text: str, tokens: int) -> None:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async for _ in engine.generate({"prompt_token_ids": ids}, params, f"r{next(numbers)}"):
+            pass
+
+    try:
+        await obey(ask)
+    finally:
+        engine.shutdown()
+
+
+async def window(model: str) -> None:
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(model=model, **ENGINE)
+    waiting: list[tuple[str, int, asyncio.Future[None]]] = []
+
+    def answer(batch: list[tuple[str, int, asyncio.Future[None]]]) -> None:
+        chats = [[{"role": "user", "content": text}] for text, _, _ in batch]
+        params = [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+            for _, tokens, _ in batch
+        ]
+        engine.chat(chats, params, use_tqdm=False)
+
+    async def serve() -> None:
+        while True:
+            await asyncio.sleep(WINDOW_SECONDS)
+            batch = list(waiting)
+            waiting.clear()
+            if batch:
+                await asyncio.to_thread(answer, batch)
+            for _, _, answered in batch:
+                answered.set_result(None)
+
+    async def ask(text: str, tokens: int) -> None:
+        answered = asyncio.get_running_loop().create_future()
+        waiting.append((text, tokens, answered))
+        await answered
+
+    serving = asyncio.ensure_future(serve())
+    try:
+        await obey(ask)
+    finally:
+        serving.cancel()
+
+
+@contextlib.asynccontextmanager
+async def elsewhere(way: str, model: str) -> AsyncIterator[Measure]:
+    """Run a way in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.inference", way, model),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        limit=2**20,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def hear() -> Any:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            with contextlib.suppress(ValueError):  # vLLM may print something too
+                return json.loads(line)
+        raise RuntimeError(f"{way} ended with code {await process.wait()}")
+
+    async def measure_one(scenario: str) -> list[float]:
+        assert process.stdin is not None
+        process.stdin.write(f"{scenario}\n".encode())
+        seconds: list[float] = await hear()
+        return seconds
+
+    try:
+        await hear()
+        yield measure_one
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+# -- ours ----------------------------------------------------------------------------------------
+
+
+async def cpu_per_thousand(backend: DragonVllmInferenceBackend) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    await backend.generate([prompt(i) for i in range(1000)], max_tokens=8, temperature=0)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
+
+
+async def chats(session: aiohttp.ClientSession, model: str) -> float:
+    async def one(number: int) -> None:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt(number)}],
+            **{"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True},
+        }
+        async with session.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            await answer.read()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(i) for i in range(256)))
+    return time.perf_counter() - began
+
+
+async def gateway(backend: DragonVllmInferenceBackend) -> tuple[float, float]:
+    """Return the median seconds of 256 chats at once, through the gateway and straight."""
+    assert backend._service is not None
+    assert backend._service.pool is not None
+    [replica] = backend._service.pool.replicas
+    path = str(replica.address).removeprefix("unix:")
+    key = {"X-Rhapsody-Key": replica._environment["RHAPSODY_REPLICA_KEY"]}
+    async with (
+        aiohttp.ClientSession(
+            backend.get_endpoint(), connector=aiohttp.TCPConnector(limit=0)
+        ) as through,
+        aiohttp.ClientSession(
+            "http://replica", connector=aiohttp.UnixConnector(path, limit=0), headers=key
+        ) as straight,
+    ):
+        sessions = (through, straight)
+        for session in sessions:
+            await chats(session, backend.model_name)
+        rounds = [
+            [await chats(session, backend.model_name) for session in sessions]
+            for _ in range(GATEWAY_ROUNDS)
+        ]
+    first, second = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return first, second
+
+
+# -- the comparison ------------------------------------------------------------------------------
+
+BASE = "AsyncLLM in process"
+QUANTITIES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "a lone prompt, p50": ("lone", statistics.median),
+    "256 prompts at once, wall time": ("256", statistics.median),
+    f"Poisson {POISSON_RATE}/s, p50": ("poisson", statistics.median),
+    f"Poisson {POISSON_RATE}/s, p99": (
+        "poisson",
+        lambda seconds: statistics.quantiles(seconds, n=100)[98],
+    ),
+    "short prompts among long ones, p50": ("short", statistics.median),
+    **{f"{n:,} prompts at once, wall time": (f"{n}", statistics.median) for n in SIZES[1:]},
+}
+
+
+async def compare(ways: dict[str, Measure]) -> list[tuple[str, str, str]]:
+    """Measure all ways in turns."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for scenario, (rounds, _) in SCENARIOS.items():
+        for _ in range(rounds):
+            for way, measure_one in ways.items():
+                found.setdefault((scenario, way), []).extend(await measure_one(scenario))
+    rows = []
+    for name, (scenario, summary) in QUANTITIES.items():
+        base = summary(found[scenario, BASE])
+        for way in ways:
+            if way != BASE:
+                seconds = summary(found[scenario, way])
+                taken = f"{seconds * 1000:.0f} ms against {base * 1000:.0f} ms"
+                rows.append((f"{name}: {way} over {BASE}", f"{seconds / base:.2f}", taken))
+    return rows
+
+
+async def measure() -> list[tuple[str, str, str]]:
+    """Return the rows of the table: what, ratio, how it was taken."""
+    from rhapsody.testing.tiny_llama import make_tiny_llama
+
+    os.environ.update(ENVIRONMENT)
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhapsody-")))
+        model = str(make_tiny_llama(folder / "tiny"))
+        config = folder / "config.yaml"
+        config.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in ENGINE.items()))
+        backend = await stack.enter_async_context(
+            DragonVllmInferenceBackend(
+                config, model, num_gpus=0, launcher="local", host="127.0.0.1", port=0
+            )
+        )
+
+        async def ask(text: str, tokens: int) -> None:
+            await backend.generate(text, temperature=0, max_tokens=tokens, ignore_eos=True)
+
+        async def ours(scenario: str) -> list[float]:
+            return await SCENARIOS[scenario][1](ask)
+
+        await at_once(ask, 64)
+        through, straight = await gateway(backend)
+        cpu = await cpu_per_thousand(backend)
+        rows = await compare(
+            {
+                BASE: await stack.enter_async_context(elsewhere("async_llm", model)),
+                "our backend": ours,
+                "a window of 500 ms + LLM.generate": await stack.enter_async_context(
+                    elsewhere("window", model)
+                ),
+            }
+        )
+    return [
+        *rows,
+        (
+            "256 chats at once: through the gateway over straight to the server",
+            f"{through / straight:.2f}",
+            f"{through * 1000:.0f} ms against {straight * 1000:.0f} ms",
+        ),
+        ("CPU seconds of our own process per 1,000 prompts", "", f"{cpu:.2f} s"),
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    way, model = arguments
+    asyncio.run({"async_llm": async_llm, "window": window}[way](model))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

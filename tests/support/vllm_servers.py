@@ -1,0 +1,67 @@
+"""Real vLLM servers on the CPU, of a tiny model with random weights."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.backends import DragonVllmInferenceBackend
+
+START_SECONDS = 300.0
+"""Longest time for a server to be ready: it is 20 s on a quiet machine of two cores."""
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    # Compiling would take longer than all the tests.
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+"""What a server needs on a small machine without a network."""
+
+CONFIG = """
+enforce-eager: true
+max-num-seqs: 256
+structured-outputs-config:
+  backend: xgrammar
+  disable_any_whitespace: true
+"""
+"""Without whitespace in JSON, which random weights would write without end."""
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True}
+
+
+@functools.cache
+def tiny_llama() -> str:
+    """Make the model, once for all tests of a session."""
+    from rhapsody.testing.tiny_llama import make_tiny_llama
+
+    return str(make_tiny_llama(Path(tempfile.mkdtemp(prefix="tiny-llama-"))))
+
+
+def vllm_backend(**options: Any) -> DragonVllmInferenceBackend:
+    """Make a backend on vLLM, in engine mode unless told otherwise."""
+    model = tiny_llama()
+    config = Path(model) / "config.yaml"
+    config.write_text(CONFIG)
+    defaults: dict[str, Any] = {
+        "config_file": config,
+        "model_name": model,
+        "launcher": "local",
+        "num_gpus": 0,
+        "host": "127.0.0.1",
+        "port": 0,
+        "use_service": False,
+        "startup_timeout": START_SECONDS,
+    }
+    return DragonVllmInferenceBackend(**{**defaults, **options})
+
+
+def set_environment(patch: pytest.MonkeyPatch) -> None:
+    """Set what servers need, for as long as the patch lasts."""
+    for name, value in ENVIRONMENT.items():
+        patch.setenv(name, os.environ.get(name, value))
