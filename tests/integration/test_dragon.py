@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody.api.errors import BackendError
 from rhapsody.backends import DragonExecutionBackend, DragonExecutionBackendV3
-from tests.support.dragon import under_dragon
+from tests.support.under_dragon import under_dragon
 
 pytestmark = pytest.mark.dragon
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dragon import under_dragon
+from tests.support.under_dragon import under_dragon
 
 pytestmark = pytest.mark.asyncflow
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.support.dragon import Runner
+from tests.support.under_dragon import Runner
 
 if "DRAGON_MY_PUID" not in os.environ:
     collect_ignore_glob = ["test_*.py"]

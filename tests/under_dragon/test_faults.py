@@ -16,7 +16,7 @@ import pytest
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.backends import DragonExecutionBackendV3
-from tests.support.dragon import Runner, under_dragon
+from tests.support.under_dragon import Runner, under_dragon
 from tests.support.waiting import until
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody.api.errors import ResourceError, TaskExecutionError
-from tests.support.dragon import Runner
+from tests.support.under_dragon import Runner
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,7 +14,7 @@ import pytest
 from rhapsody import ComputeTask, Session
 from rhapsody.api.errors import BackendError, TaskExecutionError, UnsupportedTaskError
 from rhapsody.backends import ConcurrentExecutionBackend, DragonExecutionBackendV3
-from tests.support.dragon import Runner
+from tests.support.under_dragon import Runner
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

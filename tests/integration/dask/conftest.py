@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.dask import SMALL, Runner
+from tests.support.on_dask import SMALL, Runner
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from rhapsody.api.errors import BackendError, ConfigurationError
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.dask import HERE, SMALL, Runner
+from tests.support.on_dask import HERE, SMALL, Runner
 
 pytestmark = pytest.mark.dask
 

@@ -15,7 +15,7 @@ import pytest
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.backends import DaskExecutionBackend
 from rhapsody.testing.gate import Gate, hold, hold_async
-from tests.support.dask import HERE, SMALL, Runner, scheduler_process, until, worker_process
+from tests.support.on_dask import HERE, SMALL, Runner, scheduler_process, until, worker_process
 
 pytestmark = pytest.mark.dask
 

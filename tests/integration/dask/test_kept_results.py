@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody.api.errors import BackendError, UnsupportedTaskError
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.dask import SMALL, Runner
+from tests.support.on_dask import SMALL, Runner
 
 pytestmark = pytest.mark.dask
 

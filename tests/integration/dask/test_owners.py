@@ -9,7 +9,7 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 import asyncflow_ext
 from rhapsody import ComputeTask, Session
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.dask import SMALL, until
+from tests.support.on_dask import SMALL, until
 
 pytestmark = [pytest.mark.dask, pytest.mark.asyncflow]
 

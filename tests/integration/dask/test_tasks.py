@@ -19,7 +19,7 @@ from rhapsody.api.errors import (
 )
 from rhapsody.backends import DaskExecutionBackend
 from rhapsody.testing.gate import Gate, hold, hold_async
-from tests.support.dask import HERE, SMALL, Runner, until
+from tests.support.on_dask import HERE, SMALL, Runner, until
 
 pytestmark = pytest.mark.dask
 

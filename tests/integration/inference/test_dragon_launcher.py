@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.support import dragon_program
-from tests.support.dragon import under_dragon
 from tests.support.processes import wait_gone
+from tests.support.under_dragon import under_dragon
 
 pytestmark = [pytest.mark.dragon, pytest.mark.slow, pytest.mark.timeout(120)]
 
