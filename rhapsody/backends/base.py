@@ -186,7 +186,7 @@ class BaseBackend:
                 work.timer.cancel()
 
     def _start_timer(self, work: Work) -> None:
-        if work.key in self._works and work.timeout is not None:
+        if work.timer is None and work.key in self._works and work.timeout is not None:
             loop = asyncio.get_running_loop()
             work.timer = loop.call_later(work.timeout, self._expire, work)
 

@@ -210,6 +210,7 @@ def serve(address: Address, host: str, outbox: Any, head_pid: int, head_host: in
     from dragon.utils import host_id
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the head
+    shutil.rmtree(address.directory, ignore_errors=True)  # a killed predecessor's
     address.directory.mkdir(mode=0o700)
     watched = [os.getppid(), *([head_pid] if host_id() == head_host else [])]
     threading.Thread(target=_end_with, args=(watched, address), daemon=True).start()

@@ -19,7 +19,7 @@ import queue
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rhapsody.api.errors import BackendError, TaskExecutionError
@@ -45,6 +45,9 @@ AGENT_SECONDS = 60.0
 
 STOP_SECONDS = 2.0
 """How long agents may take to end."""
+
+RESPAWN_SECONDS = 1.0
+"""Time between the end of an agent and the start of another."""
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """A message of so many bytes takes no more calls."""
@@ -111,8 +114,8 @@ class DragonCrew:
             self.expect(agent.host.name, 1)
         _thread(self._start_agents, "watch", agents)
         try:
-            ready = asyncio.gather(*(agent.ready.wait() for agent in agents))
-            if not await done_within(ready, AGENT_SECONDS) or any(a.inbox is None for a in agents):
+            ready = await done_within(_all(agent.ready for agent in agents), AGENT_SECONDS)
+            if not ready or any(agent.inbox is None for agent in agents):
                 lacking = [agent.host.name for agent in agents if agent.inbox is None]
                 raise BackendError(
                     self._name,
@@ -131,8 +134,7 @@ class DragonCrew:
             if agent.inbox is not None:
                 self._letters.put(functools.partial(agent.inbox.put, b""))
         self._letters.put(None)
-        ends = asyncio.gather(*(agent.ended.wait() for agent in agents))
-        if not await done_within(ends, STOP_SECONDS):
+        if not await done_within(_all(agent.ended for agent in agents), STOP_SECONDS):
             for agent in agents:
                 if not agent.ended.is_set():
                     self._loop.run_in_executor(None, _kill, agent)
@@ -200,8 +202,15 @@ class DragonCrew:
         logger.error("backend '%s': its agent on %s has ended", self._name, agent.host.name)
         successor = self._agents[agent.host.name] = _Agent(agent.host)
         self.pool.on_host_lost(agent.host)
+        if self.jobs is not None:
+            self.jobs.on_host_lost(agent.host)
         self.expect(agent.host.name, 1)
-        _thread(self._start_agents, "watch", [successor])
+        self._loop.call_later(RESPAWN_SECONDS, _thread, self._start_agents, "watch", [successor])
+
+    def ping(self, seat: Seat) -> None:
+        """Have a worker's loop say that it is not blocked."""
+        self.expect(seat.number, 1)
+        self.tell(seat, wire.PING)
 
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
@@ -250,7 +259,7 @@ class DragonCrew:
         while (letter := self._letters.get()) is not None:
             try:
                 letter()
-            except Exception as error:
+            except BaseException as error:
                 logger.warning("backend '%s': a message was not sent: %s", self._name, error)
 
     def _send_calls(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
@@ -258,7 +267,7 @@ class DragonCrew:
         for work, token in calls:
             try:
                 pack.add(self._call(pack, work, token))
-            except Exception as error:
+            except BaseException as error:  # users' code, such as a `__reduce__`
                 self._unsent(seat, token, error)
             if pack.size > MESSAGE_BYTES:
                 self._send_pack(seat, pack)
@@ -313,7 +322,7 @@ class DragonCrew:
                 reason = TaskExecutionError(call.uid, f"it could not be sent to a worker: {error}")
                 self._unsent(seat, call.token, reason)
 
-    def _unsent(self, seat: Seat, token: int, error: Exception) -> None:
+    def _unsent(self, seat: Seat, token: int, error: BaseException) -> None:
         self._count_off(seat.number, 1)
         self._tell_pool("on_unsent", seat.number, token, error)
 
@@ -372,6 +381,11 @@ class DragonCrew:
         self._loop.call_soon_threadsafe(getattr(self.pool, method), *args)
 
 
+async def _all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
+
+
 def _thread(target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
     thread.start()
@@ -416,6 +430,6 @@ def _rebuilt(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
             payload = pickle.loads(payload)
         elif word == wire.RAISED:
             load_outcome(payload)
-    except Exception as error:
+    except BaseException as error:  # users' code, too, which may even exit
         return token, wire.RAISED, seconds, error.with_traceback(None)
     return token, word, seconds, payload

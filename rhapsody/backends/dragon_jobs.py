@@ -143,7 +143,11 @@ class Jobs:
         return True
 
     def _insist(self, job: _Job) -> None:
-        if job.work in self._running:
+        if job.work not in self._running:
+            return
+        if not job.puids:  # still starting
+            self._loop.call_later(0.2, self._insist, job)
+        else:
             self._loop.run_in_executor(None, _kill, list(job.puids))
 
     # -- in the job's thread ----------------------------------------------------------------------
@@ -179,6 +183,9 @@ class Jobs:
 
         rank = job.ranks[index]
         given = dict(rank.template)
+        cwd = os.fspath(given.pop("cwd", None) or os.getcwd())
+        if not os.path.isdir(cwd):  # on this host, which is where it can be seen
+            raise FileNotFoundError(f"its working directory does not exist: {cwd!r}")
         numbered = {"RHAPSODY_RANK": str(index), "RHAPSODY_RANKS": str(len(job.ranks))}
         policy = rank.policy
         if policy is None and rank.host is not None:
@@ -190,7 +197,7 @@ class Jobs:
         return ProcessTemplate(
             serve,
             args=(self._crew.setup(job.numbers[index]),),
-            cwd=os.fspath(given.pop("cwd", None) or os.getcwd()),
+            cwd=cwd,
             env=child_environment({**(given.pop("env", None) or {}), **numbered}),
             policy=policy,
             **given,
@@ -223,6 +230,12 @@ class Jobs:
             except Exception as error:
                 job.notes[number] = (1, wire.RAISED, 0.0, error)
         self._crew.post(host, number, wire.STOP)
+
+    def on_host_lost(self, host: Host) -> None:
+        """Take in that nothing more will be heard from the ranks on a host."""
+        for job in list(self._running.values()):
+            job.silent.update(n for n, name in job.hosts.items() if name == host.name)
+            self._end_if_over(job)
 
     def _on_group_end(self, job: _Job) -> None:
         # The last notes of ranks that were there may still be under way.

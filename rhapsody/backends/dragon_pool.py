@@ -32,6 +32,9 @@ STALL_SECONDS = 0.02
 BARREN = 3
 """Workers in a row that may end before they are ready."""
 
+PING_SECONDS = 1.0
+"""How long the loop of a worker may be blocked that has a cancelled function to get rid of."""
+
 STOP_SECONDS = 1.5
 """How long workers may take to end by themselves at shutdown."""
 
@@ -69,6 +72,9 @@ class Crew(Protocol):
 
     def tell(self, seat: Seat, *message: Any) -> None:
         """Send any other message to a worker."""
+
+    def ping(self, seat: Seat) -> None:
+        """Have a worker's loop say that it is not blocked."""
 
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
@@ -246,6 +252,9 @@ class Pool:
             if word == wire.GONE:
                 seat.is_gone = True
                 continue
+            if word == wire.PONG:
+                seat.ponged = self._loop.time()
+                continue
             work = seat.drop(token)
             if work is None:
                 continue
@@ -350,6 +359,9 @@ class Pool:
             seat.drop(token)
             self._give_up(work)
             self._retire(seat)
+            self._crew.ping(seat)
+            patience = max(self._grace, PING_SECONDS)
+            self._loop.call_later(patience, self._end_blocked, seat, self._loop.time())
         else:
             logger.warning(
                 "task %s did not end within %g s of its cancellation: its worker is replaced",
@@ -357,6 +369,15 @@ class Pool:
                 self._grace,
             )
             self._retire(seat)
+            self._crew.kill(seat)
+
+    def _end_blocked(self, seat: Seat, since: float) -> None:
+        if seat.number in self._seats and seat.ponged < since:
+            logger.warning(
+                "backend '%s': worker %d is blocked by a cancelled async function and is replaced",
+                self._name,
+                seat.number,
+            )
             self._crew.kill(seat)
 
     def _retire(self, seat: Seat) -> None:
@@ -424,10 +445,10 @@ class Pool:
         self._barren += 1
         if self._barren < BARREN:
             return
-        if any(seat.is_ready for seat in self._seats.values()):
-            self._limit = max(1, len(self._seats))
-            return
         self._barren = 0
+        if any(seat.is_ready for seat in self._seats.values()):
+            self._limit = max(1, len(self._seats))  # as many as there is room for
+            return
         error = BackendError(
             self._name,
             f"{BARREN} workers in a row ended before they were ready; what they wrote to standard "

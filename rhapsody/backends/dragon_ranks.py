@@ -132,6 +132,8 @@ def _known(uid: str, ranks: list[Rank], hosts: Sequence[Host]) -> list[Rank]:
     # A host that it does not know ends the whole runtime.
     names = [host.name for host in hosts]
     for rank in ranks:
+        if getattr(getattr(rank.policy, "placement", None), "name", "") == "HOST_ID":
+            raise UnsupportedTaskError(uid, "a policy must name its host, by 'host_name'")
         wanted = getattr(rank.policy, "host_name", "")
         if wanted and wanted not in names:
             raise ResourceError(

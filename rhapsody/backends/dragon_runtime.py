@@ -81,6 +81,8 @@ def choose_hosts(hosts: Sequence[Host], wanted: int | Sequence[str] | None) -> l
                 f"nodes={wanted} asks for more nodes than the {len(hosts)} of this allocation"
             )
         return list(hosts[:wanted])
+    if not wanted:
+        raise ConfigurationError("nodes names no node; leave it out to use all of them")
     by_name = {host.name: host for host in hosts}
     if unknown := [name for name in wanted if name not in by_name]:
         raise ConfigurationError(

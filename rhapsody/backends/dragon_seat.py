@@ -41,6 +41,7 @@ class Seat:
         stalled: Whether it gave back what it had not begun, and is still at what it had.
         retiring: Whether it is to end, and gets nothing more.
         progress: When it last ended a call, on the loop's clock.
+        ponged: When its loop last showed that it is not blocked, on the head's clock.
         is_gone: Whether its last note has come.
         has_ended: Whether its process has.
         exit_code: How that ended; None where it is not known, or could not be started.
@@ -57,6 +58,7 @@ class Seat:
         self.stalled = False
         self.retiring = False
         self.progress = 0.0
+        self.ponged = 0.0
         self.is_gone = False
         self.has_ended = False
         self.exit_code: int | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
@@ -38,6 +41,9 @@ class _Routed(io.TextIOBase):
     def fileno(self) -> int:
         return int(self._target().fileno())
 
+    def reconfigure(self, **options: Any) -> None:
+        self._target().reconfigure(**options)
+
     def isatty(self) -> bool:
         return False
 
@@ -57,6 +63,38 @@ def route_stdio() -> None:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(line_buffering=True)
         setattr(sys, name, _Routed(name, stream))
+
+
+def relay_stdio() -> None:
+    """Keep Dragon's own pipes from children: it takes a worker for alive while one is open."""
+    for descriptor in (1, 2):
+        ours, (source, sink) = os.dup(descriptor), os.pipe()
+        os.dup2(sink, descriptor)
+        os.close(sink)
+        relay = threading.Thread(target=_relay, args=(source, ours), daemon=True)
+        relay.start()
+        os.register_at_fork(after_in_child=functools.partial(_close, source, ours))
+        atexit.register(_drain, descriptor, ours, relay)
+
+
+def _relay(source: int, target: int) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(source, 65536):
+            while data:
+                data = data[os.write(target, data) :]
+
+
+def _drain(descriptor: int, ours: int, relay: threading.Thread) -> None:
+    with contextlib.suppress(Exception):
+        (sys.stdout if descriptor == 1 else sys.stderr).flush()
+        os.dup2(ours, descriptor)
+        relay.join(0.2)
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

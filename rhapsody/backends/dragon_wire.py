@@ -1,9 +1,9 @@
 """What the head, the agents and the workers of a Dragon backend say to each other.
 
 Head to worker, through the agent of its host: a pickled `(RUN, functions, calls)`,
-`(CANCEL, tokens)`, `(RETURN,)` or `(STOP,)`. Worker to head: notes, several of which travel
-together where several are there. On the Unix socket between worker and agent each message has its
-length in front, and each note a header.
+`(CANCEL, tokens)`, `(RETURN,)`, `(PING,)` or `(STOP,)`. Worker to head: notes, several of which
+travel together where several are there. On the Unix socket between worker and agent each message
+has its length in front, and each note a header.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ __all__ = [
     "FIELDS",
     "GONE",
     "HELLO",
+    "PING",
+    "PONG",
     "RAISED",
     "RETURN",
     "RETURNED",
@@ -46,7 +48,7 @@ __all__ = [
     "note",
 ]
 
-RUN, CANCEL, RETURN, STOP = range(4)
+RUN, CANCEL, RETURN, STOP, PING = range(5)
 
 HELLO = 0
 """Its token is the worker's number; payload: the pickled process id, and, from the agent on, the
@@ -71,6 +73,9 @@ RETURNED = 7
 
 GONE = 8
 """From the agent: the worker's connection is closed, and this is its last note."""
+
+PONG = 9
+"""The loop that async functions share is not blocked."""
 
 TOGETHER = 32
 """Calls that make a message worth sending."""
@@ -159,8 +164,10 @@ def dump_arguments(uid: str, args: Any, kwargs: Any) -> bytes | None:
 
 def is_small(task: Mapping[str, Any]) -> bool:
     """Whether a task is pickled in no time: its arguments are few and plain."""
-    args, kwargs = task.get("args") or (), task.get("kwargs") or {}
-    values = (*args, *kwargs.values())
+    try:
+        values = (*(task.get("args") or ()), *(task.get("kwargs") or {}).values())
+    except Exception:  # not what they have to be, which pickling them tells
+        return False
     return _are_plain(values) and all(len(v) < SMALL for v in values if type(v) in (str, bytes))
 
 

@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+import types
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any
 from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_agent import Address
-from rhapsody.backends.dragon_stdio import captured, route_stdio
+from rhapsody.backends.dragon_stdio import captured, relay_stdio, route_stdio
 from rhapsody.backends.guard import GuardedGroups
 from rhapsody.backends.process_calls import INTERRUPT, dump_error
 from rhapsody.processes import SECRET_VARIABLES
@@ -93,6 +94,11 @@ class Link:
         self.write(setup.number, wire.HELLO, 0.0, pickle.dumps(os.getpid()))
         self.flush()
 
+    def abandon(self) -> None:
+        """Close this copy in a forked child, or the end of its parent would not be seen."""
+        with contextlib.suppress(OSError):
+            os.close(self._socket.detach())
+
     def read(self) -> Any:
         """Return the next message; None when the agent has gone."""
         try:
@@ -147,7 +153,7 @@ class _Worker:
     # -- messages: their thread -------------------------------------------------------------------
 
     def receive(self) -> None:
-        while not self._stopping:
+        while True:  # after a STOP as well: what runs may be cancelled, or lose its agent
             message = self._link.read()
             if message is None:  # the agent has gone, and the head most likely with it
                 self._children.close()
@@ -164,6 +170,8 @@ class _Worker:
                 self._link.flush()
             elif message[0] == wire.RETURN:
                 self._give_back()
+            elif message[0] == wire.PING:
+                self._loop.call_soon_threadsafe(self._answer)
             else:
                 self._stopping = True
                 self._wake()
@@ -172,6 +180,11 @@ class _Worker:
         self._signals.put(None)
         if self._loop.is_running():
             self._loop.call_soon_threadsafe(self._more.set)
+
+    def _answer(self) -> None:
+        # On the loop: where a function blocks that, there is no answer.
+        self._link.write(0, wire.PONG)
+        self._link.flush()
 
     def _give_back(self) -> None:
         with contextlib.suppress(IndexError):
@@ -350,11 +363,16 @@ class _Worker:
         function = self._functions.get(data)
         if function is None:
             function = pickle.loads(data)
-            if len(data) < LARGE_FUNCTION:
+            if len(data) < LARGE_FUNCTION and _is_stateless(function):
                 self._functions[data] = function
                 if len(self._functions) > FUNCTIONS:
                     self._functions.popitem(last=False)
         return function
+
+
+def _is_stateless(function: Any) -> bool:
+    """Whether all calls may share one function: it has no state that one could leave to another."""
+    return isinstance(function, types.FunctionType) and not function.__closure__
 
 
 async def _value_of(awaitable: Any) -> Any:
@@ -375,8 +393,11 @@ def prepare(setup: Setup) -> Link:
         os.environ.pop(variable, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the head
     sys.path[:] = dict.fromkeys([*setup.path, *sys.path])
+    relay_stdio()
     route_stdio()
-    return Link(setup)
+    link = Link(setup)
+    os.register_at_fork(after_in_child=link.abandon)
+    return link
 
 
 def serve(setup: Setup) -> None:

@@ -90,7 +90,8 @@ async def test_a_killed_worker_costs_what_it_ran_and_nothing_else() -> None:
         for task in lost:
             assert isinstance(task["exception"], WorkerDied)
             assert "SIGKILL" in str(task["exception"])
-        assert {len(runner.reports.terminal(task["uid"])) for task in tasks} == {1}
+        ends = [report for report in runner.reports.log if report.state != "RUNNING"]
+        assert len({report.uid for report in ends}) == len(ends) == 1000
         assert victim not in backend.worker_pids
 
 
@@ -239,6 +240,68 @@ async def test_a_blocking_async_function_is_interrupted(tmp_path: Path) -> None:
         assert await runner.end(neighbour) == "DONE"
 
 
+def leave_a_child(how: str) -> int:
+    if how == "fork":
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        return pid
+    return subprocess.Popen(["/bin/sleep", "20"]).pid
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["fork", "popen"])
+async def test_a_child_that_is_left_hides_no_death(how: str) -> None:
+    async with DragonExecutionBackendV3(num_workers=1) as backend:
+        runner = Runner(backend)
+        left = runner.function(leave_a_child, how)
+        assert await runner.run(left) == ["DONE"]
+        long = runner.function(time.sleep, 60)
+        await runner.submit(long)
+        await until(lambda: runner.began(long))
+        began = time.monotonic()
+        os.kill(backend.worker_pids[0], signal.SIGKILL)
+        assert await runner.end(long) == "FAILED"
+        assert time.monotonic() - began < 5.0
+        os.kill(left["return_value"], signal.SIGKILL)
+
+
+async def test_an_async_function_that_blocks_for_good_is_ended(tmp_path: Path) -> None:
+    async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.3) as backend:
+        runner = Runner(backend)
+
+        async def block() -> None:
+            (tmp_path / "there").touch()
+            sum(range(10**12))
+
+        neighbour = runner.function(asyncio.sleep, 60)
+        task = runner.function(block)
+        await runner.submit(neighbour)
+        await until(lambda: runner.began(neighbour))
+        await runner.submit(task)
+        await until((tmp_path / "there").exists)
+        assert await backend.cancel_task(task["uid"])
+        assert await runner.end(neighbour) == "FAILED"
+        assert await runner.run(runner.function(square, 3)) == ["DONE"]
+
+
+async def test_a_killed_agent_is_replaced() -> None:
+    async with DragonExecutionBackendV3(num_workers=1) as backend:
+        runner = Runner(backend)
+        long = runner.function(time.sleep, 60)
+        job = runner.function(time.sleep, 60, options={"ranks": 1})
+        await runner.submit(long, job)
+        await until(lambda: runner.began(long) and runner.began(job))
+        assert backend._crew is not None
+        (agent,) = backend._crew._agents.values()
+        agent.process.kill()
+        assert await runner.end(long) == "FAILED"
+        assert await runner.end(job) == "FAILED"
+        assert isinstance(long["exception"], WorkerDied)
+        assert await runner.run(runner.function(square, 3)) == ["DONE"]
+
+
 async def test_executables_are_ended_with_their_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $$ $! > {shlex.quote(str(pids))}; wait"
@@ -270,10 +333,9 @@ async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
     began = time.monotonic()
     await backend.shutdown()
     assert time.monotonic() - began < 5.0
-    states = [runner.reports.terminal(task["uid"])[0].state for task in tasks]
-    assert states[0] == "DONE"
-    assert states[-1] == "CANCELED"
-    assert {len(runner.reports.terminal(task["uid"])) for task in tasks} == {1}
+    ends = [report for report in runner.reports.log if report.state != "RUNNING"]
+    assert len({report.uid for report in ends}) == len(ends) == 10_000
+    assert {report.state for report in ends} == {"DONE", "CANCELED"}
     await until(lambda: not any(map(is_alive, pids)))
     assert set(os.listdir()) == here
     assert {path.name for path in Path("/dev/shm").glob("rhapsody*")} <= before

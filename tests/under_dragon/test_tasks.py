@@ -96,6 +96,47 @@ async def test_arguments_that_cannot_be_pickled(runner: Runner) -> None:
     assert "stays where it is" in str(bad["exception"])
 
 
+async def test_arguments_that_are_none(runner: Runner) -> None:
+    bad, good = runner.function(scaled), runner.function(scaled, 3)
+    bad["args"] = 5
+    assert await runner.run(bad, good) == ["FAILED", "DONE"]
+    assert "not iterable" in str(bad["exception"])
+
+
+class Exits:
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __reduce__(self) -> Any:
+        if self.where == "here":
+            raise SystemExit(3)
+        return sys.exit, (3,)
+
+
+async def test_pickling_that_exits(runner: Runner) -> None:
+    there = runner.function(lambda: Exits("there"))
+    tasks = [runner.function(scaled, Exits("here")), there, runner.function(scaled, 3)]
+    assert await runner.run(*tasks) == ["FAILED", "FAILED", "DONE"]
+    assert "SystemExit" in str(tasks[0]["exception"])
+    assert "SystemExit" in str(there["exception"])
+
+
+class Simulation:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def run(self, step: int) -> list[int]:
+        self.steps.append(step)
+        return self.steps
+
+
+async def test_an_object_is_each_tasks_own(runner: Runner) -> None:
+    simulation = Simulation()
+    tasks = [runner.function(simulation.run, step) for step in range(8)]
+    await runner.run(*tasks)
+    assert [task["return_value"] for task in tasks] == [[step] for step in range(8)]
+
+
 async def test_results_that_cannot_be_pickled(runner: Runner) -> None:
     bad, good = runner.function(OnlyHere), runner.function(scaled, 3)
     assert await runner.run(bad, good) == ["FAILED", "DONE"]

@@ -113,6 +113,10 @@ class Crew:
         while worker.backlog:
             worker.say(worker.backlog.pop()[1], wire.RETURNED)
 
+    def ping(self, seat: Seat) -> None:
+        worker = self.workers[seat.number]
+        asyncio.get_running_loop().call_soon(worker.say, 0, wire.PONG)
+
     def kill(self, seat: Seat) -> None:
         seat.retiring = True
         worker = self.workers.get(seat.number)

@@ -110,6 +110,8 @@ def test_hosts_are_chosen_by_number_or_name() -> None:
     assert choose_hosts(LARGE, ["node3", "node1"]) == [LARGE[3], LARGE[1]]
     with pytest.raises(ConfigurationError, match="nodes=5 asks for more nodes than the 4"):
         choose_hosts(LARGE, 5)
+    with pytest.raises(ConfigurationError, match="nodes names no node"):
+        choose_hosts(LARGE, [])
     with pytest.raises(ConfigurationError, match="nodes names mars, not in this allocation"):
         choose_hosts(LARGE, ["mars"])
 
