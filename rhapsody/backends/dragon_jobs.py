@@ -13,43 +13,19 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, WorkerDied
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_ranks import Rank
+from rhapsody.backends.dragon_roles import JobCrew, Reports
 from rhapsody.backends.dragon_runtime import Host
-from rhapsody.backends.dragon_worker import Setup, serve
+from rhapsody.backends.dragon_worker import serve
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.work import Work
 from rhapsody.processes import child_environment
 
-if TYPE_CHECKING:
-    from rhapsody.backends.dragon_pool import Reports
-
-__all__ = ["JobCrew", "Jobs"]
-
-
-class JobCrew(Protocol):
-    """What speaks to ranks; never blocks."""
-
-    def number(self) -> int:
-        """Return a number for a new worker; from any thread."""
-
-    def setup(self, number: int) -> Setup:
-        """Return what a new worker has to know."""
-
-    def expect(self, sender: int, count: int) -> None:
-        """Expect so many notes of a worker; from any thread."""
-
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
-
-    def post_alone(self, host: str, number: int, work: Work, rank: int) -> None:
-        """Send a rank its one call; raises where the call cannot be sent."""
-
-    def post(self, host: str, number: int, *message: Any) -> None:
-        """Send any other message to a worker."""
+__all__ = ["Jobs"]
 
 
 class _Job:

@@ -13,16 +13,17 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 from rhapsody.api.errors import BackendError, WorkerDied
 from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.dragon_roles import Crew, Reports
 from rhapsody.backends.dragon_runtime import Host, spread
 from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE, Seat
 from rhapsody.backends.work import Work
 from rhapsody.waiting import done_within
 
-__all__ = ["Crew", "Pool", "Reports"]
+__all__ = ["Pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,47 +41,6 @@ STOP_SECONDS = 1.5
 
 KILL_SECONDS = 2.0
 """How long the end of a killed worker is waited for."""
-
-
-class Reports(Protocol):
-    """What the pool tells about tasks; each is told exactly one end."""
-
-    def running(self, work: Work) -> None:
-        """A task has begun."""
-
-    def done(self, work: Work, fields: dict[str, Any]) -> None:
-        """A task has ended, with its result fields."""
-
-    def failed(self, work: Work, error: BaseException) -> None:
-        """A task has failed."""
-
-    def cancelled(self, work: Work) -> None:
-        """A task was stopped, or never begun, after `Pool.cancel`."""
-
-
-class Crew(Protocol):
-    """What starts and ends workers and speaks to them; never blocks."""
-
-    def number(self) -> int:
-        """Return a number for a new worker."""
-
-    def start(self, seats: Sequence[Seat]) -> None:
-        """Start workers."""
-
-    def send(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
-        """Send calls (task, token) to a worker."""
-
-    def tell(self, seat: Seat, *message: Any) -> None:
-        """Send any other message to a worker."""
-
-    def ping(self, seat: Seat) -> None:
-        """Have a worker's loop say that it is not blocked."""
-
-    def kill(self, seat: Seat) -> None:
-        """Kill a worker."""
-
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
 
 
 class Pool:
