@@ -71,7 +71,7 @@ class _Agent:
 
 
 class DragonCrew:
-    """Starts, ends and speaks to workers; a `dragon_pool.Crew`.
+    """Starts, ends and speaks to workers; a `dragon_roles.Crew` and a `JobCrew`.
 
     Args:
         name: The backend's name.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-__all__ = ["captured", "route_stdio"]
+__all__ = ["captured", "relay_stdio", "route_stdio"]
 
 _files: ContextVar[dict[str, TextIO] | None] = ContextVar("files", default=None)
 
