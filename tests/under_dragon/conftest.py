@@ -6,19 +6,23 @@ they are not collected.
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.support.under_dragon import Runner
 
+HERE = Path(__file__).parent
+
 if "DRAGON_MY_PUID" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.dragon)
+    for item in items:  # of the whole session, and not of this folder alone
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.dragon)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
