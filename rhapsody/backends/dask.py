@@ -22,7 +22,7 @@ from rhapsody.backends.dask_placement import Placement
 from rhapsody.backends.executables import OPTIONS as EXECUTABLE_OPTIONS
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.service import service_loop
-from rhapsody.backends.work import Work
+from rhapsody.backends.work import Work, refuse_unknown
 
 if TYPE_CHECKING:
     from rhapsody.backends.dask_cluster import Connection
@@ -207,12 +207,7 @@ class DaskExecutionBackend(BaseBackend):
         super().check(work)
         if not work.options:
             return
-        if unknown := work.options.keys() - OPTIONS:
-            raise UnsupportedTaskError(
-                work.uid,
-                f"backend '{self.name}' has no option {', '.join(map(repr, sorted(unknown)))}; "
-                f"it knows {', '.join(sorted(OPTIONS))}",
-            )
+        refuse_unknown(work, OPTIONS, self.name)
         if work.kind == EXECUTABLE and work.options.get("keep_on_cluster"):
             raise UnsupportedTaskError(work.uid, "'keep_on_cluster' is for functions")
         try:

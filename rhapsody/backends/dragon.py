@@ -23,7 +23,7 @@ from rhapsody.backends.dragon_runtime import (
 from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE
 from rhapsody.backends.executables import OPTIONS as EXECUTABLE_OPTIONS
 from rhapsody.backends.protocol import FUNCTION, TaskStates
-from rhapsody.backends.work import Work, failure_fields
+from rhapsody.backends.work import Work, failure_fields, refuse_unknown
 
 if importlib.util.find_spec("dragon") is not None:
     # Whoever imports this module may call `multiprocessing.set_start_method("dragon")` next, and
@@ -158,12 +158,7 @@ class DragonExecutionBackend(BaseBackend):
         super().check(work)
         if not work.options:
             return
-        if unknown := work.options.keys() - OPTIONS:
-            raise UnsupportedTaskError(
-                work.uid,
-                f"backend '{self.name}' has no option {', '.join(map(repr, sorted(unknown)))}; "
-                f"it knows {', '.join(sorted(OPTIONS))}",
-            )
+        refuse_unknown(work, OPTIONS, self.name)
         retries = work.options.get("retries") or 0
         if not isinstance(retries, int) or retries < 0:
             raise UnsupportedTaskError(

@@ -44,7 +44,6 @@ __all__ = [
     "dump_value",
     "frame",
     "is_small",
-    "load_note",
     "note",
 ]
 
@@ -204,12 +203,6 @@ def dump_value(uid: str, value: Any) -> bytes:
 def note(token: int, word: int, seconds: float = 0.0, payload: bytes = b"") -> bytes:
     """Return a note as it goes through a socket."""
     return _HEADER.pack(token, word, seconds, len(payload)) + payload
-
-
-def load_note(data: bytes) -> Note:
-    """Return the one note that these bytes are."""
-    token, word, seconds, _ = _HEADER.unpack_from(data)
-    return token, word, seconds, data[_HEADER.size :]
 
 
 def dump_message(*message: Any) -> bytes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError, message_of
 from rhapsody.backends.attachment import Attachment
 from rhapsody.backends.protocol import Task, TaskStates, task_kind
 
-__all__ = ["Work", "failure_fields", "task_exception"]
+__all__ = ["Work", "failure_fields", "refuse_unknown", "task_exception"]
 
 
 class Work:
@@ -89,3 +89,17 @@ def failure_fields(work: Work, error: BaseException) -> dict[str, Any]:
     """Return the result fields of a task that failed."""
     exception = task_exception(work.uid, error)
     return {"exception": exception, "stderr": message_of(exception)}
+
+
+def refuse_unknown(work: Work, known: Set[str], backend_name: str) -> None:
+    """Refuse a task that has an option which its backend does not know.
+
+    Raises:
+        UnsupportedTaskError: It has one; the message names it, and those there are.
+    """
+    if unknown := work.options.keys() - known:
+        raise UnsupportedTaskError(
+            work.uid,
+            f"backend '{backend_name}' has no option {', '.join(map(repr, sorted(unknown)))}; "
+            f"it knows {', '.join(sorted(known))}",
+        )
