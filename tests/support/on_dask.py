@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends import DaskExecutionBackend
-from rhapsody.testing.owners import Reports
 from rhapsody.testing.samples import executable, function
+from tests.support.runner import TaskRunner
 
 PATIENCE_S = 30.0
 
@@ -25,48 +24,22 @@ HERE = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0
 """What a caller adds to `SMALL` who makes a cluster and listens on this machine only."""
 
 
-class Runner:
-    """An owner that submits tasks and waits for them.
-
-    Args:
-        backend: Where they run.
-    """
-
-    def __init__(self, backend: DaskExecutionBackend) -> None:
-        self.backend = backend
-        self.reports = Reports()
-        self._number = 0
-        backend.register_callback(self.reports.callback)
+class Runner(TaskRunner):
+    """Describes tasks, submits them and waits for their ends."""
 
     def function(self, func: Any, *args: Any, **options: Any) -> dict[str, Any]:
         """Describe a function; keywords are options of the backend."""
-        task = function(self._next(), func, *args)
+        task = function(self.next_uid(), func, *args)
         return {**task, "name": func.__name__, "task_backend_specific_kwargs": options}
 
     def executable(self, *command: str, **options: Any) -> dict[str, Any]:
         """Describe an executable; keywords are options of the backend."""
-        task = executable(self._next(), *command)
+        task = executable(self.next_uid(), *command)
         return {**task, "name": command[0], "task_backend_specific_kwargs": options}
-
-    def _next(self) -> str:
-        self._number += 1
-        return f"task.{self._number:06}"
-
-    async def submit(self, *tasks: dict[str, Any]) -> None:
-        await self.backend.submit_tasks(list(tasks))
-
-    async def end(self, task: dict[str, Any]) -> str:
-        """Wait for a task's end and return its state."""
-        return str((await self.reports.end(task["uid"])).state)
-
-    async def run(self, *tasks: dict[str, Any]) -> list[str]:
-        """Submit tasks and return their final states."""
-        await self.submit(*tasks)
-        return [await self.end(task) for task in tasks]
 
     async def running(self, task: dict[str, Any]) -> None:
         """Wait until a task is said to run."""
-        await until(lambda: "RUNNING" in self.reports.states(task["uid"]))
+        await until(lambda: self.began(task))
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -1,7 +1,6 @@
 """Programs under the Dragon runtime, and tasks for a Dragon backend."""
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -10,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.testing.owners import Reports
 from rhapsody.testing.samples import describe
+from tests.support.runner import TaskRunner
 
 
 @contextlib.contextmanager
@@ -49,14 +48,8 @@ def under_dragon(
             segment.unlink(missing_ok=True)
 
 
-class Runner:
+class Runner(TaskRunner):
     """Describes tasks, submits them and waits for their ends."""
-
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        self.reports = Reports()
-        self._numbers = itertools.count(1)
-        backend.register_callback(self.reports.callback)
 
     def function(
         self, function: Callable[..., Any], *args: Any, options: Any = None, **fields: Any
@@ -71,18 +64,4 @@ class Runner:
         )
 
     def _describe(self, kind: str, options: Any, **fields: Any) -> dict[str, Any]:
-        uid = f"task.{next(self._numbers):06}"
-        return describe(uid, kind, task_backend_specific_kwargs=options or {}, **fields)
-
-    async def submit(self, *tasks: dict[str, Any]) -> None:
-        await self.backend.submit_tasks(list(tasks))
-
-    async def end(self, task: dict[str, Any]) -> str:
-        return str((await self.reports.end(task["uid"])).state)
-
-    async def run(self, *tasks: dict[str, Any]) -> list[str]:
-        await self.submit(*tasks)
-        return [await self.end(task) for task in tasks]
-
-    def began(self, task: dict[str, Any]) -> bool:
-        return "RUNNING" in self.reports.states(task["uid"])
+        return describe(self.next_uid(), kind, task_backend_specific_kwargs=options or {}, **fields)
