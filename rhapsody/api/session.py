@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Iterable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,9 @@ from rhapsody.api.errors import (
     TaskValidationError,
 )
 from rhapsody.api.routing import Router
-from rhapsody.api.statistics import BackendStatistics
 from rhapsody.api.tasks import BaseTask
 from rhapsody.backends.protocol import TaskStates
+from rhapsody.report.runs import BackendRun, OwnersNotes
 
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
@@ -34,18 +36,15 @@ AnyTask = MutableMapping[str, Any]
 
 
 class _Entry:
-    """An active task: where it runs, since when, and who waits for it."""
+    """An active task: where it runs, and who waits for it."""
 
-    __slots__ = ("backend", "ended", "future", "submitted", "task")
+    __slots__ = ("backend", "ended", "future", "task")
 
-    def __init__(
-        self, task: AnyTask, backend: Any, future: asyncio.Future[Any], submitted: float
-    ) -> None:
+    def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
         self.task = task
         self.backend = backend
         self.future = future
         self.ended: asyncio.Future[None] = future.get_loop().create_future()
-        self.submitted = submitted
 
 
 class Session:
@@ -81,7 +80,8 @@ class Session:
         self._active: dict[str, _Entry] = {}
         # Finished tasks that the user still holds: their uids cannot be taken again.
         self._known: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
-        self._statistics: dict[str, BackendStatistics] = {}
+        self._runs: dict[str, BackendRun] = {}
+        self._notes: dict[str, OwnersNotes] = {}
         self._telemetry: TelemetryManager | None = None
         self._poll_interval = 5.0
         if backends is None:
@@ -117,7 +117,9 @@ class Session:
         backend.attached_to.append(self.uid)
         backend.register_callback(self._on_state)
         self.backends[backend.name] = backend
-        self._statistics[backend.name] = BackendStatistics()
+        if not hasattr(backend, "active_records"):
+            self._notes[backend.name] = OwnersNotes()
+        self._runs[backend.name] = BackendRun(backend, self._notes.get(backend.name))
         if self._telemetry is not None:
             self._watch(backend)
 
@@ -144,10 +146,9 @@ class Session:
         tasks = _as_list(tasks)
         loop = self._bind_loop()
         batches = self._route(tasks)
-        now = time.monotonic()
         for backend, batch in batches:
             for task in batch:
-                self._register(task, backend, loop.create_future(), now)
+                self._register(task, backend, loop.create_future())
         futures = [self._active[task["uid"]].future for task in tasks]
         left = [task for _, batch in batches for task in batch]
         try:
@@ -159,16 +160,15 @@ class Session:
                 self._on_state(task, TaskStates.CANCELED)
         return futures
 
-    def _register(
-        self, task: AnyTask, backend: Any, future: asyncio.Future[Any], now: float
-    ) -> None:
+    def _register(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
         if isinstance(task, BaseTask):
             task.bind_future(future)
             self._known[task["uid"]] = task
         task["backend"] = backend.name
         task["state"] = TaskStates.PENDING
-        self._active[task["uid"]] = _Entry(task, backend, future, now)
-        self._statistics[backend.name].submitted()
+        self._active[task["uid"]] = _Entry(task, backend, future)
+        if self._notes and backend.name in self._notes:
+            self._notes[backend.name].submitted(task)
         if self._telemetry is not None:
             self._telemetry.on_task_created(task)
 
@@ -209,14 +209,13 @@ class Session:
         entry = self._active.get(task["uid"])
         if entry is None:
             return
-        statistics = self._statistics[entry.backend.name]
+        if self._notes and entry.backend.name in self._notes:
+            self._notes[entry.backend.name].on_state(task, state)
         if state in TaskStates.terminal_states:
             del self._active[task["uid"]]
-            statistics.ended(task["state"], state, time.monotonic() - entry.submitted)
             task["state"] = state
             _settle(entry, task, state)
         elif state == TaskStates.RUNNING:
-            statistics.started(task["state"])
             task["state"] = state
         if self._telemetry is not None:
             self._telemetry.on_task_state(task, state)
@@ -246,11 +245,12 @@ class Session:
         tasks = _as_list(tasks)
         waiting = [entry.ended for entry in map(self._entry, tasks) if entry is not None]
         waiter = asyncio.wait(waiting, timeout=timeout) if waiting else None
+        view: AbstractContextManager[Any] = nullcontext()
         if progress:
-            from rhapsody.api.progress import watch
+            from rhapsody.report.live import LiveView
 
-            pending = await watch(self, waiter)
-        else:
+            view = LiveView(list(self._runs.values()))
+        with view:
             pending = (await waiter)[1] if waiter is not None else set()
         if pending:
             ended = len(tasks) - len(pending)
@@ -282,18 +282,42 @@ class Session:
         Returns:
             `tasks`: tasks by state. `backends`: by name, `tasks` (by state), `latency_seconds`
             from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`, over the last
-            10,000), and under `backend` what the backend says of itself.
+            20,000), and under `backend` what the backend says of itself.
         """
-        total: dict[str, int] = {}
-        backends = {}
-        for name, statistics in self._statistics.items():
-            backends[name] = statistics.as_dict()
-            for state, number in backends[name]["tasks"].items():
-                total[state] = total.get(state, 0) + number
-            own = getattr(self.backends[name], "get_statistics", None)
-            if own is not None:
-                backends[name]["backend"] = own()
-        return {"tasks": total, "backends": backends}
+        backends = {
+            name: {
+                "tasks": run.history.counts,
+                "latency_seconds": run.history.latency_seconds(),
+                "backend": run.statistics(),
+            }
+            for name, run in self._runs.items()
+        }
+        total: Counter[str] = Counter()
+        for figures in backends.values():
+            total.update(figures["tasks"])
+        return {"tasks": dict(total), "backends": backends}
+
+    def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write one HTML page about the session's tasks so far; it needs no other file.
+
+        It shows when and where each ran, how many ended per second, sizes of batches, latencies,
+        and why tasks failed. Of each backend the latest 20,000 tasks that ended are drawn, and
+        all are counted. It takes about a second for 20,000 tasks, in this thread; it may be
+        called at any time, after the session's end too, and from any thread.
+
+        Args:
+            path: The file, replaced where there is one.
+            title: Heading of the page; the session's uid where None.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        from rhapsody.report.page import write_page
+
+        return write_page(path, title or self.uid, list(self._runs.values()))
 
     def _check_open(self) -> None:
         if self.closed or self._closer is not None:

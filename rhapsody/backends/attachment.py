@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from typing import Any
 
+from rhapsody.backends.history import TaskHistory
 from rhapsody.backends.protocol import Task, TaskCallback
 
 __all__ = ["Attachment", "ignore"]
@@ -20,12 +21,27 @@ DELIVERIES_PER_PASS = 512
 
 
 class Attachment:
-    """One owner's time with a backend: its callback, its loop and what waits to be delivered."""
+    """One owner's time with a backend: its callback, its loop and what waits to be delivered.
 
-    __slots__ = ("__weakref__", "_callback", "loop", "outbox", "owner", "released", "waking")
+    Args:
+        callback: What states are reported to.
+        history: Takes note of the tasks; one of its own where None.
+    """
 
-    def __init__(self, callback: TaskCallback) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_callback",
+        "history",
+        "loop",
+        "outbox",
+        "owner",
+        "released",
+        "waking",
+    )
+
+    def __init__(self, callback: TaskCallback, history: TaskHistory | None = None) -> None:
         self.replace_callback(callback)
+        self.history = history or TaskHistory()
         self.loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):
             self.loop = asyncio.get_running_loop()

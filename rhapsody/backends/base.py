@@ -9,13 +9,10 @@ here: one terminal state per task, delivery on the owner's loop, many results pe
 from __future__ import annotations
 
 import asyncio
-import atexit
-import concurrent.futures
 import functools
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,7 +24,9 @@ from rhapsody.api.errors import (
     TaskTimeoutError,
     UnsupportedTaskError,
 )
+from rhapsody.backends.at_exit import end_at_exit
 from rhapsody.backends.attachment import Attachment, ignore
+from rhapsody.backends.history import TaskHistory, TaskRecord
 from rhapsody.backends.protocol import COMPUTE_KINDS, TaskCallback, TaskStates
 from rhapsody.backends.service import service_loop
 from rhapsody.backends.work import Work, failure_fields
@@ -37,9 +36,6 @@ __all__ = ["BaseBackend"]
 logger = logging.getLogger(__name__)
 
 B = TypeVar("B", bound="BaseBackend")
-
-EXIT_SECONDS = 5.0
-"""How long a shutdown may take at the exit of a program that did not call it."""
 
 
 class BaseBackend:
@@ -74,6 +70,7 @@ class BaseBackend:
         self.is_attached = False
         self.attached_to: list[str] = []
         self._attachment: Attachment | None = None
+        self._history = TaskHistory()
         self._attached_as: tuple[str, int] = (self._work_dir, 0)
         self._works: dict[tuple[int, str], Work] = {}
         self._reporting = threading.Lock()
@@ -81,7 +78,6 @@ class BaseBackend:
         self._starter: asyncio.Task[Exception | None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
-        _backends.add(self)
 
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run one task on the service loop and return its result fields.
@@ -135,11 +131,17 @@ class BaseBackend:
             if work.key in self._works:  # else cancelled before its turn came
                 work.job = loop.create_task(self._drive(work))
 
-    def running(self, work: Work) -> None:
-        """Report that a task has started; from any thread."""
+    def running(self, work: Work, place: str = "") -> None:
+        """Report that a task has started; from any thread.
+
+        Args:
+            work: The task.
+            place: Where it runs, if that is known: a node, a model server.
+        """
+        work.place = place
         with self._reporting:  # else its end, from another thread, could be told first
             if work.key in self._works and work.state == TaskStates.PENDING:
-                work.state = TaskStates.RUNNING
+                work.start()
                 work.attachment.post(work.task, {}, work.state)
         if self.timeout_from_start and work.timeout is not None:
             service_loop().call(self._start_timer, work)
@@ -158,7 +160,7 @@ class BaseBackend:
         with self._reporting:
             if self._works.pop(work.key, None) is None:
                 return False
-            work.state = state
+            work.end(state, fields.get("exception") if fields else None)
             work.attachment.post(work.task, fields or {}, state)
         return True
 
@@ -233,6 +235,7 @@ class BaseBackend:
             if leftover:
                 service_loop().call(self._cancel_all, leftover)
         self._attachment = Attachment(func)
+        self._history = self._attachment.history
         self._attached_as = (self._work_dir, len(self.attached_to))
 
     def release(self, owner: Any) -> None:
@@ -252,6 +255,15 @@ class BaseBackend:
         if func is not None:
             self.register_callback(func)
 
+    @property
+    def history(self) -> TaskHistory:
+        """What became of the present owner's tasks, and before there was one, of all."""
+        return self._history
+
+    def active_records(self, history: TaskHistory) -> list[TaskRecord]:
+        """Return records of the tasks in a history that have not ended."""
+        return history.active(list(self._works.values()))
+
     def get_task_states_map(self) -> TaskStates:
         """Return the states of tasks, as attributes, and `terminal_states`."""
         return TaskStates()
@@ -264,10 +276,12 @@ class BaseBackend:
         """Take tasks over; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
         attachment = self._attachment
         if attachment is None:
-            attachment = self._attachment = Attachment(ignore)
+            attachment = self._attachment = Attachment(ignore, self._history)
         attachment.bind(asyncio.get_running_loop())
         attachment.released = False
         works = []
+        with self._reporting:
+            attachment.history.submitted(len(tasks))
         for task in tasks:
             work = Work(task, attachment, self._work_dir)
             try:
@@ -275,6 +289,8 @@ class BaseBackend:
                 if self._works.setdefault(work.key, work) is not work:
                     raise UnsupportedTaskError(work.uid, "a task of this uid is active already")
             except Exception as error:
+                with self._reporting:
+                    work.end(TaskStates.FAILED, error)
                 attachment.post(task, failure_fields(work, error), TaskStates.FAILED)
             else:
                 works.append(work)
@@ -323,10 +339,12 @@ class BaseBackend:
             Exception: Whatever the task failed with.
         """
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        attachment = Attachment(functools.partial(_settle, ended))
+        attachment = Attachment(functools.partial(_settle, ended), self._history)
         described = {"uid": "task", **task}
         work = Work(dict(described), attachment, self._work_dir)
         self.check(work)
+        with self._reporting:
+            self._history.submitted(1)
         self._works[work.key] = work
         self.hand_over([work])
         try:
@@ -413,7 +431,7 @@ class BaseBackend:
 
     async def _start_up(self) -> Exception | None:
         self._state = "STARTING"
-        _end_at_exit()
+        end_at_exit(self)
         try:
             await self.start()
         except asyncio.CancelledError:
@@ -439,11 +457,12 @@ class BaseBackend:
         Idempotent; never raises. The backend starts again when it is used again.
         """
         attachment = self._attachment
-        await service_loop().run(self._shut_down_once())
+        await service_loop().run(self.shut_down_once())
         if attachment is not None:
             await attachment.delivered()
 
-    async def _shut_down_once(self) -> None:
+    async def shut_down_once(self) -> None:
+        """Shut down, on the service loop; what calls it meanwhile waits for the same end."""
         if self._closer is None:
             self._closer = asyncio.get_running_loop().create_task(self._shut_down())
         await asyncio.shield(self._closer)
@@ -483,30 +502,3 @@ def _settle(ended: asyncio.Future[None], task: Mapping[str, Any], state: str) ->
         ended.set_exception(task["exception"])
     else:
         ended.set_exception(TaskCancelledError(task["uid"]))
-
-
-_backends: weakref.WeakSet[BaseBackend] = weakref.WeakSet()
-
-
-@functools.cache
-def _end_at_exit() -> None:
-    # Executors join their workers before `atexit` runs, for ever where a task never ends. What
-    # `threading` offers for its own needs comes earlier, the last to register first.
-    register = getattr(threading, "_register_atexit", atexit.register)
-    register(functools.partial(_end_all, os.getpid()))
-
-
-def _end_all(owner_pid: int) -> None:
-    """End what nobody shut down: in good order where that is quick, else at once."""
-    if os.getpid() != owner_pid:
-        return  # a forked child exits: nothing of this is its own
-    backends = [
-        backend for backend in list(_backends) if backend.state() not in ("IDLE", "STOPPED")
-    ]
-    loop = service_loop().loop
-    ends = [asyncio.run_coroutine_threadsafe(b._shut_down_once(), loop) for b in backends]
-    try:
-        concurrent.futures.wait(ends, timeout=EXIT_SECONDS)
-    finally:  # a second Ctrl-C interrupts the waiting
-        for backend in backends:
-            backend.abandon()

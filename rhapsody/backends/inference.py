@@ -21,6 +21,7 @@ from rhapsody.backends.service import service_loop
 from rhapsody.backends.work import Work
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.prompts import Completion
+from rhapsody.inference.replica import Replica
 from rhapsody.inference.service import InferenceService
 from rhapsody.inference.structured import parsed_response, with_schema
 from rhapsody.inference.turns import outcomes_of
@@ -126,7 +127,7 @@ class DragonVllmInferenceBackend(BaseBackend):
 
     async def start(self) -> None:
         """Start the model's servers, and the HTTP server in server mode."""
-        service = InferenceService(self.config)
+        service = InferenceService(self.config, lambda size: self.history.batch(size))
         self._service = service
         _running.add(self)
         try:
@@ -182,7 +183,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             `response`, with `stdout` and `return_value` the same object, `usage` (tokens),
             `finish_reason`, and where asked for `parsed` and `response_logprobs`.
         """
-        task, sent = work.task, partial(self.running, work)
+        task, sent = work.task, partial(self._sent, work)
         prompt, system_prompt = task["prompt"], task.get("system_prompt")
         sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
         wanted = sampling.get("response_format")
@@ -195,12 +196,15 @@ class DragonVllmInferenceBackend(BaseBackend):
         answer = completion, parsed_response(completion, wanted)
         return _result_fields([answer], single=True)
 
+    def _sent(self, work: Work, replica: Replica) -> None:
+        self.running(work, f"replica {replica.index}")
+
     async def _complete_all(
         self,
         prompts: Sequence[Any],
         system_prompt: str | None,
         sampling: Mapping[str, Any],
-        on_sent: Callable[[], None] | None = None,
+        on_sent: Callable[[Replica], None] | None = None,
     ) -> list[Completion | BaseException]:
         service = self._running_service()
         sampling = with_schema(sampling)

@@ -23,6 +23,7 @@ __all__ = [
     "TaskStates",
     "accepted_kinds",
     "task_kind",
+    "task_name",
 ]
 
 Task = MutableMapping[str, Any]
@@ -66,6 +67,23 @@ def task_kind(task: Mapping[str, Any]) -> str | None:
         if task.get(kind):
             return kind
     return None
+
+
+def task_name(task: Mapping[str, Any], kind: str | None) -> str:
+    """Say what a task runs, in a word.
+
+    Args:
+        task: The task's description.
+        kind: What `task_kind` says of it.
+
+    Returns:
+        The name of its function or executable, or else its kind.
+    """
+    if kind == FUNCTION:
+        # AsyncFlow wraps functions, and notes the name of the one inside.
+        name = task.get("_tel_executable") or getattr(task[FUNCTION], "__name__", None)
+        return name or type(task[FUNCTION]).__name__
+    return str(task[EXECUTABLE]) if kind == EXECUTABLE else kind or ""
 
 
 @runtime_checkable

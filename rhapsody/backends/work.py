@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -22,6 +23,9 @@ class Work:
         kind: "function", "executable" or "prompt".
         work_dir: Directory for captured output, as it was when the task came.
         state: The state that was reported last; PENDING before any.
+        place: Where it runs, if that is known: a node, a model server. Else "".
+        submitted: When the backend got it, by `time.monotonic`, in seconds.
+        started: When it began to run, likewise; None before.
     """
 
     __slots__ = (
@@ -30,7 +34,10 @@ class Work:
         "expired",
         "job",
         "kind",
+        "place",
+        "started",
         "state",
+        "submitted",
         "task",
         "timer",
         "uid",
@@ -47,7 +54,21 @@ class Work:
         self.ending = False
         self.expired = False
         self.state = TaskStates.PENDING
+        self.place = ""
+        self.submitted = time.monotonic()
+        self.started: float | None = None
         self.timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Note that it runs now."""
+        self.state = TaskStates.RUNNING
+        self.started = time.monotonic()
+        self.attachment.history.started()
+
+    def end(self, state: str, error: BaseException | None) -> None:
+        """Note that it has ended in a state, and what it failed with."""
+        self.attachment.history.ended(self, state, error)
+        self.state = state
 
     @property
     def key(self) -> tuple[int, str]:

@@ -81,7 +81,7 @@ class PromptRequest:
         system_prompt: Goes before it.
         sampling: The engine's sampling parameters.
         stream: Whether pieces of the text are wanted as they come.
-        on_sent: Called when a server gets the prompt, each time.
+        on_sent: Called with the server that gets the prompt, each time.
     """
 
     __slots__ = ("_future", "_on_sent", "_pieces", "attempts", "body", "id", "replica", "started")
@@ -92,7 +92,7 @@ class PromptRequest:
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         stream: bool = False,
-        on_sent: Callable[[], None] | None = None,
+        on_sent: Callable[[Any], None] | None = None,
     ) -> None:
         self.id = f"p{next(_ids)}"
         self.body = {
@@ -114,7 +114,7 @@ class PromptRequest:
         """Note which server has the prompt now."""
         self.replica = replica
         if self._on_sent is not None:
-            self._on_sent()
+            self._on_sent(replica)
 
     @property
     def done(self) -> bool:

@@ -40,10 +40,12 @@ class InferenceService:
 
     Args:
         config: What to serve, and how.
+        on_batch: Called with the number of prompts in each batch that leaves.
     """
 
-    def __init__(self, config: InferenceConfig) -> None:
+    def __init__(self, config: InferenceConfig, on_batch: Callable[[int], None]) -> None:
         self.config = config
+        self._on_batch = on_batch
         self.metrics = Metrics()
         self.admission = Admission(config.max_pending)
         self.gateway: Gateway | None = None
@@ -80,7 +82,7 @@ class InferenceService:
             self.pool.capacity,
             max_batch_size=self.config.max_batch_size,
             max_wait=self.config.max_batch_wait_ms / 1000,
-            on_batch=self.metrics.batch,
+            on_batch=self._note_batch,
         )
         try:
             await self.pool.start()
@@ -90,6 +92,10 @@ class InferenceService:
         except BaseException:
             await self.stop()
             raise
+
+    def _note_batch(self, waits: list[float]) -> None:
+        self.metrics.batch(waits)
+        self._on_batch(len(waits))
 
     def _make_replicas(self, engine: Engine, directory: Path) -> list[Replica]:
         environment = {
@@ -175,11 +181,11 @@ class InferenceService:
         prompt: str | Sequence[Mapping[str, Any]],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
-        on_sent: Callable[[], None] | None = None,
+        on_sent: Callable[[Replica], None] | None = None,
     ) -> Completion:
         """Answer one prompt; wait where `max_pending` are inside already.
 
-        `on_sent` is called when a server gets the prompt, each time.
+        `on_sent` is called with the server that gets the prompt, each time.
         Cancelling it takes the prompt out of the queue, or stops the server's work on it.
 
         Raises:
@@ -198,7 +204,7 @@ class InferenceService:
         prompt: str | Sequence[Mapping[str, Any]],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
-        on_sent: Callable[[], None] | None = None,
+        on_sent: Callable[[Replica], None] | None = None,
     ) -> Completion:
         """Answer one prompt that has been let in already."""
         request = PromptRequest(prompt, system_prompt, sampling, on_sent=on_sent)

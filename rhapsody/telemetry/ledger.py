@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rhapsody.backends.history import percentile
 from rhapsody.telemetry.events import (
     BaseEvent,
     ResourceUpdate,
@@ -151,9 +152,7 @@ class TaskLedger:
         }
         recent = sorted(_chain(group.recent for group in groups))
         for percent in (50, 95, 99):
-            # Nearest rank: the smallest duration that `percent` % of the tasks do not exceed.
-            rank = -(-len(recent) * percent // 100)
-            figures[f"p{percent}_seconds"] = recent[rank - 1]
+            figures[f"p{percent}_seconds"] = percentile(recent, percent)
         return figures
 
     def backends(self) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rhapsody.api.errors import ConfigurationError, MissingExtraError, SessionError
-from rhapsody.backends.protocol import EXECUTABLE, FUNCTION, TaskStates, task_kind
+from rhapsody.backends.protocol import TaskStates, task_kind, task_name
 from rhapsody.telemetry.checkpoint import Checkpoint
 from rhapsody.telemetry.events import (
     BaseEvent,
@@ -306,19 +306,14 @@ class TelemetryManager:
         self.emit(make_event(cls, session_id=self._session_id, backend="", **fields))
 
     def _emit_task(self, cls: type[BaseEvent], task: Mapping[str, Any], **fields: Any) -> None:
-        kind = task_kind(task) or ""
-        executable = kind
-        if kind == FUNCTION:
-            executable = getattr(task[FUNCTION], "__name__", type(task[FUNCTION]).__name__)
-        elif kind == EXECUTABLE:
-            executable = str(task[EXECUTABLE])
+        kind = task_kind(task)
         self.emit(
             make_event(
                 cls,
                 session_id=self._session_id,
                 backend=task.get("backend") or "",
                 task_id=task["uid"],
-                attributes={"executable": executable, "task_type": kind},
+                attributes={"executable": task_name(task, kind), "task_type": kind or ""},
                 **fields,
             )
         )

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rhapsody import ComputeTask, Session
-from rhapsody.api import progress
 from rhapsody.backends import NoopExecutionBackend
+from rhapsody.report import live
 from tests.support.held import HeldBackend
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -61,7 +61,7 @@ async def test_without_a_terminal_a_last_plain_line_says_how_it_ended(
 async def test_without_a_terminal_a_line_is_printed_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
+    monkeypatch.setattr(live, "LINE_SECONDS", 0.02)
     held = HeldBackend()
     async with Session([held]) as session:
         task = ComputeTask(function=work)

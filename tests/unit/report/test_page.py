@@ -1,0 +1,223 @@
+"""`Session.report`: what stands in the page of a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import AITask, ComputeTask, Session
+from rhapsody.backends import (
+    ConcurrentExecutionBackend,
+    DragonVllmInferenceBackend,
+    NoopExecutionBackend,
+)
+from rhapsody.backends.history import RECORDS
+from tests.support.held import HeldBackend
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """A page that is well formed, its text, and the data of its charts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._open: list[str] = []
+        self._attributes: dict[str, Any] = {}
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.data: dict[str, Any] = {}
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self._attributes = dict(attrs)
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside == "script" and self._attributes.get("type") == "application/json":
+            self.data = json.loads(data)
+        elif inside not in ("script", "style") and data.strip():
+            self.words.append(" ".join(data.split()))
+
+
+def work() -> None:
+    pass
+
+
+def broken(message: str) -> None:
+    raise ValueError(message)
+
+
+async def run(session: Session, *tasks: Any) -> None:
+    await session.submit_tasks(tasks)
+    await session.wait_tasks(tasks)
+
+
+def tasks_of(page: Page, uid: str) -> dict[str, Any]:
+    """Return the task's values, by column."""
+    columns = page.data["tasks"]
+    row = columns["uid"].index(uid)
+    return {name: values[row] for name, values in columns.items()}
+
+
+async def test_the_page_has_the_tasks_of_every_backend(tmp_path: Path) -> None:
+    model = DragonVllmInferenceBackend(
+        None, "embedded", num_gpus=0, engine="embedded", launcher="local", use_service=False
+    )
+    async with Session([ConcurrentExecutionBackend(), model]) as session:
+        prompts = [AITask(f"What is {n}?", max_tokens=5) for n in range(4)]
+        await run(session, ComputeTask(function=work, uid="first"), *prompts)
+        page = Page(session.report(tmp_path / "run.html", title="Five tasks"))
+    assert {"Five tasks", "concurrent", "dragon_vllm"} <= set(page.words)
+    assert [group["label"] for group in page.data["groups"]] == [
+        "concurrent",
+        "dragon_vllm, replica 0",
+    ]
+    first = tasks_of(page, "first")
+    assert page.data["names"][first["name"]] == "work"
+    assert page.data["states"][first["state"]] == "DONE"
+    assert 0 <= first["submitted"] <= first["began"] <= first["ended"] <= page.data["seconds"]
+    (batches,) = page.data["batches"]
+    assert sum(batches["size"]) == 4
+
+
+async def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        await run(session, ComputeTask(function=work))
+        path = session.report(tmp_path / "run.html")
+    assert Page(path).links == []
+    assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
+
+
+async def test_failures_stand_there_with_their_reason(tmp_path: Path) -> None:
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        bad = [ComputeTask(function=broken, args=["the step is < 0"], uid=f"b.{n}") for n in (1, 2)]
+        await run(session, *bad)
+        page = Page(session.report(tmp_path / "run.html"))
+    words = " ".join(page.words)
+    assert "2 concurrent ValueError: the step is < 0" in words
+    failed = tasks_of(page, "b.2")
+    assert page.data["reasons"][failed["reason"]] == "ValueError: the step is < 0"
+
+
+async def test_no_text_of_a_task_becomes_markup(tmp_path: Path) -> None:
+    async with Session([ConcurrentExecutionBackend(name="<b>")]) as session:
+        evil = "</script><script>alert(1)</script>"
+        await run(session, ComputeTask(function=broken, args=[evil]))
+        path = session.report(tmp_path / "run.html", title=evil)
+    assert "<script>alert" not in path.read_text(encoding="utf-8")
+    assert Page(path).data["reasons"] == [f"ValueError: {evil}"]
+
+
+async def test_what_has_not_ended_is_shown_as_active(tmp_path: Path) -> None:
+    held = HeldBackend()
+    async with Session([held]) as session:
+        await session.submit_tasks([ComputeTask(function=work, uid="slow")])
+        await held.has_begun()
+        page = Page(session.report(tmp_path / "run.html"))
+        held.release()
+    assert "still active" in page.words
+    slow = tasks_of(page, "slow")
+    assert (page.data["states"][slow["state"]], slow["ended"]) == ("RUNNING", None)
+
+
+async def test_tasks_at_the_same_time_have_lanes_of_their_own(tmp_path: Path) -> None:
+    held = HeldBackend()
+    async with Session([held]) as session:
+        tasks = [ComputeTask(function=work) for _ in range(5)]
+        await session.submit_tasks(tasks)
+        await held.has_begun()
+        held.release()
+        await session.wait_tasks(tasks)
+        page = Page(session.report(tmp_path / "run.html"))
+    columns = page.data["tasks"]
+    stretches: dict[int, float] = {}
+    rows = sorted(zip(columns["began"], columns["ended"], columns["lane"], strict=True))
+    for began, ended, lane in rows:
+        assert stretches.get(lane, 0.0) <= began
+        stretches[lane] = ended
+    assert page.data["groups"][0]["lanes"] == len(stretches)
+
+
+async def test_a_long_run_says_that_only_the_latest_are_drawn(tmp_path: Path) -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        await run(session, *(ComputeTask(function=work) for _ in range(RECORDS + 1)))
+        page = Page(session.report(tmp_path / "run.html"))
+    assert len(page.data["tasks"]["uid"]) == RECORDS
+    assert any("of the latest 20,000" in words for words in page.words)
+    assert f"{RECORDS + 1:,}" in page.words
+
+
+async def test_a_report_can_be_written_after_the_end_and_over_an_older_one(tmp_path: Path) -> None:
+    session = Session([NoopExecutionBackend()])
+    path = session.report(tmp_path / "run.html")
+    assert Page(path).data["tasks"]["uid"] == []
+    await run(session, ComputeTask(function=work, uid="one"))
+    await session.close()
+    session.report(path)
+    assert Page(path).data["tasks"]["uid"] == ["one"]
+
+
+async def test_a_session_reports_its_own_tasks_only(tmp_path: Path) -> None:
+    backend = NoopExecutionBackend()
+    sessions = []
+    for uid in ("one", "two"):
+        async with Session([backend]) as session:
+            await run(session, ComputeTask(function=work, uid=uid))
+        sessions.append(session)
+    pages = [Page(s.report(tmp_path / "run.html")) for s in sessions]
+    assert [page.data["tasks"]["uid"] for page in pages] == [["one"], ["two"]]
+
+
+async def test_a_backend_that_keeps_no_history_is_reported_by_its_owners_notes(
+    tmp_path: Path,
+) -> None:
+    async with Session([Foreign()]) as session:
+        good, bad = ComputeTask(function=work, uid="g"), ComputeTask(function=broken, uid="b")
+        await run(session, good, bad)
+        page = Page(session.report(tmp_path / "run.html"))
+        assert session.get_statistics()["tasks"] == {"DONE": 1, "FAILED": 1}
+    assert tasks_of(page, "g")["began"] <= tasks_of(page, "g")["ended"]
+    assert page.data["reasons"] == ["OSError: no disk"]
+
+
+class Foreign:
+    """A backend of somebody else's, with no more than the protocol asks for."""
+
+    name = "foreign"
+    supports_implicit_data_linking = False
+    supports_explicit_data_linking = False
+
+    def __init__(self) -> None:
+        self.attached_to: list[str] = []
+
+    def register_callback(self, callback: Any) -> None:
+        self._callback = callback
+
+    async def submit_tasks(self, tasks: list[Any]) -> None:
+        for task in tasks:
+            self._callback(task, "RUNNING")
+            if task["function"] is broken:
+                task["exception"] = OSError("no disk")
+                self._callback(task, "FAILED")
+            else:
+                task["return_value"] = None
+                self._callback(task, "DONE")
+
+    async def shutdown(self) -> None:
+        pass
+
+
+def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with Session([NoopExecutionBackend()]) as session, pytest.raises(OSError, match="absent"):
+        session.report(tmp_path / "absent" / "run.html")
