@@ -126,7 +126,7 @@ class TaskHistory:
     def _failed(self, uid: str, error: BaseException | None) -> str:
         reason = "no reason was given"
         if error is not None:
-            message = message_of(error).replace(uid, "<uid>")[:REASON_CHARACTERS]
+            message = message_of(error).replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
             reason = f"{type(error).__name__}: {message}"
         known = self._failures.get(reason)
         if known is None and len(self._failures) >= REASONS:
