@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 B = TypeVar("B", bound="BaseBackend")
 
+STARTS_PER_PASS = 250
+"""Tasks started before the service loop gets to do something else."""
+
 
 class BaseBackend:
     """Base class of all backends.
@@ -125,9 +128,11 @@ class BaseBackend:
         work.timeout  # noqa: B018 - reading it refuses a bad one before anything has started
 
     def dispatch(self, works: Sequence[Work]) -> None:
-        """Start tasks on the service loop, without blocking it; one asyncio task for each."""
+        """Start tasks on the service loop, some in each pass of it; one asyncio task for each."""
         loop = asyncio.get_running_loop()
-        for work in works:
+        if rest := works[STARTS_PER_PASS:]:
+            loop.call_soon(self.dispatch, rest)
+        for work in works[:STARTS_PER_PASS]:
             if work.key in self._works:  # else cancelled before its turn came
                 work.job = loop.create_task(self._drive(work))
 

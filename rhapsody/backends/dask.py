@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.api.errors import (
@@ -43,9 +43,6 @@ OPTIONS = EXECUTABLE_OPTIONS | {
     "workers",
 }
 """Keys of `task_backend_specific_kwargs` that this backend knows."""
-
-STARTS_PER_PASS = 250
-"""Tasks started before the service loop gets to do something else."""
 
 
 class DaskExecutionBackend(BaseBackend):
@@ -214,12 +211,6 @@ class DaskExecutionBackend(BaseBackend):
             Placement.of(work.options)
         except (TypeError, ValueError) as error:
             raise UnsupportedTaskError(work.uid, str(error)) from error
-
-    def dispatch(self, works: Sequence[Work]) -> None:
-        """Start tasks, some in each pass of the service loop."""
-        super().dispatch(works[:STARTS_PER_PASS])
-        if rest := works[STARTS_PER_PASS:]:
-            asyncio.get_running_loop().call_soon(self.dispatch, rest)
 
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run one task on the cluster."""

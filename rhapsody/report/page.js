@@ -111,7 +111,7 @@
       if (tasks.ended[i] === null || bin < 0 || tasks.ended[i] > view.to) continue;
       sums[groups[tasks.group[i]].backend][Math.min(bin, bins - 1)] += 1 / width;
     }
-    const top = 1.1 * Math.max(...sums.map((s) => Math.max(...s)), 1e-9);
+    const top = 1.1 * (Math.max(0, ...sums.map((s) => Math.max(...s))) || 1);
     grid(panel, top);
     sums.forEach((sum, b) => {
       const points = [];
