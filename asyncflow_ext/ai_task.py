@@ -28,7 +28,7 @@ __all__ = ["AITaskDecorator", "extend"]
 E = TypeVar("E")
 PromptFunction = Callable[..., Coroutine[Any, Any, Any]]
 
-OPTIONS = SAMPLING_FIELDS | {"backend", "model", "system_prompt", "timeout"}
+OPTIONS = SAMPLING_FIELDS | {"backend", "model", "on_text", "system_prompt", "timeout"}
 DRY_RUN_RESPONSE = "Dummy Prompt Output"
 """What AsyncFlow's own no-op backend answers a prompt with."""
 
@@ -63,10 +63,12 @@ class AITaskDecorator:
     Options, on the decorator or by the same keywords in a call (where the function has no
     parameter of that name), or in a `task_description`, of a call or as the default of the
     function's parameter of that name: `backend`, `model`, `system_prompt`, `timeout` (seconds),
-    and sampling parameters such as `temperature`. With a pydantic model class as `response_format`
-    the future is of an instance of it. With one inference backend in the engine none
-    need be named; with several the decorator, the call or `model` says which. On Rhapsody's engine
-    the decorator takes `retries` and `backoff` (seconds) as well.
+    sampling parameters such as `temperature`, and `on_text`, called on the caller's loop with each
+    piece of the response while it is written. With a pydantic model class as `response_format`
+    the future is of an instance of it. With one inference backend in the engine none need be
+    named; with several the decorator, the call or `model` says which. On Rhapsody's engine the
+    decorator takes `retries` and `backoff` (seconds) as well, but no `retries` beside `on_text`,
+    which would get the beginning again.
 
     Args:
         flow: The engine.
@@ -113,8 +115,12 @@ class AITaskDecorator:
             options = {**_described(described.default), **options}
             self._able(options)
 
+        _check_once(options, repeating)
+
         async def body(args: Any, kwargs: Any, merged: Any) -> Any:
-            return await self._answer(await function(*args, **kwargs), merged, name)
+            task = _make_task(await function(*args, **kwargs), merged, name)
+            _check_once(task, repeating)
+            return await self._answer(task, merged)
 
         component = self._component(body, name, repeating)
 
@@ -128,6 +134,7 @@ class AITaskDecorator:
                 given[option] = kwargs.pop(option)
             _check_options(given)
             merged = {**options, **given}
+            _check_once(merged, repeating)
             self._pick(merged)
             future: asyncio.Future[Any] = component(args, kwargs, merged, **engine_kwargs)
             return future
@@ -201,8 +208,7 @@ class AITaskDecorator:
             )
         return next(iter(able.values()), None)
 
-    async def _answer(self, prompt: Any, options: Mapping[str, Any], name: str) -> Any:
-        task = _make_task(prompt, options, name)
+    async def _answer(self, task: AITask, options: Mapping[str, Any]) -> Any:
         fields = {**options, **task}
         backend = self._pick(fields)
         if backend is None:
@@ -220,6 +226,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
                 f"ai_task has no option '{name}'; {hint}options are {', '.join(sorted(OPTIONS))}"
             )
     AITask("-", uid="ai_task", **options)
+
+
+def _check_once(options: Mapping[str, Any], repeating: Mapping[str, Any]) -> None:
+    if options.get("on_text") is not None and repeating.get("retries"):
+        raise TypeError(
+            "with 'retries' an 'on_text' would get the beginning again; use one of them"
+        )
 
 
 def _described(description: Any) -> dict[str, Any]:

@@ -8,22 +8,19 @@ import os
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Iterable, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Iterable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.errors import (
-    SessionError,
-    TaskCancelledError,
-    TaskExecutionError,
-    TaskValidationError,
-)
+from rhapsody.api.errors import SessionError, TaskValidationError
 from rhapsody.api.routing import Router
+from rhapsody.api.submitted import AnyTask, Submitted
 from rhapsody.api.tasks import BaseTask
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.report.runs import BackendRun, OwnersNotes
+from rhapsody.streaming import OnText, called_here, pieces_of
 
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
@@ -31,20 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
-
-AnyTask = MutableMapping[str, Any]
-
-
-class _Entry:
-    """An active task: where it runs, and who waits for it."""
-
-    __slots__ = ("backend", "ended", "future", "task")
-
-    def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
-        self.task = task
-        self.backend = backend
-        self.future = future
-        self.ended: asyncio.Future[None] = future.get_loop().create_future()
 
 
 class Session:
@@ -77,7 +60,7 @@ class Session:
         self.closed = False
         self._closer: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._active: dict[str, _Entry] = {}
+        self._active: dict[str, Submitted] = {}
         # Finished tasks that the user still holds: their uids cannot be taken again.
         self._known: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
         self._runs: dict[str, BackendRun] = {}
@@ -166,7 +149,7 @@ class Session:
             self._known[task["uid"]] = task
         task["backend"] = backend.name
         task["state"] = TaskStates.PENDING
-        self._active[task["uid"]] = _Entry(task, backend, future)
+        self._active[task["uid"]] = Submitted(task, backend, future)
         if self._notes and backend.name in self._notes:
             self._notes[backend.name].submitted(task)
         if self._telemetry is not None:
@@ -214,11 +197,43 @@ class Session:
         if state in TaskStates.terminal_states:
             del self._active[task["uid"]]
             task["state"] = state
-            _settle(entry, task, state)
+            entry.settle(state)
         elif state == TaskStates.RUNNING:
             task["state"] = state
         if self._telemetry is not None:
             self._telemetry.on_task_state(task, state)
+
+    async def stream(self, task: AnyTask) -> AsyncGenerator[str, None]:
+        """Submit an AI task and yield its response piece by piece, as it is written.
+
+        At the end the task has its results, as any other. Leaving early cancels it.
+
+        Args:
+            task: One prompt, not submitted yet, without an `on_text` of its own.
+
+        Raises:
+            TaskValidationError: As `submit_tasks` does, or it has an `on_text`.
+            Exception: Whatever awaiting the task raises.
+        """
+        if task.get("on_text") is not None:
+            raise TaskValidationError(
+                task.get("uid"), "it has an 'on_text'; submit it, or leave that out to stream it"
+            )
+
+        async def answer(on_text: OnText) -> None:
+            task["on_text"] = on_text
+            try:
+                [future] = await self.submit_tasks(task)
+                await asyncio.shield(future)
+            except asyncio.CancelledError:
+                await self.cancel(task)
+                raise
+            finally:
+                del task["on_text"]
+
+        async with aclosing(pieces_of(answer)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def wait_tasks(
         self,
@@ -259,7 +274,7 @@ class Session:
             )
         return list(tasks)
 
-    def _entry(self, task: AnyTask) -> _Entry | None:
+    def _entry(self, task: AnyTask) -> Submitted | None:
         entry = self._active.get(task.get("uid", ""))
         if entry is None and task.get("state") not in TaskStates.terminal_states:
             raise SessionError(f"task {task.get('uid')} was not submitted to this session")
@@ -390,7 +405,9 @@ class Session:
         """
         from rhapsody.backends.service import service_loop
 
-        return service_loop().run_blocking(self._run(tasks, timeout, progress))
+        tasks = _as_list(tasks)
+        with called_here(tasks) as calls:
+            return service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
 
     async def _run(
         self, tasks: Sequence[AnyTask] | AnyTask, timeout: float | None, progress: bool
@@ -462,42 +479,6 @@ def _check_dict(task: Any) -> None:
             None, f"a task is a ComputeTask, an AITask or a dict, not {type(task).__name__}"
         )
     task.setdefault("uid", BaseTask.from_dict(task)["uid"])
-
-
-def _settle(entry: _Entry, task: AnyTask, state: str) -> None:
-    future = entry.future
-    loop = future.get_loop()
-    if not _runs_here(loop) and not loop.is_closed():
-        # `with` left where a loop runs, or a third party's backend that reports from a thread.
-        loop.call_soon_threadsafe(_settle, entry, task, state)
-        return
-    if not entry.ended.done():
-        entry.ended.set_result(None)
-    if future.done():  # cancelled by whoever awaited the future itself
-        future = loop.create_future()
-        if isinstance(task, BaseTask):
-            task.bind_future(future)
-    if state == TaskStates.DONE:
-        future.set_result(task)
-        return
-    if state == TaskStates.CANCELED:
-        error: Any = TaskCancelledError(task["uid"])
-        task.setdefault("exception", error)
-    else:
-        error = task.get("exception")
-        if error is None:
-            error = TaskExecutionError(
-                task["uid"], task.get("stderr") or "no reason was given", task.get("exit_code")
-            )
-    future.set_exception(error)
-    future.exception()  # retrieved: those who use wait_tasks get no warnings
-
-
-def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
 
 
 def _release(backend: Any, owner: Any) -> None:

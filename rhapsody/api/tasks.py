@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import inspect
 import os
 import reprlib
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from rhapsody.api.errors import SessionError, TaskValidationError
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
+from rhapsody.streaming import OnText
 
 __all__ = ["AITask", "BaseTask", "ComputeTask", "Prompt"]
 
@@ -378,6 +380,8 @@ class AITask(BaseTask):
         uid: Unique name; made where None.
         backend: Name of the inference backend; the session's first where None.
         timeout: Longest time it may take, in seconds, waiting included.
+        on_text: Called with each piece of the response while it is written, on the loop that
+            submitted the task. For one response to one prompt.
         stop_sequences: Another name for `stop`.
         **extra: More sampling parameters of the engine, among them `logprobs` (how many of the
             likeliest tokens to tell of) and `response_format` (a pydantic model class, or a dict
@@ -394,7 +398,7 @@ class AITask(BaseTask):
     known_fields = (
         BaseTask.known_fields
         | SAMPLING_FIELDS
-        | {"inference_endpoint", "model", "prompt"}
+        | {"inference_endpoint", "model", "on_text", "prompt"}
         | {"stop_sequences", "system_prompt"}
     )
 
@@ -414,6 +418,7 @@ class AITask(BaseTask):
         uid: str | None = None,
         backend: str | None = None,
         timeout: float | None = None,
+        on_text: OnText | None = None,
         stop_sequences: Sequence[str] | None = None,
         **extra: Any,
     ) -> None:
@@ -431,6 +436,7 @@ class AITask(BaseTask):
             "n": n,
             "backend": backend,
             "timeout": timeout,
+            "on_text": on_text,
         }
         super().__init__({k: v for k, v in fields.items() if v is not None}, extra)
         self._check_prompt()
@@ -468,6 +474,15 @@ class AITask(BaseTask):
         if isinstance(value, bool) or not isinstance(value, int) or value < -1:
             self._refuse("top_k", "a whole number of at least 1, or 0 or -1 for all tokens")
 
+    def _check_on_text(self) -> None:
+        if not callable(self["on_text"]) or inspect.iscoroutinefunction(self["on_text"]):
+            self._refuse("on_text", "a plain function that takes a string, such as print")
+        if not (isinstance(self["prompt"], str) or _is_chat(self["prompt"])) or self["n"] not in (
+            None,
+            1,
+        ):
+            self._refuse("on_text", "left out: a stream is one response to one prompt")
+
     def _check_response_format(self) -> None:
         value = self["response_format"]
         if is_model_class(value):
@@ -502,6 +517,7 @@ _AI_CHECKS: dict[str, Callable[[AITask], None]] = {
     "max_tokens": lambda task: task._check_count("max_tokens", 1),
     "model": lambda task: task._check_type("model", str, "the name of a model"),
     "n": lambda task: task._check_count("n", 1),
+    "on_text": AITask._check_on_text,
     "response_format": AITask._check_response_format,
     "seed": lambda task: task._check_type("seed", int, "a whole number"),
     "stop": AITask._check_stop,

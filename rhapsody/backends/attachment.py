@@ -7,6 +7,7 @@ import contextlib
 import logging
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from rhapsody.backends.history import TaskHistory
@@ -45,7 +46,7 @@ class Attachment:
         self.loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):
             self.loop = asyncio.get_running_loop()
-        self.outbox: deque[tuple[Task, dict[str, Any], str]] = deque()
+        self.outbox: deque[tuple[Task, dict[str, Any], str] | Callable[[], None]] = deque()
         self.waking = False
         self.released = False
 
@@ -61,6 +62,10 @@ class Attachment:
                 self._callback = weakref.WeakMethod(callback)
                 self.owner = weakref.ref(owner)
 
+    def silence(self) -> None:
+        """Tell the owner nothing from now on, not even what waits to be delivered."""
+        self._callback, self.owner = None, None
+
     def is_same_owner(self, callback: TaskCallback) -> bool:
         """Whether a callback is the present owner's, or nobody's, as the present one is."""
         new = getattr(callback, "__self__", None)
@@ -72,7 +77,7 @@ class Attachment:
 
     @property
     def callback(self) -> TaskCallback | None:
-        """The registered callback, or None where its owner is gone."""
+        """The registered callback, or None where its owner is gone or is to be told nothing."""
         if self.owner is None:
             return self._callback  # type: ignore[no-any-return]
         return self._callback()  # type: ignore[no-any-return]
@@ -101,7 +106,14 @@ class Attachment:
 
     def post(self, task: Task, fields: dict[str, Any], state: str) -> None:
         """Queue a state for the owner and wake its loop once, from any thread."""
-        self.outbox.append((task, fields, state))
+        self._put((task, fields, state))
+
+    def call(self, func: Callable[[], None]) -> None:
+        """Queue a call for the owner's loop, in order with the states, from any thread."""
+        self._put(func)
+
+    def _put(self, entry: tuple[Task, dict[str, Any], str] | Callable[[], None]) -> None:
+        self.outbox.append(entry)
         if self.waking or self.loop is None:
             return
         self.waking = True
@@ -120,9 +132,13 @@ class Attachment:
         self.waking = False
         callback = self.callback
         for _ in range(min(len(self.outbox), DELIVERIES_PER_PASS)):
-            task, fields, state = self.outbox.popleft()
+            entry = self.outbox.popleft()
             if callback is None:
                 continue
+            if callable(entry):
+                entry()
+                continue
+            task, fields, state = entry
             try:
                 task.update(fields)
                 callback(task, state)

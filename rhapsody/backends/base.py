@@ -236,7 +236,7 @@ class BaseBackend:
                 uid = getattr(owner, "uid", "")
                 raise BackendInUseError(self.name, f"{type(owner).__name__} {uid}".strip())
             leftover = [w for w in list(self._works.values()) if w.attachment is present]
-            present.replace_callback(ignore)
+            present.silence()
             if leftover:
                 service_loop().call(self._cancel_all, leftover)
         self._attachment = Attachment(func)
@@ -355,6 +355,7 @@ class BaseBackend:
         try:
             await ended
         except asyncio.CancelledError:
+            attachment.silence()
             service_loop().call(self._end, work)
             raise
         added = work.task.items()

@@ -26,6 +26,7 @@ from rhapsody.inference.service import InferenceService
 from rhapsody.inference.structured import parsed_response, with_schema
 from rhapsody.inference.turns import outcomes_of
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
+from rhapsody.streaming import OnText, TextCallback, pieces_of
 
 __all__ = ["DragonVllmInferenceBackend"]
 
@@ -167,6 +168,8 @@ class DragonVllmInferenceBackend(BaseBackend):
         """Refuse what is no prompt, or asks for another model."""
         super().check(work)
         _check_prompt(work.uid, work.task["prompt"])
+        if work.task.get("on_text") is not None:
+            _check_stream(work.uid, work.task)
         self._check_model(work.uid, work.task)
 
     def _check_model(self, uid: str, task: Mapping[str, Any]) -> None:
@@ -177,7 +180,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             )
 
     async def execute(self, work: Work) -> dict[str, Any]:
-        """Answer the task's prompts.
+        """Answer the task's prompts; `on_text` is called on the owner's loop.
 
         Returns:
             `response`, with `stdout` and `return_value` the same object, `usage` (tokens),
@@ -191,7 +194,7 @@ class DragonVllmInferenceBackend(BaseBackend):
             outcomes = await self._complete_all(prompt, system_prompt, sampling, sent)
             return _result_fields([_parsed(o, wanted) for o in outcomes], single=False)
         completion = await self._running_service().complete(
-            prompt, system_prompt, with_schema(sampling), sent
+            prompt, system_prompt, with_schema(sampling), sent, _text_feed(work)
         )
         answer = completion, parsed_response(completion, wanted)
         return _result_fields([answer], single=True)
@@ -286,33 +289,16 @@ class DragonVllmInferenceBackend(BaseBackend):
         Raises:
             PromptError: The model refused the prompt.
             ReplicaError: The server was lost; what has been yielded cannot be taken back.
+            TaskCancelledError: The backend was shut down.
             TypeError: A sampling parameter is unknown.
             UnsupportedTaskError: It is not one prompt, or more than one response is asked for.
         """
         _check_sampling(sampling)
-        _check_prompt("stream", prompt)
-        if not _is_one(prompt) or sampling.get("n") not in (None, 1):
-            raise UnsupportedTaskError("stream", "a stream is one response to one prompt")
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()  # no longer than the response
-        loop = asyncio.get_running_loop()
-
-        async def pump() -> None:
-            await self._ensure_started()
-            service = self._running_service()
-            answering = service.stream(prompt, system_prompt, with_schema(sampling))
-            async with aclosing(answering) as stream:
-                async for piece in stream:
-                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        pumping = asyncio.ensure_future(service_loop().run(pump()))
-        pumping.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
+        task = {"uid": "stream", "prompt": prompt, "system_prompt": system_prompt, **sampling}
+        answering = pieces_of(lambda on_text: self.answer({**task, "on_text": on_text}))
+        async with aclosing(answering) as pieces:
+            async for piece in pieces:
                 yield piece
-            await pumping
-        finally:
-            pumping.cancel()
-            await asyncio.wait([pumping])
 
     def get_endpoint(self) -> str | None:
         """Return the URL of the HTTP server; None in engine mode and while it does not run."""
@@ -350,6 +336,21 @@ def _check_prompt(uid: str, prompt: Any) -> None:
         "a prompt is a non-empty string, a list of them, or chat messages "
         f"(dicts with 'role' and 'content'), not {prompt!r:.80}",
     )
+
+
+def _check_stream(uid: str, task: Mapping[str, Any]) -> None:
+    if not callable(task["on_text"]):
+        raise UnsupportedTaskError(uid, f"'on_text' is not callable: {task['on_text']!r:.80}")
+    if not _is_one(task["prompt"]) or task.get("n") not in (None, 1):
+        raise UnsupportedTaskError(uid, "a stream is one response to one prompt")
+
+
+def _text_feed(work: Work) -> OnText | None:
+    on_text = work.task.get("on_text")
+    if on_text is None:
+        return None
+    callback = TextCallback(work.uid, on_text)
+    return lambda text: work.attachment.call(partial(callback, text))
 
 
 def _check_sampling(sampling: Mapping[str, Any]) -> None:

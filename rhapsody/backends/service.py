@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 __all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
@@ -57,8 +58,16 @@ class ServiceLoop:
             return await coroutine
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
-    def run_blocking(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run_blocking(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        calls: SimpleQueue[Callable[[], None] | None] | None = None,
+    ) -> T:
         """Run a coroutine on the service loop and block this thread until it has ended.
+
+        Args:
+            coroutine: What to run.
+            calls: What to call in this thread meanwhile.
 
         Raises:
             RuntimeError: Called from the service loop itself, which would wait for itself.
@@ -68,6 +77,10 @@ class ServiceLoop:
             raise RuntimeError("a blocking call from the service loop would wait for itself")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
+            if calls is not None:
+                future.add_done_callback(lambda _: calls.put(None))
+                for call in iter(calls.get, None):
+                    call()
             return future.result()
         except BaseException:
             future.cancel()  # Ctrl-C: nobody waits for it any more

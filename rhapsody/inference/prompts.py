@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -80,18 +81,19 @@ class PromptRequest:
         prompt: A text or chat messages.
         system_prompt: Goes before it.
         sampling: The engine's sampling parameters.
-        stream: Whether pieces of the text are wanted as they come.
+        on_text: Called with pieces of the text as they come. It may not block: the connection is
+            the whole batch's.
         on_sent: Called with the server that gets the prompt, each time.
     """
 
-    __slots__ = ("_future", "_on_sent", "_pieces", "attempts", "body", "id", "replica", "started")
+    __slots__ = ("_future", "_on_sent", "_on_text", "attempts", "body", "first_at", "id", "replica")
 
     def __init__(
         self,
         prompt: str | Sequence[Message],
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
-        stream: bool = False,
+        on_text: Callable[[str], Any] | None = None,
         on_sent: Callable[[Any], None] | None = None,
     ) -> None:
         self.id = f"p{next(_ids)}"
@@ -99,16 +101,15 @@ class PromptRequest:
             "id": self.id,
             **as_messages(prompt, system_prompt),
             "sampling": dict(sampling or {}),
-            "stream": stream,
+            "stream": on_text is not None,
         }
         self.attempts = 0
         self.replica: Any = None
         self._on_sent = on_sent
-        self.started = False
+        self._on_text = on_text
+        self.first_at: float | None = None
+        """When the first text was handed out, by `time.monotonic`."""
         self._future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        # As long as the text at most, which the model bounds. Holding pieces back for a slow
-        # reader would hold up the connection, which the prompt shares with its whole batch.
-        self._pieces: asyncio.Queue[str | None] | None = asyncio.Queue() if stream else None
 
     def sent_to(self, replica: Any) -> None:
         """Note which server has the prompt now."""
@@ -123,35 +124,31 @@ class PromptRequest:
 
     @property
     def can_retry(self) -> bool:
-        """Whether another replica may start over: not once pieces have been handed out."""
-        return not (self.started and self._pieces is not None)
+        """Whether another replica may start over: not once text has been handed out."""
+        return self.first_at is None
 
     def add_piece(self, text: str) -> None:
-        """Hand out a piece of the text."""
-        self.started = True
-        if self._pieces is not None and text:
-            self._pieces.put_nowait(text)
+        """Hand out a piece of the text, unless nobody waits any more."""
+        if self._on_text is None or not text or self.done:
+            return
+        if self.first_at is None:
+            self.first_at = time.monotonic()
+        self._on_text(text)
 
     def finish(self, completion: Completion) -> None:
         """Set the outcome, unless there is one."""
         if not self._future.done():
             self._future.set_result(completion)
-            self._end_pieces()
 
     def fail(self, error: Exception) -> None:
         """Set an error as the outcome, unless there is one."""
         if not self._future.done():
             self._future.set_exception(error)
-            self._end_pieces()
 
     def abandon(self) -> None:
         """Nobody waits for the outcome any more."""
         if not self._future.cancel() and not self._future.cancelled():
             self._future.exception()  # looked at, so that asyncio does not complain
-
-    def _end_pieces(self) -> None:
-        if self._pieces is not None:
-            self._pieces.put_nowait(None)
 
     async def completion(self) -> Completion:
         """Wait for the outcome.
@@ -161,13 +158,6 @@ class PromptRequest:
             ReplicaError: No replica could answer it.
         """
         return await self._future
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """Yield the text piece by piece, then raise what `completion` would."""
-        assert self._pieces is not None
-        while (piece := await self._pieces.get()) is not None:
-            yield piece
-        await self._future
 
     def take_event(self, event: Mapping[str, Any]) -> None:
         """Take one line of the batch route's answer."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +181,12 @@ class InferenceService:
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         on_sent: Callable[[Replica], None] | None = None,
+        on_text: Callable[[str], Any] | None = None,
     ) -> Completion:
         """Answer one prompt; wait where `max_pending` are inside already.
 
-        `on_sent` is called with the server that gets the prompt, each time.
+        `on_sent` is called with the server that gets the prompt, each time; `on_text` with each
+        piece of the response, as it comes.
         Cancelling it takes the prompt out of the queue, or stops the server's work on it.
 
         Raises:
@@ -195,7 +196,7 @@ class InferenceService:
         self.check_open()
         await self.admission.enter()
         try:
-            return await self.complete_admitted(prompt, system_prompt, sampling, on_sent)
+            return await self.complete_admitted(prompt, system_prompt, sampling, on_sent, on_text)
         finally:
             self.admission.leave()
 
@@ -205,60 +206,32 @@ class InferenceService:
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         on_sent: Callable[[Replica], None] | None = None,
+        on_text: Callable[[str], Any] | None = None,
     ) -> Completion:
         """Answer one prompt that has been let in already."""
-        request = PromptRequest(prompt, system_prompt, sampling, on_sent=on_sent)
-        with self._on_its_way(request) as outcome:
-            completion = await request.completion()
-            outcome["usage"] = completion.usage
-            return completion
-
-    async def stream(
-        self,
-        prompt: str | Sequence[Mapping[str, Any]],
-        system_prompt: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
-    ) -> AsyncGenerator[str, None]:
-        """Yield the response to one prompt, piece by piece; raises as `complete` does."""
-        self.check_open()
-        await self.admission.enter()
-        try:
-            request = PromptRequest(prompt, system_prompt, sampling, stream=True)
-            with self._on_its_way(request) as outcome:
-                since: float | None = time.monotonic()
-                async for piece in request.pieces():
-                    if since is not None:
-                        self.metrics.first_piece(time.monotonic() - since)
-                        since = None
-                    yield piece
-                outcome["usage"] = (await request.completion()).usage
-        finally:
-            self.admission.leave()
-
-    @contextlib.contextmanager
-    def _on_its_way(self, request: PromptRequest) -> Any:
-        """Put a prompt into the batcher, and take it out wherever it is if nobody waits."""
         assert self._batcher is not None
         assert self.pool is not None
         if self.pool.failure is not None:
             raise self.pool.failure
+        request = PromptRequest(prompt, system_prompt, sampling, on_text, on_sent)
         since = time.monotonic()
-        outcome: dict[str, Any] = {"usage": None}
-        ended = "error"
+        usage, outcome = None, "error"
         self._open.add(request)
         self._batcher.put(request)
         try:
-            yield outcome
-            ended = "done"
-        except (asyncio.CancelledError, GeneratorExit):
-            ended = "cancelled"
+            completion = await request.completion()
+            usage, outcome = completion.usage, "done"
+            return completion
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            self._withdraw(request)
             raise
         finally:
             self._open.discard(request)
-            if ended == "cancelled" or not request.done:  # who cancels a waiter, ends its future
-                self._withdraw(request)
             request.abandon()
-            self.metrics.outcome(ended, time.monotonic() - since, outcome["usage"])
+            if request.first_at is not None:
+                self.metrics.first_piece(request.first_at - since)
+            self.metrics.outcome(outcome, time.monotonic() - since, usage)
 
     def _withdraw(self, request: PromptRequest) -> None:
         assert self._batcher is not None

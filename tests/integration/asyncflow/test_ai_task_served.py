@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api import PartialFailureError, PromptError, TaskTimeoutError
+from rhapsody import AITask
+from rhapsody.api import PartialFailureError, PromptError, TaskTimeoutError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, DragonVllmInferenceBackend
 from rhapsody.backends.service import service_loop
 from tests.support.engines import ENGINES, make_engine
@@ -32,10 +33,12 @@ def serve(name: str, config: Path | None = None) -> DragonVllmInferenceBackend:
 
 @pytest.fixture(scope="module")
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The same model twice: quick, and so slow that a prompt never ends within a test."""
-    config = tmp_path_factory.mktemp("slow") / "slow.yaml"
-    config.write_text("token-delay-ms: 60000\n")
-    made = {"quick": serve("quick"), "slow": serve("slow", config)}
+    """The same model: quick, with a pace, and so slow that a prompt never ends within a test."""
+    made = {"quick": serve("quick")}
+    for name, delay in (("paced", 20), ("slow", 60_000)):
+        config = tmp_path_factory.mktemp(name) / "delay.yaml"
+        config.write_text(f"token-delay-ms: {delay}\n")
+        made[name] = serve(name, config)
     for backend in made.values():
         service_loop().run_blocking(backend.initialize())
     yield made
@@ -175,6 +178,64 @@ async def test_cancelling_a_block_takes_its_prompts_out(
     block.cancel()
     await until(lambda: pending(backends["slow"]) == (0, 0))
     assert block.cancelled()
+
+
+@pytest.mark.parametrize("where", ["decorator", "call", "AITask"])
+async def test_text_comes_while_it_is_written_and_joins_to_the_response(
+    flow: Any, where: str
+) -> None:
+    texts: list[str] = []
+    streamed = {"on_text": texts.append}
+
+    async def ask() -> Any:
+        chat = [{"role": "user", "content": "What is heat?"}]
+        return AITask("What is heat?", **streamed) if where == "AITask" else chat
+
+    made = flow.ai_task(backend="quick", **GREEDY, **(streamed if where == "decorator" else {}))(
+        ask
+    )
+    response = await made(**(streamed if where == "call" else {}))
+    assert len(texts) > 1
+    assert "".join(texts) == response
+
+
+async def test_cancelling_ends_the_text_and_the_work(flow: Any, backends: dict[str, Any]) -> None:
+    begun = asyncio.Event()
+
+    @flow.ai_task(backend="paced", on_text=lambda _: begun.set(), max_tokens=1500, ignore_eos=True)
+    async def ask() -> str:
+        return "one"
+
+    asked = ask()
+    await asyncio.wait_for(begun.wait(), 20)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await until(lambda: pending(backends["paced"]) == (0, 0))
+
+
+async def test_text_may_go_into_a_queue_until_the_task_is_done(flow: Any) -> None:
+    texts: asyncio.Queue[str | None] = asyncio.Queue()
+
+    @flow.ai_task(backend="quick", on_text=texts.put_nowait, **GREEDY)
+    async def ask() -> str:
+        return "What is heat?"
+
+    asked = ask()
+    asked.add_done_callback(lambda _: texts.put_nowait(None))
+    pieces = []
+    while (text := await texts.get()) is not None:
+        pieces.append(text)
+    assert "".join(pieces) == await asked
+
+
+async def test_a_list_of_prompts_is_not_streamed(flow: Any) -> None:
+    @flow.ai_task(backend="quick", on_text=print)
+    async def ask() -> Any:
+        return ["one", "two"]
+
+    with pytest.raises(TaskValidationError, match="a stream is one response to one prompt"):
+        await ask()
 
 
 async def test_a_timeout_fails_the_task_by_name_and_takes_the_prompt_out(

@@ -10,7 +10,7 @@ from radical.asyncflow import WorkflowEngine
 
 from asyncflow_ext import extend
 from rhapsody import AITask, Session
-from rhapsody.api.errors import PromptError
+from rhapsody.api.errors import PromptError, TaskCancelledError
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
 from tests.support.inference import until
 from tests.support.vllm_servers import ENDLESS, GREEDY
@@ -109,6 +109,64 @@ async def test_a_stream_joins_to_the_plain_response(served: Backend) -> None:
     pieces = [piece async for piece in served.stream(QUESTION, **GREEDY)]
     assert len(pieces) > 1
     assert "".join(pieces) == plain
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, [{"role": "user", "content": QUESTION}]])
+@pytest.mark.parametrize("stop", [None, 5])
+async def test_the_text_of_a_task_joins_to_its_response(
+    served: Backend, prompt: Any, stop: int | None
+) -> None:
+    [plain] = await served.generate(prompt, **GREEDY, ignore_eos=True)
+    options = {**GREEDY, "ignore_eos": True, "stop": [plain[stop : stop + 2]] if stop else None}
+    [plain] = await served.generate(prompt, **options)
+    session = Session([served])
+    texts: list[str] = []
+    task = AITask(prompt, **options, on_text=texts.append)
+    await session.submit_tasks(task)
+    await task
+    again = AITask(prompt, **options)
+    pieces = [piece async for piece in session.stream(again)]
+    assert "".join(texts) == "".join(pieces) == task.response == again.response == plain
+    assert len(pieces) > 1 or stop
+    assert task.finish_reason == ("stop" if stop else "length")
+    assert task.usage["completion_tokens"] > 1
+    del session
+
+
+async def test_cancelling_a_stream_aborts_in_the_engine(
+    served: Backend, http: aiohttp.ClientSession
+) -> None:
+    session = Session([served])
+    task = AITask(QUESTION, **ENDLESS)
+    stream = session.stream(task)
+    await anext(stream)
+    assert await session.cancel(task)
+    with pytest.raises(TaskCancelledError):
+        [piece async for piece in stream]
+    await until(lambda: running(http, at_most=0), 5)
+    del session
+
+
+async def test_a_structured_response_is_streamed_and_parsed(served: Backend) -> None:
+    session = Session([served])
+    texts: list[str] = []
+    task = AITask(QUESTION, response_format=Choice, on_text=texts.append, **ONE_LINE)
+    await session.submit_tasks(task)
+    await task
+    assert Choice.model_validate_json("".join(texts)) == task.parsed
+    del session
+
+
+async def test_an_ai_task_of_the_stock_engine_is_streamed(served: Backend) -> None:
+    flow = extend(await WorkflowEngine.create(backend=served))
+    texts: list[str] = []
+
+    @flow.ai_task(on_text=texts.append, **GREEDY)
+    async def ask() -> str:
+        return QUESTION
+
+    assert await ask() == "".join(texts)
+    await flow.shutdown(skip_execution_backend=True)
 
 
 async def test_a_session_runs_lists_and_chats(served: Backend) -> None:

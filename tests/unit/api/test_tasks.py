@@ -198,6 +198,11 @@ def test_a_wrong_field_of_an_executable_is_refused_by_name(
         ({"system_prompt": 7}, "system_prompt"),
         ({"model": 7}, "model"),
         ({"timeout": -1}, "timeout"),
+        ({"on_text": "print"}, "on_text"),
+        ({"on_text": asyncio.sleep}, "on_text"),
+        ({"on_text": print, "prompt": ["one", "two"]}, "on_text"),
+        ({"on_text": print, "prompt": [CHAT, CHAT]}, "on_text"),
+        ({"on_text": print, "n": 2}, "on_text"),
     ],
 )
 def test_a_wrong_field_of_an_ai_task_is_refused_by_name_and_value(
@@ -226,11 +231,13 @@ def test_a_prompt_is_a_text_texts_a_chat_or_chats(prompt: Any) -> None:
         {"stop": "END"},
         {"stop": ["END", "."]},
         {"min_p": 0.1},
+        {"on_text": print, "n": 1},
+        {"on_text": [].append, "prompt": CHAT},
     ],
     ids=repr,
 )
 def test_a_sampling_parameter_within_its_range_is_kept(fields: dict[str, Any]) -> None:
-    task = AITask("hello", **fields)
+    task = AITask(**{"prompt": "hello", **fields})
     assert {name: task[name] for name in fields} == fields
 
 

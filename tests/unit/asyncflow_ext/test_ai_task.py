@@ -364,6 +364,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": -1}, TaskValidationError, "'temperature' must be .* not -1"),
     ({"timeout": "soon"}, TaskValidationError, "'timeout' must be .* not 'soon'"),
     ({"backend": 7}, TaskValidationError, "'backend' must be the name of a backend"),
+    ({"on_text": "print"}, TaskValidationError, "'on_text' must be a plain function"),
+    ({"on_text": print, "n": 2}, TaskValidationError, "'on_text' must be left out: a stream is"),
 ]
 
 
@@ -394,6 +396,27 @@ async def test_a_wrong_option_is_refused_at_the_call(
 async def test_a_description_that_is_no_dict_is_refused(flow: Any, ask: Any) -> None:
     with pytest.raises(TypeError, match="'task_description' must be a dict of options, not str"):
         ask("hi", task_description="hot")
+
+
+PLACES = ["decorator", "call", "AITask"]
+
+
+@pytest.mark.parametrize("kind", ["ours"])  # the stock engine repeats nothing
+@pytest.mark.parametrize("where", PLACES)
+async def test_a_stream_is_not_repeated_from_its_beginning(
+    flow: Any, kind: str, where: str
+) -> None:
+    on = {place: {"on_text": print} if place == where else {} for place in PLACES}
+
+    async def ask() -> Any:
+        return AITask("hi", **on["AITask"])
+
+    async def asked() -> Any:
+        made = flow.ai_task(retries=1, backoff=0, **on["decorator"])(ask)
+        return await made(**on["call"])
+
+    with pytest.raises(TypeError, match="an 'on_text' would get the beginning again"):
+        await asked()
 
 
 async def test_a_keyword_that_the_function_does_not_know_fails_the_task(ask: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,30 @@ class TestDelivery:
             await asyncio.sleep(0)
             at_turn.append(len(seen))
         assert DELIVERIES_PER_PASS in at_turn
+
+    async def test_calls_come_in_order_with_the_states(self) -> None:
+        seen: list[Any] = []
+
+        async def execute(work: Work) -> dict[str, Any]:
+            self_running(work)
+            for piece in "ab":
+                work.attachment.call(partial(seen.append, piece))
+            return await done_at_once(work)
+
+        backend = ProbeBackend(execute)
+        self_running = backend.running
+        ended = asyncio.Event()
+
+        def report(task: Any, state: str) -> None:
+            seen.append(state)
+            if state == "DONE":
+                ended.set()
+
+        backend.register_callback(report)
+        await backend.submit_tasks([task()])
+        await asyncio.wait_for(ended.wait(), PATIENCE)
+        assert seen == ["RUNNING", "a", "b", "DONE"]
+        await backend.shutdown()
 
     async def test_a_result_from_any_thread_comes_on_the_owners(self, engine: FakeEngine) -> None:
         async def execute(work: Work) -> dict[str, Any]:

@@ -150,7 +150,7 @@ async def test_a_prompt_lost_too_often_fails_with_the_servers_last_words(prompts
 async def test_a_stream_that_has_begun_is_not_started_over() -> None:
     replica, seen = FakeReplica(0), Seen()
     replica.loses = True
-    request = PromptRequest("hi", stream=True)
+    request = PromptRequest("hi", on_text=len)
     request.add_piece("he")
     await pool_of(replica, seen=seen).dispatch([request])
     assert seen.put_back == []

@@ -65,24 +65,27 @@ async def test_a_failure_that_nobody_awaits_is_not_complained_about() -> None:
     request.abandon()  # the test session fails on what asyncio logs
 
 
-async def test_pieces_come_in_order_and_end_with_the_outcome() -> None:
-    request = PromptRequest("hi", stream=True)
+async def test_text_is_handed_out_in_order_without_empty_pieces() -> None:
+    pieces: list[str] = []
+    request = PromptRequest("hi", on_text=pieces.append)
+    assert request.body["stream"]
     for text in ("te", "", "xt"):
         request.take_event({"type": "delta", "index": 0, "text": text})
     request.finish(DONE)
-    assert [piece async for piece in request.pieces()] == ["te", "xt"]
+    assert pieces == ["te", "xt"]
+    assert await request.completion() is DONE
 
 
-async def test_pieces_end_with_the_error() -> None:
-    request = PromptRequest("hi", stream=True)
+async def test_an_error_after_some_text_is_the_outcome() -> None:
+    pieces: list[str] = []
+    request = PromptRequest("hi", on_text=pieces.append)
     request.take_event({"type": "delta", "index": 0, "text": "te"})
     request.take_event(
         {"type": "error", "message": "no", "code": 400, "kind": "BadRequestError", "param": "n"}
     )
-    pieces = request.pieces()
-    assert await anext(pieces) == "te"
+    assert pieces == ["te"]
     with pytest.raises(PromptError) as refused:
-        await anext(pieces)
+        await request.completion()
     assert (refused.value.code, refused.value.kind, refused.value.param) == (
         400,
         "BadRequestError",
@@ -90,11 +93,19 @@ async def test_pieces_end_with_the_error() -> None:
     )
 
 
-async def test_a_plain_prompt_can_start_over_a_stream_only_before_its_first_piece() -> None:
-    plain, stream = PromptRequest("hi"), PromptRequest("hi", stream=True)
-    assert plain.can_retry
-    assert stream.can_retry
+async def test_an_abandoned_prompt_hands_out_nothing_more() -> None:
+    pieces: list[str] = []
+    request = PromptRequest("hi", on_text=pieces.append)
+    request.abandon()
+    request.add_piece("te")
+    assert pieces == []
+
+
+async def test_a_plain_prompt_can_start_over_a_stream_only_before_its_first_text() -> None:
+    plain, stream = PromptRequest("hi"), PromptRequest("hi", on_text=len)
     for request in (plain, stream):
+        request.add_piece("")
+        assert request.can_retry
         request.add_piece("te")
     assert plain.can_retry
     assert not stream.can_retry
