@@ -63,6 +63,9 @@ class TaskRecord(NamedTuple):
         return self.ended - self.started
 
 
+FIELDS = len(TaskRecord._fields)
+
+
 class Failure(NamedTuple):
     """One reason that tasks failed for, and how often.
 
@@ -95,7 +98,9 @@ class TaskHistory:
             ),
             0,
         )
-        self._ended: deque[tuple[Any, ...]] = deque(maxlen=RECORDS)
+        # The fields of all records in one row: an object for each record would have the garbage
+        # collector run more often, which costs more than all else here.
+        self._ended: deque[Any] = deque(maxlen=RECORDS * FIELDS)
         self._failures: dict[str, Failure] = {}
         self._batches: deque[tuple[float, int]] = deque(maxlen=RECORDS)
 
@@ -121,7 +126,7 @@ class TaskHistory:
         self._counts[work.state] -= 1
         self._counts[state] += 1
         reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error)
-        self._ended.append(_values(work, state, time.monotonic(), reason))
+        self._ended.extend(_values(work, state, time.monotonic(), reason))
 
     def _failed(self, uid: str, error: BaseException | None) -> str:
         reason = "no reason was given"
@@ -154,12 +159,11 @@ class TaskHistory:
 
     def records(self, latest: int | None = None) -> list[TaskRecord]:
         """Return the records of the latest tasks that ended, in the order of their ends."""
-        ended = self._ended.copy()  # at one go, whatever the other threads do
-        kept: Iterable[tuple[Any, ...]] = ended
-        if latest is not None and latest < len(ended):
-            ended.rotate(latest)
-            kept = (ended.popleft() for _ in range(latest))
-        return [TaskRecord._make(record) for record in kept]
+        fields = list(self._ended.copy())  # at one go, whatever the other threads do
+        if latest is not None:
+            fields = fields[-latest * FIELDS :]
+        columns = (fields[column::FIELDS] for column in range(FIELDS))
+        return [TaskRecord(*record) for record in zip(*columns, strict=True)]
 
     def active(self, works: Iterable[Work]) -> list[TaskRecord]:
         """Return records of tasks that have not ended, of those that are noted here."""
