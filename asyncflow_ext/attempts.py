@@ -77,5 +77,9 @@ class Attempts:
         for key in RESULT_KEYS:
             component.description.pop(key, None)
         component.timer = self._loop.call_later(
-            pause, self._begin, component, context=self._context
+            pause, self._begin_again, component, context=self._context
         )
+
+    def _begin_again(self, component: Component) -> None:
+        component.timer = None
+        self._begin(component)

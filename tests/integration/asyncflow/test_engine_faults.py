@@ -384,6 +384,20 @@ async def test_a_block_that_timed_out_is_repeated(flow):
     assert await asyncio.wait_for(block(), 10) == "fine"
 
 
+@pytest.mark.parametrize("kind", ["function_task", "block"])
+async def test_every_attempt_has_its_own_timeout(flow, kind):
+    attempts = []
+
+    @getattr(flow, kind)(timeout=0.2, retries=2, backoff=0.001)
+    async def stuck():
+        attempts.append(1)
+        await asyncio.Event().wait()
+
+    with pytest.raises(TaskTimeoutError):
+        await asyncio.wait_for(stuck(), 20)
+    assert len(attempts) == 3
+
+
 async def test_a_late_value_of_a_block_that_timed_out_is_not_taken(flow):
     @flow.block(timeout=0.05)
     async def block():
