@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["find_futures", "with_values"]
+__all__ = ["find_futures", "kept", "with_values"]
 
 CONTAINERS = (list, tuple, set, frozenset)
 
@@ -41,19 +41,27 @@ def with_values(value: Any) -> Any:
 
     Containers without futures stay the objects that they are.
     """
-    return _replace(value, set())
+    return _replace(value, lambda future: future.result(), set())
 
 
-def _replace(value: Any, inside: set[int]) -> Any:
+def kept(value: Any) -> Any:
+    """Return a value in which the containers with futures are copies.
+
+    What the caller puts into a list after a call is then no part of that call.
+    """
+    return _replace(value, lambda future: future, set())
+
+
+def _replace(value: Any, new_for: Callable[[asyncio.Future[Any]], Any], inside: set[int]) -> Any:
     kind = type(value)
     if isinstance(value, asyncio.Future):
-        return value.result()
+        return new_for(value)
     if (kind not in CONTAINERS and kind is not dict) or id(value) in inside:
         return value
     inside.add(id(value))
     old = list(value.values() if kind is dict else value)
-    new = [_replace(item, inside) for item in old]
+    new = [_replace(item, new_for, inside) for item in old]
     inside.discard(id(value))
-    if all(a is b for a, b in zip(old, new, strict=True)):
+    if all(a is b and not isinstance(a, asyncio.Future) for a, b in zip(old, new, strict=True)):
         return value
     return dict(zip(value, new, strict=True)) if kind is dict else kind(new)

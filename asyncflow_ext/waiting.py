@@ -8,7 +8,7 @@ from contextvars import Context
 from functools import partial
 
 from asyncflow_ext.component import Component
-from asyncflow_ext.futures import find_futures
+from asyncflow_ext.futures import find_futures, kept
 
 __all__ = ["Waiting"]
 
@@ -49,7 +49,7 @@ class Waiting:
         arguments = (description["args"], description["kwargs"])
         component.dependencies = find_futures(arguments)
         if component.dependencies:
-            component.arguments = arguments
+            component.arguments = kept(arguments)
         for dependency in component.dependencies:
             if dependency.get_loop() is not self._loop:
                 raise RuntimeError(

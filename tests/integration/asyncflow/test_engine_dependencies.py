@@ -235,6 +235,16 @@ async def test_arguments_keep_their_identity(flow, number):
     assert seen == [1]
 
 
+async def test_what_is_put_into_a_list_after_a_call_is_no_part_of_it(flow, number):
+    @flow.block
+    async def take(values):
+        return list(values)
+
+    numbers = [number(1)]
+    numbers.append(take(numbers))
+    assert await asyncio.wait_for(numbers[1], 10) == [1]
+
+
 async def test_a_container_may_contain_itself(flow, number):
     loop = [1]
     loop.append(loop)
