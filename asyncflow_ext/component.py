@@ -86,7 +86,6 @@ class Component(asyncio.Future[Any]):
         type: "task" or "block".
         uid: Unique in this process.
         name: The function's name.
-        id: The number in its uid.
         state: As the stock engine says it.
         task, block: The description, by the one name or the other.
         description: What its backend gets.
@@ -124,7 +123,6 @@ class Component(asyncio.Future[Any]):
         "description",
         "engine",
         "function",
-        "id",
         "job",
         "kind",
         "members",
@@ -153,7 +151,6 @@ class Component(asyncio.Future[Any]):
         super().__init__(loop=loop)
         self.type = comp_type
         self.uid: str = description["uid"]
-        self.id = self.uid.rpartition(".")[2]
         self.state = "PENDING"
         self.name: str = description["name"]
         self.description = description
@@ -218,6 +215,11 @@ class Component(asyncio.Future[Any]):
             engine.release(self)
         self.context = self.members = None
         self.arguments = self.dependencies = ()
+
+    @property
+    def id(self) -> str:
+        """The number in its uid."""
+        return self.uid.rpartition(".")[2]
 
     @property
     def runs_here(self) -> bool:
