@@ -36,7 +36,7 @@ CHECKOUT = HERE.parents[1]
 SSH_SECONDS = 30.0
 """How long the ssh servers may take to answer."""
 
-LIMIT_SECONDS = float(os.environ.get("MULTINODE_SECONDS", "1500"))
+LIMIT_SECONDS = float(os.environ.get("MULTINODE_SECONDS", "3600"))
 """How long the whole run may take."""
 
 

