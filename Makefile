@@ -13,11 +13,12 @@ python := $(VENV)/bin/python
 version_of = $$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check runtimes bench soak docs clean right-python
+.PHONY: help run test test-multinode check runtimes bench soak docs clean right-python
 
 help:
 	@echo "make run    run the quickstart"
 	@echo "make test   run all tests"
+	@echo "make test-multinode  the Dragon tests of two nodes, on this machine, as root"
 	@echo "make check  lint, formatting and types, in seconds"
 	@echo "make runtimes  install Dragon and the CPU build of vLLM, for their tests"
 	@echo "make bench  run the benchmarks"
@@ -30,6 +31,9 @@ run: $(VENV)/.installed-core
 
 test: $(VENV)/.installed-dev
 	@$(python) -m pytest $(PYTEST_ARGS)
+
+test-multinode: $(VENV)/.installed-dev
+	@$(python) tests/multinode/nodes.py $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(python) -m ruff check
