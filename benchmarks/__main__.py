@@ -22,7 +22,7 @@ from benchmarks.tables import markdown
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks named, or all; returns 1 where one could not be measured."""
     names = _names(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
+    signal.signal(signal.SIGTERM, _stop)
     results = Results(machine=this_machine())
     for turn, name in enumerate(names, 1):
         _say(f"[{turn}/{len(names)}] {name}: {BENCHMARKS[name].about}")
@@ -47,6 +47,12 @@ def _names(arguments: Sequence[str] | None) -> list[str]:
     if unknown := set(wanted) - set(BENCHMARKS):
         parser.error(f"no benchmark {min(unknown)!r}; there are {', '.join(BENCHMARKS)}")
     return [name for name in BENCHMARKS if name in wanted or not wanted]
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End what runs, and then this: a second signal must not interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _say(words: str) -> None:

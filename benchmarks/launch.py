@@ -37,14 +37,14 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "session": Benchmark("a Session over the bare backend", 120),
-    "engine": Benchmark("the event-driven engine over AsyncFlow's own", 300),
-    "dask": Benchmark("the Dask backend over Dask alone", 300, "Dask"),
-    "dragon": Benchmark("the Dragon backend over Dragon alone", 300, "Dragon", under_dragon=True),
-    "batcher": Benchmark("the inference backend over one post to a model server", 180),
-    "inference": Benchmark("vLLM as served here over AsyncLLM and a fixed window", 600, "vLLM"),
-    "peer": Benchmark("the same programs here and on rhapsody-py", 600),
-    "tuning": Benchmark("batching and workers, as curves", 600),
+    "session": Benchmark("a Session over the bare backend", 300),
+    "engine": Benchmark("the event-driven engine over AsyncFlow's own", 600),
+    "dask": Benchmark("the Dask backend over Dask alone", 600, "Dask"),
+    "dragon": Benchmark("the Dragon backend over Dragon alone", 600, "Dragon", under_dragon=True),
+    "batcher": Benchmark("the inference backend over one post to a model server", 300),
+    "inference": Benchmark("vLLM as served here over AsyncLLM and a fixed window", 900, "vLLM"),
+    "peer": Benchmark("the same programs here and on rhapsody-py", 900),
+    "tuning": Benchmark("batching and workers, as curves", 900),
 }
 
 

@@ -60,12 +60,21 @@ def dragon_command(python: str = sys.executable) -> str:
 
 
 def _end_all(mark: str) -> None:
-    """Kill every process with this mark, until there is none."""
-    while found := [process for process in psutil.process_iter() if _has_mark(process, mark)]:
+    """Kill every process with this mark and its descendants, until there is none."""
+    while found := _all_of(mark):
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=1)
+
+
+def _all_of(mark: str) -> set[psutil.Process]:
+    found = {process for process in psutil.process_iter() if _has_mark(process, mark)}
+    for process in list(found):
+        # A process that changes its title, as vLLM's engine does, loses its environment.
+        with contextlib.suppress(psutil.Error):
+            found.update(process.children(recursive=True))
+    return found
 
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:

@@ -31,11 +31,10 @@ SLOTS = 16
 SAMPLING = {"max_tokens": 32, "ignore_eos": True, "temperature": 0}
 LOADS = (0.5, 0.9, 1.3)
 """Prompts that come in a second, over those that the replica answers in a second."""
-SECONDS = 5.0
-WAITS = (0, 10, 50, 200, 500, 2000)
-SIZES = (1, 4, 16, 64, 256, 1024)
+SECONDS = 4.0
+WAITS = (0, 20, 100, 500, 2000)
+SIZES = (1, 8, 32, 128, 1024)
 DEFAULT_WAIT, DEFAULT_SIZE = 500, 1024
-BATCHES = (1, 4, 16, 64, 256, 1024)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def knob_chart(
 
 
 async def engine_charts(name: str, backend: DragonVllmInferenceBackend) -> list[Chart]:
-    """Return the curves of both knobs on one engine, and of its cost by the size of a batch."""
+    """Return the curves of both knobs on one engine."""
     bench = Bench(backend)
     await bench.at_once(4 * SLOTS)
     capacity = await bench.capacity()
@@ -153,17 +152,6 @@ async def engine_charts(name: str, backend: DragonVllmInferenceBackend) -> list[
         knob_chart(f"tuning-wait-{name}", about, "max_batch_wait_ms", WAITS, waits),
         knob_chart(f"tuning-size-{name}", about, "max_batch_size", SIZES, sizes),
     ]
-
-
-async def cost_line(name: str, backend: DragonVllmInferenceBackend) -> Line:
-    """Return milliseconds a prompt over the number of prompts at once."""
-    bench = Bench(backend)
-    await bench.at_once(BATCHES[-1])
-    costs = [
-        1000 * statistics.median([await bench.at_once(size) for _ in range(3)]) / size
-        for size in BATCHES
-    ]
-    return Line(label=name, x=list(BATCHES), y=costs)
 
 
 def embedded(folder: Path, slots: int) -> DragonVllmInferenceBackend:
