@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.pictures import of_chart, of_figures
@@ -30,22 +30,27 @@ def publish(results: Results, root: Path, order: Sequence[str]) -> str:
     whole = results.with_kept(raw, order)
     if whole is None:
         return f"{page} is of another machine or other versions: run all benchmarks to renew it"
-    pictures = root / "docs" / "pictures"
-    pictures.mkdir(exist_ok=True)
-    links = []
-    for name, title, picture in _pictures(whole):
-        (pictures / f"{name}.svg").write_text(picture)
-        links.append(f"![{title}](pictures/{name}.svg)")
+    pictures = _pictures(whole)
+    folder = root / "docs" / "pictures"
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        (folder / f"{name}.svg").write_text(picture)
+    links = [
+        f"![Ratios of the benchmark {name}](pictures/{name}.svg)"
+        for name in whole.benchmarks
+        if name in pictures
+    ]
     raw.write_text(whole.model_dump_json(indent=1) + "\n")
     page.write_text(fill(page.read_text(), "results", "\n\n".join([markdown(whole), *links])))
-    return f"written: {page}, {raw} and {len(links)} pictures in {pictures}"
+    return f"written: {page}, {raw} and {len(pictures)} pictures in {folder}"
 
 
-def _pictures(results: Results) -> Iterator[tuple[str, str, str]]:
-    """Yield name, title and SVG of each."""
+def _pictures(results: Results) -> dict[str, str]:
+    """Return the SVG of each benchmark's ratios, and of the charts, which other pages show."""
+    pictures = {}
     for name, result in results.benchmarks.items():
         picture = of_figures(name, result.measured.figures)
         if picture is not None:
-            yield name, f"Ratios of the benchmark {name}", picture
-        for chart in result.measured.charts:
-            yield chart.name, chart.title, of_chart(chart)
+            pictures[name] = picture
+        pictures |= {chart.name: of_chart(chart) for chart in result.measured.charts}
+    return pictures
