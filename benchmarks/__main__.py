@@ -1,4 +1,4 @@
-"""Run benchmarks, print their table, and renew docs/benchmarks.md: `make bench [BENCH=NAMES]`.
+"""Run benchmarks, print their table, and renew what docs/ has of it: `make bench [BENCH=NAMES]`.
 
 Every figure is a ratio, or a difference, of things measured in the same run, so that tables of
 different machines can be compared. Each benchmark runs in a process of its own.

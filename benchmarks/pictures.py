@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.figures import Chart, Figure, Panel
 from benchmarks.tables import number
@@ -16,10 +16,11 @@ from benchmarks.tables import number
 __all__ = ["of_chart", "of_figures"]
 
 INK, PAPER, GRID = "#1f2329", "#fdfdfd", "#d9dce1"
-DARK = {INK: "#e3e6ea", PAPER: "#15181d", GRID: "#3a4049"}
+BLUE = "#0072b2"
+DARK = {INK: "#e3e6ea", PAPER: "#15181d", GRID: "#3a4049", BLUE: "#4aa8e0"}
 # Distinct to most colour-blind readers, and on both backgrounds (after Okabe and Ito).
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56a0d3"]
-MET, MISSED, NO_AIM = "#009e73", "#d55e00", "#0072b2"
+COLOURS = [BLUE, "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56a0d3"]
+MET, MISSED, NO_AIM = "#009e73", "#d55e00", BLUE
 
 STYLE = {
     "figure.facecolor": PAPER,
@@ -123,6 +124,7 @@ def _widen(axes: Any, ratios: Sequence[Figure]) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -13,10 +13,11 @@ __all__ = ["publish"]
 
 
 def publish(results: Results, root: Path, order: Sequence[str]) -> str:
-    """Write `benchmarks/results.json`, the table of `docs/benchmarks.md`, and `docs/pictures`.
+    """Write the raw figures, the pictures, and what the pages have of them.
 
-    Figures of other benchmarks that are there are kept, unless they are of another machine: then
-    nothing is written.
+    These are `benchmarks/results.json`, `docs/pictures`, the table of `docs/benchmarks.md` with the
+    ratios, and the charts of `docs/tuning.md`. Figures of other benchmarks that are there are kept,
+    unless they are of another machine: then nothing is written.
 
     Args:
         results: What has just been measured.
@@ -26,31 +27,29 @@ def publish(results: Results, root: Path, order: Sequence[str]) -> str:
     Returns:
         What was done, in a sentence.
     """
-    raw, page = root / "benchmarks" / "results.json", root / "docs" / "benchmarks.md"
+    raw, docs = root / "benchmarks" / "results.json", root / "docs"
     whole = results.with_kept(raw, order)
     if whole is None:
-        return f"{page} is of another machine or other versions: run all benchmarks to renew it"
-    pictures = _pictures(whole)
-    folder = root / "docs" / "pictures"
-    folder.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        (folder / f"{name}.svg").write_text(picture)
-    links = [
-        f"![Ratios of the benchmark {name}](pictures/{name}.svg)"
-        for name in whole.benchmarks
-        if name in pictures
-    ]
+        return f"{raw} is of another machine or other versions: run all benchmarks to renew it"
     raw.write_text(whole.model_dump_json(indent=1) + "\n")
-    page.write_text(fill(page.read_text(), "results", "\n\n".join([markdown(whole), *links])))
-    return f"written: {page}, {raw} and {len(pictures)} pictures in {folder}"
-
-
-def _pictures(results: Results) -> dict[str, str]:
-    """Return the SVG of each benchmark's ratios, and of the charts, which other pages show."""
-    pictures = {}
-    for name, result in results.benchmarks.items():
+    (docs / "pictures").mkdir(exist_ok=True)
+    text = [markdown(whole)]
+    for name, result in whole.benchmarks.items():
         picture = of_figures(name, result.measured.figures)
         if picture is not None:
-            pictures[name] = picture
-        pictures |= {chart.name: of_chart(chart) for chart in result.measured.charts}
-    return pictures
+            text.append(_picture(docs, name, f"Ratios of the benchmark {name}", picture))
+        for chart in result.measured.charts:
+            link = _picture(docs, chart.name, chart.title, of_chart(chart))
+            _fill(docs / "tuning.md", chart.name, link)
+    _fill(docs / "benchmarks.md", "results", "\n\n".join(text))
+    return f"written: {raw}, and into {docs}"
+
+
+def _picture(docs: Path, name: str, title: str, svg: str) -> str:
+    """Write a picture, and return what shows it in a page."""
+    (docs / "pictures" / f"{name}.svg").write_text(svg)
+    return f"![{title}](pictures/{name}.svg)"
+
+
+def _fill(page: Path, name: str, text: str) -> None:
+    page.write_text(fill(page.read_text(), name, text))

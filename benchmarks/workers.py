@@ -40,6 +40,6 @@ def workers_chart(
     """Draw functions a second over the number of workers."""
     lines = [Line(label=kind, x=list(numbers), y=list(rate)) for kind, rate in rates.items()]
     panel = Panel(
-        title=title, x_label="workers", y_label="functions a second", lines=lines, log_y=True
+        title="Rate", x_label="workers", y_label="functions a second", lines=lines, log_y=True
     )
-    return Chart(name=name, title=f"{title} by its workers", panels=[panel])
+    return Chart(name=name, title=title, panels=[panel])

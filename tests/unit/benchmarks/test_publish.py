@@ -11,7 +11,7 @@ from benchmarks.publish import publish
 from benchmarks.results import Measured, Result, Results
 
 NAMES = ["engine", "dask"]
-EMPTY = "# Benchmarks\n\n<!-- results -->\n<!-- end of results -->\n"
+PAGES = {"benchmarks.md": "results", "tuning.md": "curve"}
 RATIO = Figure(what="chain", over="stock", ours=[1.0, 2.0], base=[3.0, 3.0], at_most=1.5)
 LINE = Line(label="load", x=[0, 1], y=[2, 3])
 CURVE = Chart(
@@ -25,7 +25,8 @@ CURVE = Chart(
 def root(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "benchmarks.md").write_text(EMPTY)
+    for page, marker in PAGES.items():
+        (tmp_path / "docs" / page).write_text(f"<!-- {marker} -->\n<!-- end of {marker} -->\n")
     return tmp_path
 
 
@@ -41,8 +42,9 @@ def test_the_page_has_the_table_and_the_picture_of_ratios(root: Path) -> None:
     assert "(pictures/engine.svg)" in page
 
 
-def test_charts_are_there_for_other_pages(root: Path) -> None:
+def test_charts_are_on_the_page_about_tuning(root: Path) -> None:
     publish(results("engine"), root, NAMES)
+    assert "![Latency](pictures/curve.svg)" in (root / "docs" / "tuning.md").read_text()
     names = [path.name for path in sorted((root / "docs" / "pictures").iterdir())]
     assert names == ["curve.svg", "engine.svg"]
 
