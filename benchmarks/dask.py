@@ -49,6 +49,8 @@ async def measure() -> list[Figure]:
 
         async with DaskExecutionBackend(cluster=cluster) as backend:
             owner = Owner(backend)
+            await owner.run(functions(100, nothing))  # workers have imported all from here on
+            await in_thread(lambda: submit(run_true, 2))
 
             async def one_round() -> tuple[float, ...]:
                 return (

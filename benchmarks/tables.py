@@ -41,7 +41,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) < 0.1:
-        return f"{float(f'{value:.1g}'):g}"
+        return f"{float(f'{value:.2g}'):g}"
     if abs(value) < 10:
         return f"{value:.2f}"
     return f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -144,6 +144,8 @@ async def measure() -> list[Figure | Problem]:
             continue
         try:
             async with side(sys.executable, backend) as ours, side(python, backend) as theirs:
+                for one in (ours, theirs):  # they have imported everything from here on
+                    await one.run(Work("function", 2, 1))
                 for work in works:  # one by one: what is found before an error is kept
                     found.append(await compare(backend, work, ours, theirs))  # noqa: PERF401
         except RuntimeError as error:

@@ -39,7 +39,7 @@ def test_a_missed_aim_stands_out() -> None:
 def test_a_base_that_was_stopped_gives_a_bound() -> None:
     found = Figure(what="tasks", over="peer", ours=[1], base=[60], base_stopped=True, note="9 done")
     cells = last_row(table_of(found))
-    assert cells[3] == "under 0.02"
+    assert cells[3] == "under 0.017"
     assert cells[5] == "1.00 s against more than 60.0 s; once; 9 done"
 
 
@@ -67,7 +67,7 @@ def test_it_says_when_and_where_it_was_taken() -> None:
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(0, "0"), (0.0042, "0.004"), (0.5, "0.50"), (12.34, "12.3"), (24831.0, "24,831")],
+    [(0, "0"), (0.00421, "0.0042"), (0.5, "0.50"), (12.34, "12.3"), (24831.0, "24,831")],
 )
 def test_numbers_have_the_digits_that_they_deserve(value: float, written: str) -> None:
     assert number(value) == written
