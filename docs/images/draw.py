@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
+from rhapsody.inference.placement import Host, place
+
 HERE = Path(__file__).parent
 
 STYLE = """
@@ -241,24 +243,30 @@ def batching() -> Drawing:
     return d
 
 
-def _node(d: Drawing, x: float, y: float, name: str, groups: list[tuple[str, int, str]]) -> None:
-    """Draw a node: its replicas, each as (name, number of its GPUs, colour)."""
-    gpu = 0
-    total = sum(count for _, count, _ in groups)
-    d.area(x, y, 24 + 74 * total, 104, name)
-    for replica, count, colour in groups:
-        left = x + 12 + 74 * gpu
-        d.box(left, y + 30, 74 * count - 6, 64, colour=colour)
-        d.text(left + 37 * count - 3, y + 50, replica, "bold")
-        for n in range(count):
-            d.box(left + 5 + 74 * n, y + 60, 58, 26, f"`GPU {gpu + n}")
-        gpu += count
+def _nodes(
+    d: Drawing, x: float, y: float, count: int, *, first: int = 0, tp_size: int = 1, gpus: int = 4
+) -> None:
+    """Draw nodes with the replicas that a service of these parameters has on them."""
+    hosts = [Host(f"node {first + n}", tuple(range(gpus))) for n in range(count)]
+    places = place(hosts, num_nodes=count, num_gpus=gpus, tp_size=tp_size, offset=0)
+    for row, host in enumerate(hosts):
+        top = y + 114 * row
+        d.area(x, top, 24 + 74 * gpus, 104, host.name)
+        for number, where in enumerate(places):
+            if where.host != host:
+                continue
+            left = x + 12 + 74 * int(where.gpus[0])
+            colour = "amber" if tp_size == 1 else "green"
+            d.box(left, top + 30, 74 * tp_size - 6, 64, colour=colour)
+            d.text(left + 37 * tp_size - 3, top + 50, f"r{number}", "bold")
+            for index, gpu in enumerate(where.gpus):
+                d.box(left + 5 + 74 * index, top + 60, 58, 26, f"`GPU {gpu}")
 
 
 def placement_one() -> Drawing:
     """One node with one GPU."""
     d = Drawing(330, 128, "One replica on the one GPU of one node")
-    _node(d, 8, 12, "node 0", [("r0", 1, "amber")])
+    _nodes(d, 8, 12, 1, gpus=1)
     d.text(128, 56, "1 node with 1 // 1", "small", "start")
     d.text(128, 76, "= 1 replica", "bold", "start")
     return d
@@ -266,30 +274,27 @@ def placement_one() -> Drawing:
 
 def placement_many() -> Drawing:
     """Four nodes with four GPUs each."""
-    d = Drawing(690, 484, "Sixteen replicas of one GPU each on four nodes, or eight of two GPUs")
-    d.text(8, 20, "tp_size=1: 16 replicas", "code", "start")
-    d.text(352, 20, "tp_size=2: 8 replicas", "code", "start")
-    for node in range(4):
-        y = 32 + 113 * node
-        _node(d, 8, y, f"node {node}", [(f"r{4 * node + n}", 1, "amber") for n in range(4)])
-        _node(d, 352, y, f"node {node}", [(f"r{2 * node + n}", 2, "green") for n in range(2)])
+    d = Drawing(690, 490, "Sixteen replicas of one GPU each on four nodes, or eight of two GPUs")
+    for x, tp_size, replicas in ((8, 1, 16), (352, 2, 8)):
+        d.text(x, 20, f"tp_size={tp_size}: {replicas} replicas", "code", "start")
+        _nodes(d, x, 32, 4, tp_size=tp_size)
     return d
 
 
 def placement_offset() -> Drawing:
     """Two services side by side."""
     d = Drawing(690, 490, "Two services side by side: one on nodes 0 and 1, one on nodes 2 and 3")
-    for node in range(2):
-        fours = [(f"r{4 * node + n}", 1, "amber") for n in range(4)]
-        _node(d, 8, 12 + 118 * node, f"node {node}", fours)
-        _node(d, 8, 248 + 118 * node, f"node {node + 2}", [(f"r{node}", 4, "green")])
-    for y, name, lines in (
-        (80, "small", ("offset=0, num_nodes=2", "num_gpus=4, tp_size=1", "8 replicas, port 8000")),
-        (316, "large", ("offset=2, num_nodes=2", "num_gpus=4, tp_size=4", "2 replicas, port 8001")),
-    ):
-        d.text(356, y + 20, name, "bold", "start")
-        for index, line in enumerate(lines):
-            d.text(356, y + 44 + 20 * index, line, "code", "start")
+    services = (
+        ("small", 0, 1, "8 replicas, port 8000"),
+        ("large", 2, 4, "2 replicas, port 8001"),
+    )
+    for name, offset, tp_size, what in services:
+        y = 12 + 124 * offset
+        _nodes(d, 8, y, 2, first=offset, tp_size=tp_size)
+        d.text(356, y + 88, name, "bold", "start")
+        numbers = (f"offset={offset}, num_nodes=2", f"num_gpus=4, tp_size={tp_size}", what)
+        for index, line in enumerate(numbers):
+            d.text(356, y + 112 + 20 * index, line, "code", "start")
     return d
 
 
