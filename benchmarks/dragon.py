@@ -1,24 +1,26 @@
-"""The Dragon backend against Dragon alone, in one runtime: run it by `dragon benchmarks/dragon.py`.
+"""The Dragon backend against Dragon alone, in one runtime; it runs under `dragon`.
 
-`python -m benchmarks dragon` does that. The prototype is what the backend could at best be: workers
-and queues, messages of 16 calls and 64 in flight, with neither tasks nor states nor faults.
+The prototype is what the backend could at best be: workers and queues, messages of 16 calls and
+64 in flight, with neither tasks nor states nor faults.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import pickle
 import queue
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+
+from benchmarks.figures import Chart, Figure
+from benchmarks.timing import Owner, executables, functions, seconds_of, seconds_of_call
+from benchmarks.workers import KINDS, WORKER_NUMBERS, nothing, workers_chart
+from rhapsody.backends import DragonExecutionBackendV3
 
 FUNCTIONS = 10_000
 POOLED = 1_000
@@ -28,12 +30,6 @@ WORKFLOWS = 1_000
 ROUNDS = 3
 WORKERS = 2
 MESSAGE, IN_FLIGHT = 16, 64
-
-Row = tuple[str, str, str]
-
-
-def nothing() -> None:
-    pass
 
 
 def prototype_worker(outbox: Any) -> None:
@@ -112,34 +108,6 @@ def through_pool(calls: int) -> float:
         pool.join()
 
 
-class Owner:
-    """Hands dicts to a backend, as AsyncFlow does, and waits for the last of them."""
-
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        self.left = 0
-        self.ended = asyncio.Event()
-        backend.register_callback(self.callback)
-
-    def callback(self, task: Any, state: str) -> None:
-        if state == "RUNNING":
-            return
-        assert state == "DONE", task
-        self.left -= 1
-        if not self.left:
-            self.ended.set()
-
-    async def run(self, tasks: list[dict[str, Any]]) -> None:
-        self.left = len(tasks)
-        self.ended.clear()
-        await self.backend.submit_tasks(tasks)
-        await self.ended.wait()
-
-
-def functions(count: int) -> list[dict[str, Any]]:
-    return [{"uid": f"task.{n:06}", "function": nothing} for n in range(count)]
-
-
 async def in_asyncio(count: int) -> None:
     async def one() -> None:
         process = await asyncio.create_subprocess_exec(
@@ -180,18 +148,6 @@ async def workflows(engine: type, backend: Any) -> None:
     await flow.shutdown(skip_execution_backend=True)
 
 
-async def timed(run: Coroutine[Any, Any, Any]) -> float:
-    began = time.perf_counter()
-    await run
-    return time.perf_counter() - began
-
-
-def seconds_of(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def cpu_of(pids: list[int]) -> float:
     ticks = 0
     for pid in pids:
@@ -208,102 +164,100 @@ async def idle_share(pids: list[int], seconds: float = 5.0) -> float:
     return 100 * (cpu_of(pids) - before) / seconds
 
 
-async def in_runtime() -> list[Row]:
+async def rates_of_functions(backend: Any) -> list[Figure]:
+    """Compare with Dragon's pool and with the prototype, which take turns."""
+    prototype = await asyncio.to_thread(Prototype)
+    owner = Owner(backend)
+    await owner.run(functions(1_000, nothing))
+    ours, best, pool, lone, lone_best = [], [], [], [], []
+    for _ in range(ROUNDS):
+        seconds = await asyncio.to_thread(seconds_of_call, lambda: prototype.run(FUNCTIONS))
+        best.append(FUNCTIONS / seconds)
+        ours.append(FUNCTIONS / await seconds_of(owner.run(functions(FUNCTIONS, nothing))))
+        pool.append(POOLED / await asyncio.to_thread(through_pool, POOLED))
+        alone, through = [], []
+        for _ in range(LONE):
+            alone.append(seconds_of_call(lambda: prototype.run(1)))
+            through.append(await seconds_of(owner.run(functions(1, nothing))))
+        lone_best.append(statistics.median(alone))
+        lone.append(statistics.median(through))
+    await asyncio.to_thread(prototype.close)
+    what = f"{FUNCTIONS:,} no-op functions: rate"
+    return [
+        Figure(what=what, over="Pool.apply_async", ours=ours, base=pool, unit="/s", at_least=10),
+        Figure(what=what, over="the prototype", ours=ours, base=best, unit="/s", at_least=0.6),
+        Figure(
+            what="a lone function, p50", over="the prototype", ours=lone, base=lone_best, at_most=3
+        ),
+    ]
+
+
+async def rate_of_executables(backend: Any) -> Figure:
+    owner = Owner(backend)
+    ours, base = [], []
+    for _ in range(ROUNDS):
+        ours.append(EXECUTABLES / await seconds_of(owner.run(executables(EXECUTABLES))))
+        base.append(EXECUTABLES / await seconds_of(in_asyncio(EXECUTABLES)))
+    return Figure(
+        what=f"{EXECUTABLES} executables: rate",
+        over="asyncio subprocesses",
+        ours=ours,
+        base=base,
+        unit="/s",
+        at_least=0.7,
+    )
+
+
+async def seconds_of_workflows() -> Figure:
     from radical.asyncflow import WorkflowEngine
 
     import asyncflow_ext
-    from rhapsody.backends import DragonExecutionBackendV3
 
+    seconds: dict[type, list[float]] = {}
+    for engine in (WorkflowEngine, asyncflow_ext.WorkflowEngine) * ROUNDS:
+        async with DragonExecutionBackendV3(num_workers=WORKERS) as backend:
+            seconds.setdefault(engine, []).append(await seconds_of(workflows(engine, backend)))
+    return Figure(
+        what=f"{WORKFLOWS:,} workflows of 3 tasks on our engine",
+        over="AsyncFlow's engine",
+        ours=seconds[asyncflow_ext.WorkflowEngine],
+        base=seconds[WorkflowEngine],
+    )
+
+
+async def rates_by_workers() -> Chart:
+    """Run functions that do nothing, that compute and that wait, on more and more workers."""
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for number in WORKER_NUMBERS:
+        async with DragonExecutionBackendV3(num_workers=number) as backend:
+            owner = Owner(backend)
+            await owner.run(functions(100 * number, nothing))
+            for kind, (function, calls) in KINDS.items():
+                seconds = await seconds_of(owner.run(functions(calls, function)))
+                rates[kind].append(calls / seconds)
+    return workers_chart("dragon-workers", "DragonExecutionBackendV3", WORKER_NUMBERS, rates)
+
+
+async def measure() -> list[Figure | Chart]:
+    """Return figures of functions, executables, workflows and of an idle backend."""
     runtime = [os.getpid(), os.getppid()]
     bare = await idle_share(runtime)
-    prototype = await asyncio.to_thread(Prototype)
-    rows: list[Row] = []
+    found: list[Figure | Chart] = []
     async with DragonExecutionBackendV3(num_workers=WORKERS) as backend:
-        owner = Owner(backend)
-        await owner.run(functions(1_000))
-        ours, theirs, lone, lone_theirs, pooled = [], [], [], [], []
-        for _ in range(ROUNDS):
-            theirs.append(await asyncio.to_thread(seconds_of, lambda: prototype.run(FUNCTIONS)))
-            ours.append(await timed(owner.run(functions(FUNCTIONS))))
-            pooled.append(await asyncio.to_thread(through_pool, POOLED))
-            for _ in range(LONE):
-                lone_theirs.append(seconds_of(lambda: prototype.run(1)))
-                lone.append(await timed(owner.run(functions(1))))
-        rate, best = (FUNCTIONS / statistics.median(s) for s in (ours, theirs))
-        single = POOLED / statistics.median(pooled)
-        what = f"{FUNCTIONS:,} no-op functions, rate of the backend over"
-        rows.append(
-            (f"{what} Pool.apply_async", f"{rate / single:.1f}", f"{rate:,.0f}/s, {single:,.0f}/s")
-        )
-        rows.append(
-            (f"{what} the prototype", f"{rate / best:.2f}", f"{rate:,.0f}/s, {best:,.0f}/s")
-        )
-        mine, other = (1e3 * statistics.median(s) for s in (lone, lone_theirs))
-        rows.append(
-            (
-                "a lone function, p50 of the backend over the prototype",
-                f"{mine / other:.2f}",
-                f"{mine:.2f} ms, {other:.2f} ms",
+        found += await rates_of_functions(backend)
+        found.append(await rate_of_executables(backend))
+        share = await idle_share([*runtime, *backend.worker_pids])
+        found.append(
+            Figure(
+                what="an idle backend: share of a core",
+                over="the bare runtime",
+                ours=[share],
+                base=[bare],
+                unit="%",
+                difference=True,
+                at_most=2,
             )
         )
-        await asyncio.to_thread(prototype.close)
-        ours, theirs = [], []
-        for _ in range(ROUNDS):
-            tasks = [{"uid": f"task.{n:06}", "executable": "/bin/true"} for n in range(EXECUTABLES)]
-            ours.append(await timed(owner.run(tasks)))
-            theirs.append(await timed(in_asyncio(EXECUTABLES)))
-        rate, best = (EXECUTABLES / statistics.median(s) for s in (ours, theirs))
-        rows.append(
-            (
-                f"{EXECUTABLES} executables, rate of the backend over asyncio subprocesses",
-                f"{rate / best:.2f}",
-                f"{rate:,.0f}/s, {best:,.0f}/s",
-            )
-        )
-        workers = backend.worker_pids
-        share = await idle_share([*runtime, *workers])
-        rows.append(
-            (
-                f"idle backend with {len(workers)} workers less the bare runtime",
-                f"{share - bare:+.1f} % of a core",
-                f"{share:.1f} %, {bare:.1f} %",
-            )
-        )
-    seconds: dict[type, list[float]] = {}
-    for engine in (WorkflowEngine, asyncflow_ext.WorkflowEngine) * 2:
-        async with DragonExecutionBackendV3(num_workers=WORKERS) as backend:
-            seconds.setdefault(engine, []).append(await timed(workflows(engine, backend)))
-    stock, mine = (statistics.median(s) for s in seconds.values())
-    rows.append(
-        (
-            f"{WORKFLOWS:,} workflows of 3 tasks, our engine over AsyncFlow's own",
-            f"{mine / stock:.2f}",
-            f"{mine:.2f} s, {stock:.2f} s",
-        )
-    )
-    return rows
-
-
-async def measure() -> list[Row]:
-    """Return the rows of the table: what, ratio, how it was taken."""
-    command = Path(sys.executable).with_name("dragon")
-    process = await asyncio.create_subprocess_exec(
-        str(command),
-        __file__,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},  # for the workers
-    )
-    output, _ = await process.communicate()
-    lines = [line for line in output.decode().splitlines() if line.startswith("[[")]
-    if not lines:
-        raise RuntimeError(f"the benchmark did not end well:\n{output.decode()}")
-    return [(what, ratio, how) for what, ratio, how in json.loads(lines[-1])]
-
-
-if __name__ == "__main__":
-    # By its full name: in its own folder it would hide the package `dragon`.
-    sys.path[0] = str(Path(__file__).parents[1])
-    from benchmarks.dragon import in_runtime as run
-
-    print(json.dumps(asyncio.run(run())), flush=True)
+    found.append(await seconds_of_workflows())
+    found.append(await rates_by_workers())
+    return found

@@ -1,20 +1,22 @@
-"""The event-driven engine against AsyncFlow's stock engine, in one run, on the same backends.
+"""The event-driven engine against AsyncFlow's stock engine, on the same backends.
 
-Wall time and CPU time of the process, each the median of some rounds; engines take turns.
+Wall time and CPU time of the process; the engines take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext import WorkflowEngine, extend
+from benchmarks.figures import Figure
+from benchmarks.timing import Owner, functions, seconds_of
 from rhapsody.backends import BaseBackend, DragonVllmInferenceBackend, NoopExecutionBackend, Work
 from rhapsody.backends.service import service_loop
 
@@ -108,40 +110,58 @@ async def time_engine(engine: Any, backend: Any, program: Program) -> tuple[floa
         await flow.shutdown()
 
 
-async def compare(make_backend: Callable[[], Any], program: Program, rounds: int) -> list[float]:
-    """Return the medians of ours and stock's: wall, CPU, wall, CPU."""
-    ours, stock = [], []
+@dataclass
+class Comparison:
+    """Wall and CPU seconds of both engines, round by round."""
+
+    what: str
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    stock_wall: list[float] = field(default_factory=list)
+    stock_cpu: list[float] = field(default_factory=list)
+
+    def figures(self, wall: float | None = None, cpu: float | None = None) -> list[Figure]:
+        """Return both ratios, with the greatest that are aimed at."""
+        over = "AsyncFlow's engine"
+        return [
+            Figure(
+                what=f"{self.what}: wall time",
+                over=over,
+                ours=self.wall,
+                base=self.stock_wall,
+                at_most=wall,
+            ),
+            Figure(
+                what=f"{self.what}: CPU time",
+                over=over,
+                ours=self.cpu,
+                base=self.stock_cpu,
+                at_most=cpu,
+            ),
+        ]
+
+
+async def compare(
+    what: str, make_backend: Callable[[], Any], program: Program, rounds: int
+) -> Comparison:
+    found = Comparison(what)
     for _ in range(rounds):
-        ours.append(await time_engine(WorkflowEngine, make_backend(), program))
-        stock.append(await time_engine(StockEngine, make_backend(), program))
-    return [
-        statistics.median(column)
-        for column in (*zip(*ours, strict=True), *zip(*stock, strict=True))
-    ]
+        wall, cpu = await time_engine(WorkflowEngine, make_backend(), program)
+        stock_wall, stock_cpu = await time_engine(StockEngine, make_backend(), program)
+        found.wall.append(wall)
+        found.cpu.append(cpu)
+        found.stock_wall.append(stock_wall)
+        found.stock_cpu.append(stock_cpu)
+    return found
 
 
 async def direct(number: int) -> float:
     """Return the seconds that the no-op backend takes for bare descriptions of tasks."""
-    backend = NoopExecutionBackend()
-    left, done = number, asyncio.Event()
-
-    def count_down(task: Any, state: str) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            done.set()
-
-    backend.register_callback(count_down)
-    tasks = [
-        {"uid": f"task.{i}", "function": print, "args": (), "kwargs": {}} for i in range(number)
-    ]
-    since = time.perf_counter()
-    await backend.submit_tasks(tasks)
-    await done.wait()
-    return time.perf_counter() - since
+    async with NoopExecutionBackend() as backend:
+        return await seconds_of(Owner(backend).run(functions(number, print)))
 
 
-async def ai_calls(engine: Any, calls: int) -> tuple[float, float]:
+async def ai_calls(engine: Any, calls: int) -> tuple[list[float], list[float]]:
     """Return the seconds of AI calls in a row, in a workflow and straight to the backend."""
     backend = await DragonVllmInferenceBackend(
         None, "embedded", engine="embedded", launcher="local", use_service=False
@@ -152,84 +172,69 @@ async def ai_calls(engine: Any, calls: int) -> tuple[float, float]:
     async def ask(before: str) -> str:
         return f"Go on: {before[-40:]}"
 
-    async def in_flow() -> float:
-        since = time.perf_counter()
+    async def in_flow() -> None:
         answer: Any = "once"
         for _ in range(calls):
             answer = ask(answer)
         await answer
-        return time.perf_counter() - since
 
-    async def alone() -> float:
-        since = time.perf_counter()
+    async def alone() -> None:
         text = "once"
         for _ in range(calls):
             prompt = f"Go on: {text[-40:]}"
             [text] = await backend.generate(
                 [prompt], max_tokens=1600, min_tokens=1600, ignore_eos=True
             )
-        return time.perf_counter() - since
 
     try:
-        # In turns: the server's process gets faster while it is young.
-        pairs = [(await in_flow(), await alone()) for _ in range(6)][1:]
+        # The first round goes: the server's process gets faster while it is young.
+        pairs = [(await seconds_of(in_flow()), await seconds_of(alone())) for _ in range(6)][1:]
         flowing, bare = zip(*pairs, strict=True)
-        return statistics.median(flowing), statistics.median(bare)
+        return list(flowing), list(bare)
     finally:
         await flow.shutdown()
 
 
-async def measure() -> list[tuple[str, str, str]]:
-    """Return the rows of the table: what, ratio, how it was taken."""
-    rows = []
-
-    def row(what: str, figures: list[float]) -> None:
-        wall, cpu, stock_wall, stock_cpu = figures
-        rows.append(
-            (
-                what,
-                f"wall {wall / stock_wall:.3f}, CPU {cpu / stock_cpu:.2f}",
-                f"{wall:.3f} s against {stock_wall:.3f} s",
-            )
-        )
-
-    def noop() -> Any:
-        return NoopExecutionBackend()
+async def measure() -> list[Figure]:
+    """Return figures of workflows and of AI calls."""
 
     def sleeping() -> Any:
         return SleepingBackend("sleeping")
 
-    row("chain of 200 no-op tasks", await compare(noop, lambda f: chain(f, 200), 3))
-    figures = await compare(sleeping, lambda f: chain(f, 20), 1)
-    row("chain of 20 tasks of 20 ms", figures)
-    rows.append(("... against the ideal", f"{figures[0] / (20 * STEP_SECONDS):.2f}", "ideal 0.4 s"))
-    row("1,000 diamonds, no-op", await compare(noop, lambda f: diamonds(f, 1000), 5))
-    figures = await compare(noop, lambda f: independent(f, 20_000), 5)
-    row("20,000 independent no-op tasks", figures)
-    bare = statistics.median([await direct(20_000) for _ in range(5)])
-    rows.append(
-        ("... against the bare backend", f"wall {figures[0] / bare:.1f}", f"{bare:.3f} s bare")
+    noop = NoopExecutionBackend
+    figures = (
+        await compare("a chain of 200 no-op tasks", noop, lambda f: chain(f, 200), 3)
+    ).figures(wall=0.02)
+    found = await compare("a chain of 20 tasks of 20 ms", sleeping, lambda f: chain(f, 20), 2)
+    ideal = [20 * STEP_SECONDS] * len(found.wall)
+    figures += found.figures()
+    figures.append(
+        Figure(what=found.what, over="the ideal, 0.4 s", ours=found.wall, base=ideal, at_most=1.1)
     )
-    figures = await compare(HoldingBackend, lambda f: pending(f, 5000, 3), 1)
-    row("5,000 pending while 1,000 a second complete", figures)
-    for name, engine in (("ours", WorkflowEngine), ("stock", StockEngine)):
-        in_flow, alone = await ai_calls(engine, 5)
-        rows.append(
-            (
-                f"5 AI calls in a row, {name} engine, against the backend alone",
-                f"wall {in_flow / alone:.2f}",
-                f"{in_flow:.3f} s against {alone:.3f} s",
+    found = await compare("1,000 diamonds, no-op", noop, lambda f: diamonds(f, 1000), 5)
+    figures += found.figures(cpu=0.5)
+    found = await compare("20,000 no-op tasks", noop, lambda f: independent(f, 20_000), 5)
+    figures += found.figures(cpu=0.5)
+    bare = [await direct(20_000) for _ in found.wall]
+    figures.append(
+        Figure(what=found.what, over="the backend alone", ours=found.wall, base=bare, at_most=5)
+    )
+    found = await compare(
+        "5,000 tasks run while 1,000 a second pass",
+        HoldingBackend,
+        lambda f: pending(f, 5000, 3),
+        1,
+    )
+    figures += found.figures(cpu=0.5)
+    for name, engine in (("our", WorkflowEngine), ("AsyncFlow's", StockEngine)):
+        flowing, bare = await ai_calls(engine, 5)
+        figures.append(
+            Figure(
+                what=f"5 AI calls in a row on {name} engine",
+                over="the backend alone",
+                ours=flowing,
+                base=bare,
+                at_most=1.2 if engine is WorkflowEngine else None,
             )
         )
-    return rows
-
-
-def main() -> None:
-    """Print the table."""
-    print("| workload | ratio of ours to stock | taken |\n| --- | --- | --- |")
-    for cells in asyncio.run(measure()):
-        print("| " + " | ".join(cells) + " |")
-
-
-if __name__ == "__main__":
-    main()
+    return figures

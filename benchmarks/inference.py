@@ -8,8 +8,8 @@ Three ways to the same tiny model with random weights, each with an engine of it
 
 They take turns, scenario by scenario and round by round, so that what else the machine does meets
 all of them. Beside that: 256 chats at once through the gateway, and straight to the same server.
-It needs vLLM, and some minutes. The two others run in processes of their own, which read the names
-of scenarios and print what they measured: `python -m benchmarks.inference WAY MODEL`.
+The two others run in processes of their own, which read the names of scenarios and print what they
+measured: `python -m benchmarks.inference WAY MODEL`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from benchmarks.figures import Chart, Figure, Line, Panel
+from benchmarks.timing import seconds_of
+from benchmarks.tiny_vllm import ENVIRONMENT, tiny_vllm
 from rhapsody.backends import DragonVllmInferenceBackend
 
 TOKENS = 32
@@ -38,14 +40,6 @@ SIZES = (1, 4, 16, 64, 256, 1024)
 POISSON_RATE, POISSON_SECONDS = 30, 8
 GATEWAY_ROUNDS = 5
 
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_PLUGINS": "",
-}
 ENGINE: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 256, "max_model_len": 1024}
 
 Ask = Callable[[str, int], Awaitable[Any]]
@@ -58,16 +52,8 @@ def prompt(number: int) -> str:
     return f"What is {number} and what is it good for?"
 
 
-async def timed(ask: Ask, number: int, tokens: int = TOKENS) -> float:
-    began = time.perf_counter()
-    await ask(prompt(number), tokens)
-    return time.perf_counter() - began
-
-
 async def at_once(ask: Ask, number: int) -> list[float]:
-    began = time.perf_counter()
-    await asyncio.gather(*(ask(prompt(i), TOKENS) for i in range(number)))
-    return [time.perf_counter() - began]
+    return [await seconds_of(asyncio.gather(*(ask(prompt(i), TOKENS) for i in range(number))))]
 
 
 async def poisson(ask: Ask) -> list[float]:
@@ -78,7 +64,7 @@ async def poisson(ask: Ask) -> list[float]:
 
     async def come(number: int, moment: float) -> float:
         await asyncio.sleep(moment)
-        return await timed(ask, number)
+        return await seconds_of(ask(prompt(number), TOKENS))
 
     return await asyncio.gather(*(come(i, moment) for i, moment in enumerate(moments)))
 
@@ -87,10 +73,12 @@ async def short_among_long(ask: Ask) -> list[float]:
     """Return the seconds of prompts of 4 tokens while 32 of 400 are being written."""
     long = [asyncio.ensure_future(ask(prompt(i), 400)) for i in range(32)]
     await asyncio.sleep(0.1)
-    short = [await timed(ask, number, 4) for number in range(10)]
+    short = [await seconds_of(ask(prompt(number), 4)) for number in range(10)]
     await asyncio.gather(*long)
     return short
 
+
+SIZE_SCENARIOS = ("lone", *map(str, SIZES[1:]))
 
 SCENARIOS: dict[str, tuple[int, Callable[[Ask], Awaitable[list[float]]]]] = {
     "lone": (12, lambda ask: at_once(ask, 1)),
@@ -232,13 +220,11 @@ async def chats(session: aiohttp.ClientSession, model: str) -> float:
             assert answer.status == 200, await answer.text()
             await answer.read()
 
-    began = time.perf_counter()
-    await asyncio.gather(*(one(i) for i in range(256)))
-    return time.perf_counter() - began
+    return await seconds_of(asyncio.gather(*(one(i) for i in range(256))))
 
 
-async def gateway(backend: DragonVllmInferenceBackend) -> tuple[float, float]:
-    """Return the median seconds of 256 chats at once, through the gateway and straight."""
+async def gateway(backend: DragonVllmInferenceBackend) -> Figure:
+    """Compare 256 chats at once through the gateway with the same straight to the server."""
     assert backend._service is not None
     assert backend._service.pool is not None
     [replica] = backend._service.pool.replicas
@@ -259,59 +245,90 @@ async def gateway(backend: DragonVllmInferenceBackend) -> tuple[float, float]:
             [await chats(session, backend.model_name) for session in sessions]
             for _ in range(GATEWAY_ROUNDS)
         ]
-    first, second = (statistics.median(column) for column in zip(*rounds, strict=True))
-    return first, second
+    ours, base = zip(*rounds, strict=True)
+    return Figure(
+        what="256 chats at once through the gateway",
+        over="straight to vllm serve",
+        ours=ours,
+        base=base,
+        at_most=1.2,
+    )
 
 
 # -- the comparison ------------------------------------------------------------------------------
 
-BASE = "AsyncLLM in process"
-QUANTITIES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
-    "a lone prompt, p50": ("lone", statistics.median),
-    "256 prompts at once, wall time": ("256", statistics.median),
-    f"Poisson {POISSON_RATE}/s, p50": ("poisson", statistics.median),
-    f"Poisson {POISSON_RATE}/s, p99": (
-        "poisson",
-        lambda seconds: statistics.quantiles(seconds, n=100)[98],
-    ),
-    "short prompts among long ones, p50": ("short", statistics.median),
-    **{f"{n:,} prompts at once, wall time": (f"{n}", statistics.median) for n in SIZES[1:]},
+OURS, BASE = "our backend", "AsyncLLM in process"
+WINDOW = "a window of 500 ms and LLM.generate"
+
+
+def p99(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=100)[98]
+
+
+# What is compared: the scenario, how a round of it is summed up, and the greatest ratio to
+# AsyncLLM that is aimed at.
+QUANTITIES: dict[str, tuple[str, Callable[[list[float]], float], float | None]] = {
+    "a lone prompt": ("lone", statistics.median, 1.15),
+    "256 prompts at once": ("256", statistics.median, 1.25),
+    f"{POISSON_RATE} prompts a second at random moments, p50": ("poisson", statistics.median, 1.3),
+    f"{POISSON_RATE} prompts a second at random moments, p99": ("poisson", p99, 1.5),
+    "short prompts among long ones, p50": ("short", statistics.median, 1.5),
+    **{f"{n:,} prompts at once": (f"{n}", statistics.median, None) for n in SIZES[1:] if n != 256},
 }
 
+Found = dict[tuple[str, str], list[list[float]]]
+"""Seconds by scenario and way, round by round."""
 
-async def compare(ways: dict[str, Measure]) -> list[tuple[str, str, str]]:
-    """Measure all ways in turns."""
-    found: dict[tuple[str, str], list[float]] = {}
+
+async def take_turns(ways: dict[str, Measure]) -> Found:
+    found: Found = {}
     for scenario, (rounds, _) in SCENARIOS.items():
         for _ in range(rounds):
             for way, measure_one in ways.items():
-                found.setdefault((scenario, way), []).extend(await measure_one(scenario))
-    rows = []
-    for name, (scenario, summary) in QUANTITIES.items():
-        base = summary(found[scenario, BASE])
-        for way in ways:
-            if way != BASE:
-                seconds = summary(found[scenario, way])
-                taken = f"{seconds * 1000:.0f} ms against {base * 1000:.0f} ms"
-                rows.append((f"{name}: {way} over {BASE}", f"{seconds / base:.2f}", taken))
-    return rows
+                found.setdefault((scenario, way), []).append(await measure_one(scenario))
+    return found
 
 
-async def measure() -> list[tuple[str, str, str]]:
-    """Return the rows of the table: what, ratio, how it was taken."""
-    from rhapsody.testing.tiny_llama import make_tiny_llama
+def figures_of(found: Found) -> list[Figure]:
+    figures = []
+    for what, (scenario, summary, aim) in QUANTITIES.items():
+        ours, base, window = (
+            [summary(seconds) for seconds in found[scenario, way]] for way in (OURS, BASE, WINDOW)
+        )
+        figures += [
+            Figure(what=what, over=BASE, ours=ours, base=base, at_most=aim),
+            Figure(what=what, over=WINDOW, ours=ours, base=window),
+        ]
+    return figures
 
+
+def chart_of(found: Found) -> Chart:
+    """Draw milliseconds a prompt over the number of prompts at once."""
+
+    def line(way: str) -> Line:
+        seconds = [
+            statistics.median(one for [one] in found[scenario, way]) for scenario in SIZE_SCENARIOS
+        ]
+        costs = [1000 * s / size for s, size in zip(seconds, SIZES, strict=True)]
+        return Line(label=way, x=list(SIZES), y=costs)
+
+    panel = Panel(
+        title=f"{TOKENS} tokens a prompt, vLLM on the CPU",
+        x_label="prompts at once",
+        y_label="ms a prompt",
+        lines=[line(way) for way in (OURS, BASE, WINDOW)],
+        log_y=True,
+    )
+    return Chart(name="batch-cost", title="What a prompt costs in a batch", panels=[panel])
+
+
+async def measure() -> list[Figure | Chart]:
+    """Return figures of all scenarios and of the gateway."""
     os.environ.update(ENVIRONMENT)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rhapsody-")))
-        model = str(make_tiny_llama(folder / "tiny"))
-        config = folder / "config.yaml"
-        config.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in ENGINE.items()))
-        backend = await stack.enter_async_context(
-            DragonVllmInferenceBackend(
-                config, model, num_gpus=0, launcher="local", host="127.0.0.1", port=0
-            )
-        )
+        backend = await stack.enter_async_context(tiny_vllm(folder, ENGINE))
+        model = backend.model_name
 
         async def ask(text: str, tokens: int) -> None:
             await backend.generate(text, temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -320,25 +337,20 @@ async def measure() -> list[tuple[str, str, str]]:
             return await SCENARIOS[scenario][1](ask)
 
         await at_once(ask, 64)
-        through, straight = await gateway(backend)
+        through = await gateway(backend)
         cpu = await cpu_per_thousand(backend)
-        rows = await compare(
+        found = await take_turns(
             {
                 BASE: await stack.enter_async_context(elsewhere("async_llm", model)),
-                "our backend": ours,
-                "a window of 500 ms + LLM.generate": await stack.enter_async_context(
-                    elsewhere("window", model)
-                ),
+                OURS: ours,
+                WINDOW: await stack.enter_async_context(elsewhere("window", model)),
             }
         )
     return [
-        *rows,
-        (
-            "256 chats at once: through the gateway over straight to the server",
-            f"{through / straight:.2f}",
-            f"{through * 1000:.0f} ms against {straight * 1000:.0f} ms",
-        ),
-        ("CPU seconds of our own process per 1,000 prompts", "", f"{cpu:.2f} s"),
+        *figures_of(found),
+        through,
+        Figure(what="CPU time of our own process for 1,000 prompts", ours=[cpu]),
+        chart_of(found),
     ]
 
 

@@ -1,11 +1,10 @@
-"""Child processes: their environment, groups that end as a whole, a place for shared sockets."""
+"""Child processes: their environment, and groups that end as a whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ __all__ = [
     "child_environment",
     "end_group",
     "group_exists",
-    "socket_directory",
 ]
 
 SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
@@ -61,12 +59,3 @@ def group_exists(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def socket_directory(prefix: str) -> str:
-    """Make a private temporary directory whose path is short enough for Unix sockets in it."""
-    directory = tempfile.mkdtemp(prefix=prefix)
-    if len(os.fsencode(directory)) > SOCKET_DIRECTORY_BYTES:
-        os.rmdir(directory)
-        directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
-    return directory

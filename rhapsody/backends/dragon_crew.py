@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 AGENT_SECONDS = 60.0
 """How long the agents of all hosts may take to be there."""
 
-STOP_SECONDS = 2.0
-"""How long agents may take to end."""
+STOP_SECONDS = 10.0
+"""How long agents may take to end. Milliseconds here; on a busy node far away the message that asks
+for it may take seconds, and an agent that is killed leaves its directory behind."""
 
 RESPAWN_SECONDS = 1.0
 """Time between the end of an agent and the start of another."""

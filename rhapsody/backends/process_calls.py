@@ -14,7 +14,6 @@ import functools
 import inspect
 import os
 import pickle
-import shutil
 import signal
 import socket
 import threading
@@ -30,7 +29,8 @@ from typing import Any
 import cloudpickle
 
 from rhapsody.api.errors import TaskExecutionError, message_of
-from rhapsody.processes import SECRET_VARIABLES, socket_directory
+from rhapsody.processes import SECRET_VARIABLES
+from rhapsody.scratch import Scratch
 
 __all__ = [
     "Marks",
@@ -204,7 +204,8 @@ class Marks:
     """
 
     def __init__(self) -> None:
-        self.directory = socket_directory("rhapsody-calls-")
+        self._scratch = Scratch("calls")
+        self.directory = str(self._scratch.path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind(os.path.join(self.directory, "marks"))
@@ -275,4 +276,4 @@ class Marks:
 
     def remove_directory(self) -> None:
         """Remove the directory, from any thread."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.remove()

@@ -171,24 +171,35 @@ async def _relay(
         response.headers.add(name, value)
     if answer.content_length is not None:
         response.content_length = answer.content_length
-    await response.prepare(request)
+    with contextlib.suppress(ConnectionResetError):  # the client has gone
+        await response.prepare(request)
+        await _copy(request, response, replica, answer)
+    return response
+
+
+async def _copy(
+    request: web.Request,
+    response: web.StreamResponse,
+    replica: Replica,
+    answer: aiohttp.ClientResponse,
+) -> None:
     while True:
         # Only reading tells of the replica; where writing fails, it is the client that is gone.
         try:
             chunk = await answer.content.readany()
         except aiohttp.ClientError as error:
             replica.doubt()
-            return await _break_off(request, response, error)
+            await _break_off(request, response, error)
+            return
         if not chunk:
             break
         await response.write(chunk)
     await response.write_eof()
-    return response
 
 
 async def _break_off(
     request: web.Request, response: web.StreamResponse, error: aiohttp.ClientError
-) -> web.StreamResponse:
+) -> None:
     """Let a client see that what it got is not all: an error event, or a broken connection."""
     if response.content_type == "text/event-stream":
         body = error_body(502, f"the model server went away: {error}")
@@ -196,4 +207,3 @@ async def _break_off(
         await response.write_eof()
     elif request.transport is not None:
         request.transport.abort()
-    return response

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp.connector import Connection
 from yarl import URL
 
 from rhapsody.api.errors import PromptError, ReplicaError
@@ -33,6 +34,8 @@ START_CHECK_SECONDS = 5.0
 """Longest time for a health check while a server starts, and for reading its metrics."""
 HEALTH_INTERVALS = 2.5
 """Longest time for a health check of a running server, in intervals between them."""
+KEEPALIVE_SECONDS = 3.0
+"""How long an idle connection may be used again; uvicorn closes it after 5 seconds."""
 HEALTH_FAILURES = 3
 """Health checks in a row that fail before a server counts as dead."""
 
@@ -127,19 +130,7 @@ class Replica:
             raise ReplicaError(
                 f"model server {self.index} could not be started: {error}"
             ) from error
-        address = self._process.address
-        path = address.removeprefix("unix:")
-        self._client = aiohttp.ClientSession(
-            base_url=address if path == address else "http://replica",
-            connector=aiohttp.TCPConnector(limit=0)
-            if path == address
-            else aiohttp.UnixConnector(path, limit=0),
-            headers={KEY_HEADER: self._environment["RHAPSODY_REPLICA_KEY"]},
-            timeout=aiohttp.ClientTimeout(total=None),
-            # Requests are passed on as they came, answers as they are.
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
+        self._client = _client_of(self._process.address, self._environment["RHAPSODY_REPLICA_KEY"])
         exit_ = asyncio.ensure_future(self._process.wait())
         health = asyncio.ensure_future(self._until_healthy())
         try:
@@ -388,3 +379,40 @@ class Replica:
             "in_flight": self.in_flight,
             "restarts": self.restarts,
         }
+
+
+class _Answer(aiohttp.ClientResponse):
+    """An answer after which its connection is used again, unless it is an error.
+
+    uvicorn closes the connection after an error that its application did not expect, without
+    saying so in the answer. A request that was sent on it would be lost.
+    """
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= 400 and protocol is not None:
+            protocol.force_close()  # when it has been read
+            if self.content.is_eof():
+                protocol.close()
+        return self
+
+
+def _client_of(address: str, key: str) -> aiohttp.ClientSession:
+    path = address.removeprefix("unix:")
+    local = path != address
+    connector: aiohttp.BaseConnector = (
+        aiohttp.UnixConnector(path, limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        if local
+        else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+    )
+    return aiohttp.ClientSession(
+        base_url="http://replica" if local else address,
+        connector=connector,
+        headers={KEY_HEADER: key},
+        response_class=_Answer,
+        timeout=aiohttp.ClientTimeout(total=None),
+        # Requests are passed on as they came, answers as they are.
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+    )

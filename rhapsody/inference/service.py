@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from rhapsody.inference.placement import Place
 from rhapsody.inference.pool import Pool
 from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replica import Replica
-from rhapsody.processes import socket_directory
+from rhapsody.scratch import Scratch
 from rhapsody.waiting import done_within
 
 __all__ = ["InferenceService"]
@@ -51,7 +50,7 @@ class InferenceService:
         self.draining = False
         self.pool: Pool | None = None
         self._batcher: Batcher[PromptRequest] | None = None
-        self._directory: Path | None = None
+        self._scratch: Scratch | None = None
         self._places: list[Place] = []
         self._open: set[PromptRequest] = set()
 
@@ -66,9 +65,9 @@ class InferenceService:
         # It looks names up and reads a file: not on the loop.
         engine = await asyncio.to_thread(self.config.check)
         self._places = await asyncio.to_thread(self.config.places)
-        self._directory = Path(socket_directory("rhapsody-"))
+        self._scratch = await asyncio.to_thread(Scratch, "model")
         self.pool = Pool(
-            self._make_replicas(engine, self._directory),
+            self._make_replicas(engine, self._scratch.path),
             max_retries=self.config.max_retries,
             max_restarts=self.config.max_restarts,
             startup_timeout=self.config.startup_timeout,
@@ -153,15 +152,15 @@ class InferenceService:
             await self.pool.stop()
         CLAIMS.release(self._places)
         self._places = []
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def kill(self) -> None:
         """End the servers at once, at the exit of this process."""
         if self.pool is not None:
             self.pool.kill()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def _wake(self) -> None:
         if self._batcher is not None:

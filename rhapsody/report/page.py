@@ -1,7 +1,7 @@
 """The page of a run: one HTML file with everything in it.
 
-The page draws its own charts, in a few kB of script: plotting libraries bring several MB into each
-page, follow neither a light nor a dark background, and slow down at 20,000 tasks.
+It draws its charts by a script of a few kB: an interactive plotting library would put several MB
+into every page.
 """
 
 from __future__ import annotations

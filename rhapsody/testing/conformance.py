@@ -46,17 +46,20 @@ class BackendConformance:
     makes is awaited where that can be done, as users do. Tests of kinds that the backend does not
     take (its attribute `task_kinds`; functions and executables where it has none) are skipped.
 
-    Sample functions connect to a port of 127.0.0.1, so tasks have to run on this machine, and
-    they are found by import: worker processes need `rhapsody`, but not pytest.
+    Sample functions connect to a port of `gate_host`, and they are found by import: worker
+    processes need `rhapsody`, but not pytest.
 
     Attributes:
         runs_tasks: False for a backend that only pretends to; skips what needs a real run.
         stops_functions: False where a cancelled sync function runs on, as in threads; its
             result must be dropped then.
+        gate_host: An address of this machine that tasks can reach; where they run on others, that
+            is not the default.
     """
 
     runs_tasks: ClassVar[bool] = True
     stops_functions: ClassVar[bool] = True
+    gate_host: ClassVar[str] = "127.0.0.1"
 
     # AsyncFlow hands its tasks over in the engine's loop: every test has one running.
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.asyncio]
@@ -98,7 +101,7 @@ class BackendConformance:
     @pytest_asyncio.fixture
     async def gate(self) -> AsyncIterator[Gate]:
         """Return a gate for held tasks."""
-        async with Gate() as gate:
+        async with Gate(self.gate_host) as gate:
             yield gate
 
     def need(self, backend: Any, kind: str, *, real: bool = False) -> None:

@@ -47,9 +47,14 @@ async def hold_async(host: str, port: int, uid: str) -> str:
 
 
 class Gate:
-    """Holds tasks until a test lets them go; an async context manager."""
+    """Holds tasks until a test lets them go; an async context manager.
 
-    def __init__(self) -> None:
+    Args:
+        host: Address of this machine that tasks can reach.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._server: asyncio.Server | None = None
         self._started: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._ended: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -99,7 +104,7 @@ class Gate:
             writer.close()
 
     async def __aenter__(self) -> Gate:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._host, 0)
         return self
 
     async def __aexit__(

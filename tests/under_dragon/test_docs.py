@@ -1,12 +1,16 @@
-"""The code of the page on Dragon runs."""
+"""The code of the pages that need the Dragon runtime runs."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_docs import UNDER_DRAGON, run_code_of
+from tests.support.pages import name_of
 
 
-def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", UNDER_DRAGON, ids=name_of)
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    run_code_of(UNDER_DRAGON)
+    run_code_of(page)

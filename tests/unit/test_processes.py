@@ -1,13 +1,10 @@
-"""Child processes: their environment, and where their sockets are."""
+"""Child processes: their environment."""
 
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from rhapsody.processes import SECRET_VARIABLES, child_environment, socket_directory
+from rhapsody.processes import SECRET_VARIABLES, child_environment
 
 
 def test_the_environment_is_this_processes_without_its_secrets(
@@ -28,26 +25,3 @@ def test_changes_set_and_none_removes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_users_own_key_can_be_handed_on() -> None:
     assert child_environment({"RHAPSODY_API_KEY": "mine"})["RHAPSODY_API_KEY"] == "mine"
-
-
-def test_a_socket_directory_is_private_and_temporary() -> None:
-    directory = Path(socket_directory("rhapsody-test-"))
-    try:
-        assert directory.parent == Path(tempfile.gettempdir())
-        assert directory.stat().st_mode & 0o777 == 0o700
-    finally:
-        directory.rmdir()
-
-
-def test_a_socket_directory_is_short_where_the_temporary_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("deep" * 25)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    directory = socket_directory("rhapsody-test-")
-    try:
-        assert len(directory) < 90
-        assert not list(deep.iterdir())
-    finally:
-        shutil.rmtree(directory)

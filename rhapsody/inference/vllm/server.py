@@ -16,6 +16,8 @@ import time
 __all__ = ["main"]
 
 PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
+VLLM_SOCKET_BYTES = len("/01234567-89ab-cdef-0123-456789abcdef")
+LONGEST_SOCKET_BYTES = 107
 END_SECONDS = 5
 """How long an orphan's processes may take to end by themselves."""
 
@@ -24,10 +26,19 @@ def main() -> None:
     """Run vLLM's command line under a watch on the parent."""
     if pipe := os.environ.pop(PARENT_VARIABLE, None):
         _watch_parent(int(pipe))
+    _keep_sockets_beside(sys.argv)
     from rhapsody.inference.vllm.versions import run_serve
 
     sys.argv[0] = "vllm"
     run_serve()
+
+
+def _keep_sockets_beside(arguments: list[str]) -> None:
+    """Have vLLM make its own sockets where this server's is, since it removes none of them."""
+    if "--uds" in arguments:
+        folder = os.path.dirname(arguments[arguments.index("--uds") + 1])
+        if len(os.fsencode(folder)) + VLLM_SOCKET_BYTES <= LONGEST_SOCKET_BYTES:
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
 
 
 def _watch_parent(pipe: int) -> None:

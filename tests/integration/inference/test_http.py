@@ -289,3 +289,19 @@ def test_listening_beyond_loopback_without_a_key_is_open_to_others(
 def test_the_endpoint_is_an_address_one_can_connect_to(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     socket.create_connection((host, int(port)), 5).close()
+
+
+async def test_clients_that_leave_in_the_middle_are_no_errors_in_the_log(
+    http: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave_early(lines: int) -> None:
+        body = {**CHAT, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+        async with http.post("/v1/chat/completions", json=body) as answer:
+            for _ in range(lines):
+                await answer.content.readline()
+            answer.close()
+
+    await asyncio.gather(*(leave_early(lines) for lines in range(60)))
+    async with http.get("/health") as answer:
+        assert answer.status == 200
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []

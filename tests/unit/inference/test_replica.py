@@ -31,6 +31,7 @@ class Server:
         self.go_on = asyncio.Event()
         self.lines: Callable[[list[dict[str, Any]]], list[bytes]] = done
         self.status = 200
+        self.text = ""
         self.exit = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -41,6 +42,7 @@ class Server:
         app.router.add_get("/health", self._health)
         app.router.add_post("/rhapsody/batch", self._batch)
         app.router.add_post("/rhapsody/cancel", self._cancel)
+        app.router.add_post("/fails", self._fail)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(socket)).start()
@@ -75,6 +77,15 @@ class Server:
             await response.write(line)
         if self.lines is nothing:
             await self.go_on.wait()
+        return response
+
+    async def _fail(self, request: web.Request) -> web.StreamResponse:
+        """Close the connection after an error, as uvicorn does, and do not say so before."""
+        response = web.Response(status=int(request.query["status"]), text=self.text)
+        await response.prepare(request)
+        await response.write_eof()
+        assert request.transport is not None
+        asyncio.get_running_loop().call_later(0.001, request.transport.close)
         return response
 
     async def _cancel(self, request: web.Request) -> web.Response:
@@ -224,6 +235,18 @@ async def test_passing_on_to_one_that_ended_is_a_client_error(replica: Replica) 
     assert replica.pid is None
     with pytest.raises(aiohttp.ClientError):
         await replica.request("GET", "/health", {}).__aenter__()
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("text", ["", "no", "no" * 100_000], ids=len)
+async def test_a_connection_that_is_closed_after_an_error_does_no_harm(
+    replica: Replica, server: Server, status: int, text: str
+) -> None:
+    server.text = text
+    for _ in range(50):
+        async with replica.request("POST", f"/fails?status={status}", {}) as answer:
+            assert answer.status == status
+            assert await answer.text() == text
 
 
 async def test_an_exit_is_told_with_its_code(replica: Replica, server: Server) -> None:

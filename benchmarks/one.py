@@ -1,0 +1,26 @@
+"""Run one benchmark in this process: `python benchmarks/one.py MODULE FILE`.
+
+It writes what was measured into the file. Under `dragon` as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+
+# Where Python puts this folder, `benchmarks/dragon.py` would hide the package `dragon`.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.results import Measured  # noqa: E402
+
+
+def main() -> None:
+    module, path = sys.argv[1:]
+    found = asyncio.run(importlib.import_module(module).measure())
+    Path(path).write_text(Measured.of(found).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

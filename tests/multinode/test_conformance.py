@@ -1,0 +1,17 @@
+"""The Dragon backend keeps the protocol over two nodes; a lone task runs on the other one."""
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.testing import BackendConformance
+
+
+class TestAWorkerOnEachNode(BackendConformance):
+    gate_host = socket.gethostbyname(socket.gethostname())
+
+    @pytest.fixture
+    def make_backend(self) -> Callable[[], DragonExecutionBackendV3]:
+        return lambda: DragonExecutionBackendV3(num_workers=2)

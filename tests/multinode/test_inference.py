@@ -1,0 +1,53 @@
+"""A model server on each node, reached over the network where that is not the program's own."""
+
+import asyncio
+import os
+import signal
+
+from rhapsody.backends import DragonExecutionBackendV3, DragonVllmInferenceBackend
+from rhapsody.backends.service import service_loop
+from tests.support.inference import embedded, until
+from tests.support.under_dragon import Runner
+
+START_SECONDS = 90.0
+
+
+async def written(backend: DragonVllmInferenceBackend) -> list[int]:
+    """Count the tokens that each server has written."""
+    assert backend._service is not None
+    assert backend._service.pool is not None
+    replicas = backend._service.pool.ready
+
+    async def ask() -> list[str | None]:
+        return await asyncio.gather(*(replica.metrics() for replica in replicas))
+
+    name = "rhapsody_embedded_generation_tokens_total "
+    lines = [line for text in await service_loop().run(ask()) for line in (text or "").split("\n")]
+    return [int(float(line.split()[1])) for line in lines if line.startswith(name)]
+
+
+async def test_a_replica_on_each_node(here: str, there: str) -> None:
+    backend = embedded(num_nodes=2, num_gpus=0, launcher=None)
+    await backend.initialize()
+    try:
+        replicas = {replica["node"]: replica for replica in backend.replicas}
+        assert replicas.keys() == {here, there}
+        assert replicas[here]["address"].startswith("unix:")
+        assert replicas[there]["address"].startswith("http://10.77.0.")
+        assert len(await backend.generate(["What is heat?"] * 50, max_tokens=4)) == 50
+        tokens = await written(backend)
+        assert len(tokens) == 2
+        assert all(tokens)
+
+        async with DragonExecutionBackendV3(num_workers=1, nodes=[there]) as workers:
+            runner = Runner(workers)
+            kill = runner.function(os.kill, replicas[there]["pid"], signal.SIGKILL)
+            assert await runner.run(kill) == ["DONE"]
+        assert len(await backend.generate(["What is heat?"] * 50, max_tokens=4)) == 50
+        index = replicas[there]["index"]
+        await until(lambda: backend.replicas[index]["restarts"] == 1, START_SECONDS)
+        await until(lambda: backend.replicas[index]["state"] == "READY", START_SECONDS)
+        assert backend.replicas[index]["node"] == there
+        assert len(await backend.generate(["What is heat?"] * 50, max_tokens=4)) == 50
+    finally:
+        await backend.shutdown()

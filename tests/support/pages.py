@@ -1,0 +1,86 @@
+"""Pages of the documentation: their blocks of code, their prose, their headings and links."""
+
+import ast
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
+
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
+)
+NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*) -->\s*\Z")
+LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+INDENTED = re.compile(r"\n\n    +(?![-*\d])\S.*")
+
+
+@dataclass
+class Block:
+    """A fenced block of a page.
+
+    Args:
+        page: The page.
+        line: Its first line of code, counted from 1.
+        language: What its fence says.
+        code: The code.
+        reason: Why it is not run here; None where it is.
+    """
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    reason: str | None
+
+    @property
+    def where(self) -> str:
+        return f"{name_of(self.page)}:{self.line}"
+
+    def compile(self) -> types.CodeType:
+        """Compile it so that a traceback names the page's own line."""
+        padded = "\n" * (self.line - 1) + self.code
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        return compile(padded, str(self.page), "exec", flags, dont_inherit=True)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        before = text[: match.start()]
+        indent = match["indent"]
+        code = "\n".join(line.removeprefix(indent) for line in match["code"].split("\n"))
+        marked = NOT_RUN.search(before)
+        reason = marked["reason"] if marked else None
+        yield Block(page, before.count("\n") + 2, match["language"], code, reason)
+
+
+def prose_of(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def indented_code_of(page: Path) -> list[str]:
+    """List lines that Markdown takes for code without a fence: they name no language."""
+    paragraphs = [
+        "" if re.match(r"(!!!|:::|- |\d+\. )", part) else part
+        for part in re.split(r"\n\n(?=\S)", prose_of(page))
+    ]
+    return [hit.strip() for part in paragraphs for hit in INDENTED.findall("\n\n" + part)]
+
+
+def slugs_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def links_of(page: Path) -> list[str]:
+    """List the targets of a page's links and pictures, which may be broken over lines."""
+    return [match["target"] for match in LINK.finditer(prose_of(page))]

@@ -1,0 +1,115 @@
+"""Temporary directories, and those that killed programs have left."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rhapsody.processes import SOCKET_DIRECTORY_BYTES
+from rhapsody.scratch import Scratch
+
+PROGRAM = """
+import sys
+from rhapsody.scratch import Scratch
+scratch = Scratch("test")
+(scratch.path / "log").write_text("last words")
+print(scratch.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder of this test's own, its path short; programs that it starts use it too."""
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@contextmanager
+def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A program that has a directory, and what it is."""
+    command = [sys.executable, "-c", PROGRAM]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as program:
+        assert program.stdout is not None
+        try:
+            yield program, Path(program.stdout.readline().strip())
+        finally:
+            program.kill()
+
+
+def test_it_is_private_and_temporary(temporary: Path) -> None:
+    scratch = Scratch("test")
+    assert scratch.path.parent == temporary
+    assert scratch.path.name.startswith("rhapsody-test-")
+    assert scratch.path.stat().st_mode & 0o777 == 0o700
+    scratch.remove()
+    scratch.remove()
+    assert not scratch.path.exists()
+
+
+def test_its_path_is_short_where_the_temporary_folder_has_a_long_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    scratch = Scratch("test")
+    assert len(os.fsencode(scratch.path)) <= SOCKET_DIRECTORY_BYTES
+    assert not list(deep.iterdir())
+    scratch.remove()
+
+
+def test_what_a_killed_program_left_goes_with_the_next_one() -> None:
+    with owner() as (program, left):
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+        assert (left / "log").read_text() == "last words"
+        Scratch("test").remove()
+        assert not left.exists()
+
+
+def test_those_of_programs_that_live_stay() -> None:
+    with owner() as (_, theirs):
+        ours = Scratch("test")
+        Scratch("test").remove()
+        assert theirs.is_dir()
+        assert ours.path.is_dir()
+        ours.remove()
+
+
+def test_those_of_other_machines_and_what_only_looks_alike_stay(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    elsewhere = Scratch("test")
+    os.close(elsewhere._lock or -1)  # its owner is gone, as far as this machine sees
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    users = temporary / "rhapsody-data"
+    users.mkdir()
+    link = temporary / "rhapsody-link"
+    link.symlink_to(elsewhere.path)
+    (temporary / "rhapsody-file").touch()
+    before = set(temporary.iterdir())
+    Scratch("test").remove()
+    assert set(temporary.iterdir()) == before
+
+
+def test_a_file_system_without_locks_does_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    scratch, other = Scratch("test"), Scratch("test")
+    assert scratch.path.is_dir()
+    scratch.remove()
+    other.remove()
