@@ -8,9 +8,12 @@ has its length in front, and each note a header.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -40,6 +43,7 @@ __all__ = [
     "Note",
     "Pack",
     "dump_arguments",
+    "dump_function",
     "dump_message",
     "dump_value",
     "frame",
@@ -132,7 +136,7 @@ class Pack:
         """
         position = self._positions.get(id(function))
         if position is None:
-            data = _dump(uid, function, "its function")
+            data = dump_function(uid, function)
             position = self._positions[id(function)] = len(self.functions)
             self.functions.append(data)
             self.size += len(data)
@@ -146,6 +150,27 @@ class Pack:
     def dump(self) -> bytes:
         """Return the message."""
         return dump_message(RUN, self.functions, [tuple(c) for c in self.calls])
+
+
+_named: MutableMapping[FunctionType, bytes] = weakref.WeakKeyDictionary()
+"""What travels as a name to import; that it may, cloudpickle takes long to find out."""
+
+
+def dump_function(uid: str, function: Any) -> bytes:
+    """Pickle a function.
+
+    Raises:
+        TaskExecutionError: It cannot be pickled.
+    """
+    if type(function) is not FunctionType:
+        return _dump(uid, function, "its function")
+    data = _named.get(function)
+    if data is None:
+        data = _dump(uid, function, "its function")
+        with contextlib.suppress(pickle.PicklingError, AttributeError):  # it has no such name
+            if data == pickle.dumps(function, protocol=5):
+                _named[function] = data
+    return data
 
 
 def dump_arguments(uid: str, args: Any, kwargs: Any) -> bytes | None:

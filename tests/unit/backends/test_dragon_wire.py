@@ -1,0 +1,48 @@
+"""What of a task goes to a worker: functions by name or by value."""
+
+import pickle
+import sys
+from collections.abc import Callable
+
+import cloudpickle
+import pytest
+
+from rhapsody.api.errors import TaskExecutionError
+from rhapsody.backends import dragon_wire as wire
+from rhapsody.testing import samples
+
+
+def test_a_function_of_a_module_travels_by_name_each_time() -> None:
+    first, second = (wire.dump_function("task", samples.add) for _ in range(2))
+    assert first == second == cloudpickle.dumps(samples.add, protocol=5)
+    assert pickle.loads(first) is samples.add
+
+
+def test_a_function_travels_with_the_values_that_it_has_now() -> None:
+    values = [1]
+
+    def total() -> int:
+        return sum(values)
+
+    before = wire.dump_function("task", total)
+    values.append(2)
+    after = wire.dump_function("task", total)
+    assert [pickle.loads(data)() for data in (before, after)] == [1, 3]
+
+
+def test_a_function_of_the_script_itself_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(number: int) -> int:
+        return number * number
+
+    square.__module__, square.__qualname__ = "__main__", "square"
+    monkeypatch.setattr(sys.modules["__main__"], "square", square, raising=False)
+    data = wire.dump_function("task", square)
+    monkeypatch.delattr(sys.modules["__main__"], "square")
+    rebuilt: Callable[[int], int] = pickle.loads(data)
+    assert rebuilt(3) == 9
+
+
+def test_what_cannot_be_pickled_is_named() -> None:
+    frame = sys._getframe()
+    with pytest.raises(TaskExecutionError, match="its function cannot be pickled"):
+        wire.dump_function("task", lambda: frame)
