@@ -280,9 +280,9 @@ class Session:
         """Count and time the session's tasks so far.
 
         Returns:
-            `tasks`: tasks by state. `backends`: by name, `tasks` (by state), `latency_seconds`
-            from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`, over the last
-            10,000), and under `backend` what the backend says of itself.
+            Under `tasks` their number by state. Under `backends`, by name, again `tasks`, then
+            `latency_seconds` from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`,
+            over the last 10,000), and under `backend` what the backend says of itself.
         """
         total: dict[str, int] = {}
         backends = {}
@@ -358,7 +358,7 @@ class Session:
             progress: As for `wait_tasks`.
 
         Returns:
-            The tasks, in order. Failures are not raised: look at `state` and `exception`.
+            The tasks, in order. Failures are not raised; look at `state` and `exception`.
 
         Raises:
             TaskValidationError: As for `submit_tasks`.
