@@ -280,9 +280,9 @@ class Session:
         """Count and time the session's tasks so far.
 
         Returns:
-            Under `tasks` their number by state. Under `backends`, by name, again `tasks`, then
-            `latency_seconds` from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`,
-            over the last 10,000), and under `backend` what the backend says of itself.
+            `tasks`: tasks by state. `backends`: by name, `tasks` (by state), `latency_seconds`
+            from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`, over the last
+            10,000), and under `backend` what the backend says of itself.
         """
         total: dict[str, int] = {}
         backends = {}
