@@ -397,7 +397,7 @@ class Session:
             progress: As for `wait_tasks`.
 
         Returns:
-            The tasks, in order. Failures are not raised: look at `state` and `exception`.
+            The tasks, in order. Failures are not raised; look at `state` and `exception`.
 
         Raises:
             TaskValidationError: As for `submit_tasks`.

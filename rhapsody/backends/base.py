@@ -92,7 +92,7 @@ class BaseBackend:
             work: The task.
 
         Returns:
-            `{"return_value": ...}` for a function, at least `{"stdout": ...}` otherwise. With an
+            A dict with `return_value` for a function, with at least `stdout` otherwise. With an
             `exception` among the fields the task is FAILED and keeps the others, such as the
             output of an executable.
         """

@@ -240,7 +240,7 @@ class DragonVllmInferenceBackend(BaseBackend):
                 pydantic model class, or a dict as OpenAI's API has it.
 
         Returns:
-            One response per prompt, in order: a str, or a list of str with `n` above 1; where
+            One response per prompt, in order. It is a str, or a list of str with `n` above 1; where
             `response_format` is a pydantic model class, instances of it.
 
         Raises:

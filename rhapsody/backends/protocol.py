@@ -152,7 +152,7 @@ class Backend(Protocol):
         """Called per file where `supports_explicit_data_linking` is true.
 
         Returns:
-            At least `{"target": <name at the destination>}`.
+            A dict with at least `target`, the name at the destination.
         """
 
     async def shutdown(self) -> None:

@@ -2,7 +2,7 @@
 
 `await flow.start_telemetry()` returns a `TelemetryManager`. Events, summaries, subscribers, spans
 and the JSON-lines checkpoint need nothing else; with OpenTelemetry installed
-(`pip install "rhapsody[telemetry]"`) spans and metrics are OpenTelemetry's, and go to the span
+(`pip install ".[telemetry]"`) spans and metrics are OpenTelemetry's, and go to the span
 processors and metric readers that are passed in.
 
 Example:
