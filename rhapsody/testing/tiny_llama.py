@@ -7,11 +7,14 @@ needs `torch` and `transformers`, which vLLM brings along.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from rhapsody.api.errors import MissingExtraError
 
 __all__ = ["MAX_MODEL_LEN", "make_tiny_llama"]
 
@@ -36,7 +39,12 @@ def make_tiny_llama(folder: str | Path, seed: int = 0) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        MissingExtraError: `transformers`, which comes with vLLM, is not installed.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError("make_tiny_llama", "transformers", "vllm-dragon")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder)
