@@ -80,6 +80,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _write_weights(folder: Path, seed: int) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -101,7 +102,12 @@ def _write_weights(folder: Path, seed: int) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=0, eos_token_id=1, do_sample=True, temperature=0.7, top_p=0.95
     )
+    # One file, in no time: not worth a bar.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
+    if shown:
+        logging.enable_progress_bar()
 
 
 if __name__ == "__main__":
