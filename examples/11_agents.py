@@ -18,6 +18,7 @@ import asyncio
 import math
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +69,8 @@ async def agent(name, question, client, model, tools):
         messages.append({"role": "user", "content": f"The result is {result}"})
     messages.append({"role": "user", "content": f"Now answer in one sentence: {question}"})
     reply = await client.chat.completions.create(**ask)
-    return f"{name} was asked: {question}\n  and says: {reply.choices[0].message.content!r:.64}"
+    words = f"and says: {reply.choices[0].message.content!r}"
+    return f"{name} was asked: {question}\n{textwrap.indent(textwrap.fill(words, 76), '  ')}"
 
 
 def serve(folder: str) -> DragonVllmInferenceBackend:
