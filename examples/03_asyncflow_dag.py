@@ -4,7 +4,7 @@ Dependencies are found by themselves: a task that is given another task's future
 gets its value. `from radical.asyncflow import WorkflowEngine` is the only line to change for the
 stock engine, which looks for tasks that are ready instead of being told.
 
-Needs nothing but Rhapsody. Takes 3 seconds.
+Needs nothing but Rhapsody. Takes 2 seconds.
 
     python examples/03_asyncflow_dag.py
 """

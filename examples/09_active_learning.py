@@ -6,7 +6,7 @@ says where the expected improvement is largest: there the next flights start. Wh
 twice in a row, the search has converged. Meanwhile the model is asked what it makes of the round.
 Its comment is printed and decides nothing: the embedded model is not a real model.
 
-Needs nothing but Rhapsody. Takes 3 seconds.
+Needs nothing but Rhapsody. Takes 2 seconds.
 
     python examples/09_active_learning.py
 """

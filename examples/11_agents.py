@@ -16,6 +16,7 @@ noise. Name a real model to run that on a GPU. Takes a minute, nearly all of it 
 
 import asyncio
 import math
+import os
 import sys
 import tempfile
 import textwrap
@@ -77,6 +78,8 @@ def serve(folder: str) -> DragonVllmInferenceBackend:
     config = Path(folder, "config.yaml")
     config.write_text(CONFIG)
     own = sys.argv[1:]
+    # GiB; without it vLLM on a CPU wants most of the machine's memory.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     return DragonVllmInferenceBackend(
         config_file=config,
         model_name=own[0] if own else str(make_tiny_llama(Path(folder, "tiny-llama"))),

@@ -5,7 +5,7 @@ there (`keep_on_cluster`): later tasks run where the data are, and only a few nu
 second part gives a `Client` of an existing cluster, and the cluster is still there afterwards. Name
 the address of your scheduler to use that one; without it the program plays the cluster's owner too.
 
-Needs Dask (`pip install "rhapsody[dask]"`). Takes 10 seconds, mostly for starting worker processes.
+Needs Dask (`pip install "rhapsody[dask]"`). Takes 3 seconds.
 
     python examples/12_dask.py
     python examples/12_dask.py tcp://127.0.0.1:8786

@@ -5,7 +5,7 @@ prompt it ends the chat, as /quit and Ctrl-D do. Where standard input is no term
 are its lines, or a few of the program's own if it is empty. The embedded model answers, slowed down
 to the speed of a real one (`token-delay-ms`), which it is not.
 
-Needs nothing but Rhapsody. Takes as long as you like, without a terminal 6 seconds.
+Needs nothing but Rhapsody. Takes as long as you like, without a terminal 5 seconds.
 
     python examples/13_chat.py
     echo "Tell me a joke" | python examples/13_chat.py
