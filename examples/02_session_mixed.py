@@ -2,6 +2,7 @@
 
 The concurrent backend runs the compute tasks on this machine; the inference backend answers the
 AI tasks. Needs nothing but Rhapsody: the model is the embedded one, which is not a real model.
+Takes a second.
 
     python examples/02_session_mixed.py
 """

@@ -3,7 +3,7 @@
 An AI task is an async function that returns a prompt. It gets the values of the tasks that it
 depends on, and calling it gives a future of the model's response, which other tasks can depend on
 in turn. Needs nothing but Rhapsody: both models are the embedded one under two names, and it is
-not a real model.
+not a real model. Takes a second.
 
     python examples/04_ai_task_pipeline.py
 """

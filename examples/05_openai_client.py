@@ -2,7 +2,7 @@
 
 The backend listens on 127.0.0.1 at a free port, and the client runs in an ordinary blocking
 program. Needs the `openai` package (`pip install openai`); without it this says so and ends. The
-model is the embedded one, which is not a real model.
+model is the embedded one, which is not a real model. Takes a second.
 
     python examples/05_openai_client.py
 """

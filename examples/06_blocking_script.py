@@ -1,7 +1,8 @@
 """A script without asyncio: `with Session(...) as session` and `session.run(tasks)`.
 
 The same works in a notebook. Failures are not raised but stand in the tasks, as the last one
-shows. Needs nothing but Rhapsody: the model is the embedded one, which is not a real model.
+shows. Needs nothing but Rhapsody: the model is the embedded one, which is not a real model. Takes a
+second.
 
     python examples/06_blocking_script.py
 """

@@ -3,7 +3,7 @@
 `BaseBackend` does what every backend has to do: attaching, delivering results on the right loop,
 one end per task, time limits, cancelling, start and shutdown. What is left is how a task is run;
 here as an executable under `nice`, where `srun` or `ssh node7` would be as good. Needs nothing but
-Rhapsody, and `nice`, which every Unix has.
+Rhapsody, and `nice`, which every Unix has. Takes 2 seconds.
 
     python examples/07_own_backend.py
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -101,8 +102,18 @@ async def close_cluster(cluster: Any) -> None:
         else worker.close(timeout=CLOSE_SECONDS, executor_wait=False)
         for worker in cluster.workers.values()
     ]
-    await asyncio.gather(*closing, return_exceptions=True)
+    nannies = logging.getLogger("distributed.nanny")
+    nannies.addFilter(_is_no_kill)
+    try:
+        await asyncio.gather(*closing, return_exceptions=True)
+    finally:
+        nannies.removeFilter(_is_no_kill)
     await cluster.close()
+
+
+def _is_no_kill(record: logging.LogRecord) -> bool:
+    # A worker that has not ended in time is killed. That is meant, and no work is lost by it.
+    return not record.getMessage().startswith("Worker process still alive after")
 
 
 class Connection:

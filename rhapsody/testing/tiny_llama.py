@@ -7,11 +7,14 @@ needs `torch` and `transformers`, which vLLM brings along.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from rhapsody.api.errors import MissingExtraError
 
 __all__ = ["MAX_MODEL_LEN", "make_tiny_llama"]
 
@@ -36,7 +39,12 @@ def make_tiny_llama(folder: str | Path, seed: int = 0) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        MissingExtraError: `transformers`, which comes with vLLM, is not installed.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError("make_tiny_llama", "transformers", "vllm-dragon")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder)
@@ -72,6 +80,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _write_weights(folder: Path, seed: int) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,7 +102,12 @@ def _write_weights(folder: Path, seed: int) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=0, eos_token_id=1, do_sample=True, temperature=0.7, top_p=0.95
     )
+    # One file, in no time: not worth a bar.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
+    if shown:
+        logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ async def test_a_cluster_of_its_own_listens_on_this_machine_only(options: Any) -
         assert "//127.0.0.1:" in backend.dashboard_link
 
 
-async def test_a_shutdown_does_not_wait_for_what_cannot_be_stopped() -> None:
+async def test_a_shutdown_does_not_wait_for_what_cannot_be_stopped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     backend = await DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1})
     runner = Runner(backend)
     task = runner.function(time.sleep, 60)
@@ -72,6 +74,9 @@ async def test_a_shutdown_does_not_wait_for_what_cannot_be_stopped() -> None:
     start = time.monotonic()
     await backend.shutdown()
     assert time.monotonic() - start < 4
+    assert [
+        r for r in caplog.records if r.name == "distributed.nanny" and r.levelname == "WARNING"
+    ] == []
     assert runner.reports.states(task["uid"])[-1] == "CANCELED"
 
 
