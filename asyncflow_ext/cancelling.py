@@ -71,7 +71,7 @@ class Canceller:
             logger.exception("a backend raised from cancel_task")
             answer = False
         if answer is False and component.cancelling:
-            self._end(component)
+            self._end(component, again=False)
 
     def _give_up(self, component: Component) -> None:
         logger.warning("the backend did not confirm that it stopped task %s", component.uid)

@@ -441,6 +441,15 @@ async def test_a_cancelled_task_is_not_repeated():
     assert len(backend.batches) == 1
 
 
+async def test_what_a_backend_goes_on_with_is_not_handed_to_it_again():
+    backend = ScriptedBackend(on_task=lambda task: None)
+    backend.cancel_answer = False
+    async with WorkflowEngine.create(backend=backend) as flow:
+        with pytest.raises(TaskTimeoutError):
+            await asyncio.wait_for(tasks_of(flow, timeout=0.05, retries=2, backoff=0.001)(), 10)
+    assert len(backend.batches) == 1
+
+
 async def test_the_timeout_covers_the_body(flow):
     @flow.executable_task(timeout=0.05)
     async def slow():
