@@ -205,7 +205,7 @@ def _run_pytest(folder: Path, arguments: Sequence[str]) -> int:
             *(__file__, "--head", str(code)),
             *("-p", "no:cacheprovider", *arguments, str(HERE)),
         ],
-        stdin=subprocess.PIPE,  # open and never written to: Dragon does not come up without
+        stdin=subprocess.DEVNULL,
         env=environment,
         cwd=CHECKOUT,
         process_group=0,  # Dragon hangs in a session of its own
