@@ -190,7 +190,7 @@ class Jobs:
             if note[1] == wire.HELLO:
                 self._on_hello(job, number, note[3][1])
             elif note[1] in (wire.BEGUN, wire.BEGUN_URGENTLY):
-                self._reports.running(job.work)
+                self._reports.running(job.work, "jobs")
             elif note[1] == wire.GONE:
                 job.silent.add(number)
                 self._end_if_over(job)

@@ -204,7 +204,7 @@ class Pool:
             if word in (wire.BEGUN, wire.BEGUN_URGENTLY):
                 if token in seat.held:
                     seat.begun.add(token)
-                    self._reports.running(seat.held[token])
+                    self._reports.running(seat.held[token], seat.host.name)
                 continue
             if word == wire.HELLO:
                 self._on_ready(seat, payload[0])

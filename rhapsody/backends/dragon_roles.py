@@ -17,8 +17,8 @@ __all__ = ["Crew", "JobCrew", "Reports"]
 class Reports(Protocol):
     """What the pool tells about tasks; each is told exactly one end."""
 
-    def running(self, work: Work) -> None:
-        """A task has begun."""
+    def running(self, work: Work, place: str) -> None:
+        """A task has begun, at a host, or as one of the jobs."""
 
     def done(self, work: Work, fields: dict[str, Any]) -> None:
         """A task has ended, with its result fields."""

@@ -135,7 +135,7 @@ class Reports:
     def __init__(self) -> None:
         self.ends: dict[str, list[str]] = {}
 
-    def running(self, work: Work) -> None:
+    def running(self, work: Work, place: str) -> None:
         assert work.uid not in self.ends
 
     def _end(self, work: Work, how: str) -> None:
