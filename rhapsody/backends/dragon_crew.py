@@ -44,8 +44,8 @@ AGENT_SECONDS = 60.0
 """How long the agents of all hosts may take to be there."""
 
 STOP_SECONDS = 10.0
-"""How long agents may take to end. Milliseconds here; on a busy node far away the message that asks
-for it may take seconds, and an agent that is killed leaves its directory behind."""
+"""How long agents may take to end: milliseconds, but one that is only starting has to be there first.
+An agent that is killed leaves its directory behind."""
 
 RESPAWN_SECONDS = 1.0
 """Time between the end of an agent and the start of another."""
@@ -206,7 +206,13 @@ class DragonCrew:
         if self.jobs is not None:
             self.jobs.on_host_lost(agent.host)
         self.expect(agent.host.name, 1)
-        self._loop.call_later(RESPAWN_SECONDS, _thread, self._start_agents, "watch", [successor])
+        self._loop.call_later(RESPAWN_SECONDS, self._restart, successor)
+
+    def _restart(self, agent: _Agent) -> None:
+        if self._closing:
+            agent.ended.set()
+        else:
+            _thread(self._start_agents, "watch", [agent])
 
     def ping(self, seat: Seat) -> None:
         """Have a worker's loop say that it is not blocked."""
@@ -370,6 +376,8 @@ class DragonCrew:
         agent = self._agents[host]
         agent.inbox = inbox
         agent.ready.set()
+        if self._closing:  # too late for it to be told with the others
+            self._loop.run_in_executor(None, inbox.put, b"")
 
     def _deliver(self, bundles: list[tuple[int, list[wire.Note]]]) -> None:
         assert self.pool is not None
