@@ -44,8 +44,8 @@ AGENT_SECONDS = 60.0
 """How long the agents of all hosts may take to be there."""
 
 STOP_SECONDS = 10.0
-"""How long agents may take to end: milliseconds, but one that is only starting has to be there first.
-An agent that is killed leaves its directory behind."""
+"""How long agents may take to end: milliseconds, but one that is only starting has to be there
+first. An agent that is killed leaves its directory behind."""
 
 RESPAWN_SECONDS = 1.0
 """Time between the end of an agent and the start of another."""

@@ -13,8 +13,16 @@ from rhapsody.backends.protocol import TaskStates, task_name
 if TYPE_CHECKING:
     from rhapsody.backends.work import Work
 
-__all__ = ["Failure", "TaskHistory", "TaskRecord", "percentile"]
+__all__ = ["STATES", "Failure", "TaskHistory", "TaskRecord", "percentile"]
 
+STATES = (
+    TaskStates.PENDING,
+    TaskStates.RUNNING,
+    TaskStates.DONE,
+    TaskStates.FAILED,
+    TaskStates.CANCELED,
+)
+"""In the order in which tasks pass them."""
 RECORDS = 20_000
 """Tasks whose times are kept, the latest to end; about 5 MB. Counts are of all tasks."""
 REASONS = 200
@@ -88,16 +96,7 @@ class TaskHistory:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self._counts = dict.fromkeys(
-            (
-                TaskStates.PENDING,
-                TaskStates.RUNNING,
-                TaskStates.DONE,
-                TaskStates.FAILED,
-                TaskStates.CANCELED,
-            ),
-            0,
-        )
+        self._counts = dict.fromkeys(STATES, 0)
         # The fields of all records in one row: an object for each record would have the garbage
         # collector run more often, which costs more than all else here.
         self._ended: deque[Any] = deque(maxlen=RECORDS * FIELDS)

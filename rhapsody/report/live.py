@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rhapsody.backends.history import STATES
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.report.runs import BackendRun
 from rhapsody.report.words import duration
@@ -27,14 +28,6 @@ LATEST = 1000
 """Tasks whose latencies are shown."""
 FAILURES = 3
 BLOCKS = "▁▂▃▄▅▆▇█"
-
-STATES = (
-    TaskStates.PENDING,
-    TaskStates.RUNNING,
-    TaskStates.DONE,
-    TaskStates.FAILED,
-    TaskStates.CANCELED,
-)
 
 
 class LiveView:

@@ -20,20 +20,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from rhapsody.backends.history import RECORDS, TaskRecord
+from rhapsody.backends.history import RECORDS, STATES, TaskRecord
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.report.runs import BackendRun
 from rhapsody.report.words import duration
 
 __all__ = ["write_page"]
 
-STATES = (
-    TaskStates.PENDING,
-    TaskStates.RUNNING,
-    TaskStates.DONE,
-    TaskStates.FAILED,
-    TaskStates.CANCELED,
-)
 DIGITS = 6
 """Times are written to the microsecond."""
 
