@@ -15,6 +15,7 @@ from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend, 
 from rhapsody.backends.attachment import Attachment, ignore
 
 TASKS = 10_000
+FUNCTIONS = 2_000
 ROUNDS = 9
 MOST_MICROSECONDS = 30
 MOST_NOTING = 0.02
@@ -63,9 +64,9 @@ def noting() -> float:
 async def in_threads() -> float:
     """Return microseconds a task for functions in threads that do nothing."""
     async with ConcurrentExecutionBackend() as backend:
-        owner, tasks = Owner(backend), functions(TASKS, nothing)
+        owner, tasks = Owner(backend), functions(FUNCTIONS, nothing)
         gc.collect()
-        return await seconds_of(owner.run(tasks)) / TASKS * 1e6
+        return await seconds_of(owner.run(tasks)) / FUNCTIONS * 1e6
 
 
 def nothing() -> None:

@@ -70,7 +70,7 @@ def test_an_end_takes_all_that_a_program_started(tmp_path: Path) -> None:
 def test_a_benchmark_gives_figures() -> None:
     result = run("session", BENCHMARKS["session"])
     assert result.problems == []
-    assert [figure.unit for figure in result.measured.figures] == ["us"] * 3
+    assert {figure.unit for figure in result.measured.figures} == {"us"}
 
 
 def test_the_module_runs_as_a_program() -> None:
