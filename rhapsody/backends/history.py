@@ -186,11 +186,8 @@ class TaskHistory:
         Returns:
             `count`, `mean`, `p50`, `p90`, `p99` and `max`; of no tasks only `count`.
         """
-        latencies = sorted(
-            record.ended - record.submitted
-            for record in self.records(latest)
-            if record.ended is not None
-        )
+        found = [record.latency for record in self.records(latest)]
+        latencies = sorted(latency for latency in found if latency is not None)
         if not latencies:
             return {"count": 0}
         return {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -114,6 +115,7 @@ class _Row:
         counts = history.counts
         self._sample()
         latency = history.latency_seconds(LATEST)
+        own = self.run.statistics()
         table.add_row(
             self.run.name,
             *(f"{counts.get(state, 0):,}" for state in STATES),
@@ -121,10 +123,10 @@ class _Row:
             _curve(self._rates[-12:]),
             duration(latency.get("p50")),
             duration(latency.get("p99")),
-            self._batch(),
+            _batch(own),
             style="red" if counts.get(TaskStates.FAILED) else None,
         )
-        for replica in self.run.statistics().get("replicas", []):
+        for replica in own.get("replicas", []):
             table.add_row(
                 Text(f"  replica {replica['index']}", "dim"),
                 "",
@@ -146,12 +148,13 @@ class _Row:
         states = [f"{counts[state]} {state.lower()}" for state in STATES if state in counts]
         rate = (self.run.history.number_ended - self._ended_before) / max(seconds, 1e-3)
         text = f"{self.run.name}: {', '.join(states) or 'no tasks'}, {rate:,.1f}/s"
-        batch = self._batch()
+        batch = _batch(self.run.statistics())
         return f"{text}, {batch} prompts a batch" if batch else text
 
-    def _batch(self) -> str:
-        mean = self.run.statistics().get("mean_batch_size")
-        return "" if mean is None else f"{mean:.1f}"
+
+def _batch(statistics: Mapping[str, Any]) -> str:
+    mean = statistics.get("mean_batch_size")
+    return "" if mean is None else f"{mean:.1f}"
 
 
 def _curve(values: Sequence[float]) -> str:
