@@ -128,7 +128,7 @@ class DragonExecutionBackend(BaseBackend):
         return self._pool.pids() if self._pool is not None else []
 
     async def start(self) -> None:
-        """Start an agent on each node; workers come with the tasks."""
+        """Start an agent on each other node; workers come with the tasks."""
         from rhapsody.backends.dragon_crew import DragonCrew
         from rhapsody.backends.dragon_jobs import Jobs
         from rhapsody.backends.dragon_pool import Pool

@@ -1,13 +1,12 @@
 """The processes of a Dragon backend, agents and workers: started, watched, spoken to and ended.
 
-Dragon's calls block, so each kind has its thread: one sends, one receives, and one for each lot of
+What may block has its thread: one pickles and sends, one unpickles, and one for each lot of
 processes starts them and waits for their ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -19,13 +18,15 @@ import queue
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rhapsody.api.errors import BackendError, TaskExecutionError
-from rhapsody.backends import dragon_agent, dragon_worker
+from rhapsody.api.errors import TaskExecutionError
+from rhapsody.backends import dragon_processes, dragon_worker
 from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.dragon_hub import Address, Bundle, Hub
 from rhapsody.backends.dragon_jobs import Jobs
+from rhapsody.backends.dragon_mail import Mail
 from rhapsody.backends.dragon_pool import Pool
 from rhapsody.backends.dragon_runtime import Host
 from rhapsody.backends.dragon_seat import CONCURRENT, Seat
@@ -33,42 +34,19 @@ from rhapsody.backends.executables import Executable
 from rhapsody.backends.process_calls import load_outcome
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.work import Work
-from rhapsody.processes import child_environment
-from rhapsody.waiting import done_within
 
 __all__ = ["DragonCrew"]
 
 logger = logging.getLogger(__name__)
 
-AGENT_SECONDS = 60.0
-"""How long the agents of all hosts may take to be there."""
-
-STOP_SECONDS = 10.0
-"""How long agents may take to end: milliseconds, but one that is only starting has to be there
-first. An agent that is killed leaves its directory behind."""
-
-RESPAWN_SECONDS = 1.0
-"""Time between the end of an agent and the start of another."""
+AGENTS_EVERYWHERE = False
+"""Whether the head's own host has an agent as well, for trying agents out on one host."""
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """A message of so many bytes takes no more calls."""
 
-DRAINED = 64
-"""Messages taken in before the service loop hears of them."""
-
-CAPACITY = 4096
-"""Messages that may wait for the head before agents do."""
-
-
-class _Agent:
-    """The agent of one host, as the head sees it."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.process: Any = None
-        self.inbox: Any = None
-        self.ready = asyncio.Event()
-        self.ended = asyncio.Event()
+QUICK_BYTES = 65536
+"""Length of payloads that are unpickled at once, where that runs no users' code."""
 
 
 class DragonCrew:
@@ -84,66 +62,41 @@ class DragonCrew:
         self._name = name
         self._lane_of = lane_of
         self._loop = asyncio.get_running_loop()
-        self._address = dragon_agent.Address(f"rhapsody-dragon-{uuid.uuid4().hex[:12]}")
-        self._agents = {host.name: _Agent(host) for host in hosts}
+        self._address = Address(f"rhapsody-dragon-{uuid.uuid4().hex[:12]}")
+        self._here = [host for host in hosts if host.is_head and not AGENTS_EVERYWHERE]
+        self._hub: Hub | None = None
+        others = [host for host in hosts if host not in self._here]
+        self._mail = Mail(name, others, self._address, self._take_in, self._on_host_lost)
         self._letters: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._due: dict[Any, int] = {}
-        self._lock = threading.Lock()
-        self._wanted = threading.Event()
+        self._unread: queue.SimpleQueue[list[Bundle] | None] = queue.SimpleQueue()
+        self._reading = 0
         self._collects = gc.isenabled()
         self._threads: list[threading.Thread] = []
-        self._closing = False
         self._numbers = itertools.count(1)
         self.pool: Pool | None = None
         self.jobs: Jobs | None = None
 
     async def open(self) -> None:
-        """Start the agents and the threads, and wait until the agents are there.
+        """Listen for workers, here and, by agents, on the other hosts.
 
         Raises:
             BackendError: An agent did not start.
         """
-        from dragon.native.queue import Queue
-        from dragon.utils import host_id
-
-        self._host_id = host_id()
-        self._inbox = await asyncio.to_thread(Queue, maxsize=CAPACITY, block_size=1024)
-        for target, name in ((self._send_all, "out"), (self._receive_all, "in")):
-            self._threads.append(_thread(target, name))
-        agents = list(self._agents.values())
-        for agent in agents:
-            self.expect(agent.host.name, 1)
-        _thread(self._start_agents, "watch", agents)
-        try:
-            ready = await done_within(_all(agent.ready for agent in agents), AGENT_SECONDS)
-            if not ready or any(agent.inbox is None for agent in agents):
-                lacking = [agent.host.name for agent in agents if agent.inbox is None]
-                raise BackendError(
-                    self._name,
-                    f"its agent did not start on {', '.join(lacking)}; what it wrote to standard "
-                    "error says why",
-                )
-        except BaseException:
-            await self.close()
-            raise
+        await self._mail.open()
+        for host in self._here:
+            self._hub = Hub(host.name, self._address, self._on_bundles)
+        for target, name in ((self._send_all, "out"), (self._read_all, "in")):
+            self._threads.append(dragon_processes.in_thread(target, name))
 
     async def close(self) -> None:
         """Release everything, once all workers have ended."""
-        self._closing = True
-        agents = list(self._agents.values())
-        for agent in agents:
-            if agent.inbox is not None:
-                self._letters.put(functools.partial(agent.inbox.put, b""))
         self._letters.put(None)
-        if not await done_within(_all(agent.ended for agent in agents), STOP_SECONDS):
-            for agent in agents:
-                if not agent.ended.is_set():
-                    self._loop.run_in_executor(None, _kill, agent)
-        await asyncio.to_thread(self._inbox.put, b"")
-        self._wanted.set()
+        self._unread.put(None)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
-        await asyncio.to_thread(self._inbox.destroy)
+        if self._hub is not None:
+            self._hub.close()
+        await self._mail.close()
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -160,59 +113,31 @@ class DragonCrew:
         """Start workers."""
         for seat in seats:
             self.expect(seat.number, 1)
-        _thread(self._start_workers, "watch", seats)
+        dragon_processes.in_thread(self._start, "watch", seats)
 
-    def _start_workers(self, seats: Sequence[Seat]) -> None:
+    def _start(self, seats: Sequence[Seat]) -> None:
         alive = {}
         for seat in seats:
             try:
-                seat.process = _start(seat.host, dragon_worker.serve, self.setup(seat.number))
+                setup = self.setup(seat.number)
+                seat.process = dragon_processes.start(seat.host, dragon_worker.serve, setup)
             except Exception as error:
                 logger.error("backend '%s': no worker on %s: %s", self._name, seat.host.name, error)
                 self._tell_pool("on_death", seat.number, None)
                 continue
             alive[seat.process.puid] = seat
             if seat.retiring:  # killed before it was there
-                _kill(seat)
+                dragon_processes.kill(seat.process)
         while alive:
-            for puid, exit_code in _ended(list(alive)):
+            for puid, exit_code in dragon_processes.ended(list(alive)):
                 seat = alive.pop(puid)
                 self.expect(seat.number, 1)  # its last note
                 self._tell_pool("on_death", seat.number, exit_code)
 
-    def _start_agents(self, agents: Sequence[_Agent]) -> None:
-        alive = {}
-        for agent in agents:
-            arguments = (self._address, agent.host.name, self._inbox, os.getpid(), self._host_id)
-            try:
-                agent.process = _start(agent.host, dragon_agent.serve, *arguments)
-            except Exception as error:
-                logger.error("backend '%s': no agent on %s: %s", self._name, agent.host.name, error)
-                self._loop.call_soon_threadsafe(self._on_agent_end, agent)
-            else:
-                alive[agent.process.puid] = agent
-        while alive:
-            for puid, _ in _ended(list(alive)):
-                self._loop.call_soon_threadsafe(self._on_agent_end, alive.pop(puid))
-
-    def _on_agent_end(self, agent: _Agent) -> None:
-        agent.ended.set()
-        agent.ready.set()  # there is nothing more to wait for
-        if self._closing or self.pool is None:
-            return
-        logger.error("backend '%s': its agent on %s has ended", self._name, agent.host.name)
-        successor = self._agents[agent.host.name] = _Agent(agent.host)
-        self.pool.on_host_lost(agent.host)
-        if self.jobs is not None:
-            self.jobs.on_host_lost(agent.host)
-        self.expect(agent.host.name, 1)
-        self._loop.call_later(RESPAWN_SECONDS, self._restart, successor)
-
-    def _restart(self, agent: _Agent) -> None:
-        if self._closing:
-            agent.ended.set()
-        else:
-            _thread(self._start_agents, "watch", [agent])
+    def _on_host_lost(self, host: Host) -> None:
+        if self.pool is not None and self.jobs is not None:
+            self.pool.on_host_lost(host)
+            self.jobs.on_host_lost(host)
 
     def ping(self, seat: Seat) -> None:
         """Have a worker's loop say that it is not blocked."""
@@ -223,12 +148,15 @@ class DragonCrew:
         """Kill a worker."""
         seat.retiring = True
         if seat.process is not None:
-            self._loop.run_in_executor(None, _kill, seat)
+            self._loop.run_in_executor(None, dragon_processes.kill, seat.process)
+
+    def expect(self, sender: int, count: int) -> None:
+        """Expect so many notes of a worker."""
+        self._mail.expect(sender, count)
 
     def forget(self, number: int) -> None:
         """Expect nothing more of a worker."""
-        with self._lock:
-            self._due.pop(number, None)
+        self._mail.forget(number)
 
     # -- messages out -----------------------------------------------------------------------------
 
@@ -250,17 +178,11 @@ class DragonCrew:
         self._letters.put(functools.partial(self.put, host, number, data))
 
     def put(self, host: str, number: int, message: bytes) -> None:
-        """Send a message to a worker of a host; blocks for a moment."""
-        inbox = self._agents[host].inbox
-        if inbox is None:
-            raise BackendError(self._name, f"its agent on {host} is not there")
-        inbox.put(pickle.dumps((number, message), protocol=5))
-
-    def expect(self, sender: int | str, count: int) -> None:
-        """Expect so many notes of a worker, or of a host's agent."""
-        with self._lock:
-            self._due[sender] = self._due.get(sender, 0) + count
-        self._wanted.set()
+        """Send a message to a worker of a host; blocks for a moment where that is another one."""
+        if self._hub is not None and host == self._hub.host:
+            self._hub.deliver(number, message)
+        else:
+            self._mail.put(host, number, message)
 
     def _send_all(self) -> None:
         while (letter := self._letters.get()) is not None:
@@ -330,58 +252,38 @@ class DragonCrew:
                 self._unsent(seat, call.token, reason)
 
     def _unsent(self, seat: Seat, token: int, error: BaseException) -> None:
-        self._count_off(seat.number, 1)
+        self._mail.count_off(seat.number, 1)
         self._tell_pool("on_unsent", seat.number, token, error)
 
     # -- messages in ------------------------------------------------------------------------------
 
-    def _receive_all(self) -> None:
-        while True:
-            # Not in the queue while nothing is due: a wait there takes a percent of a CPU.
-            self._wanted.wait()
-            messages = [self._inbox.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(messages) < DRAINED:
-                    messages.append(self._inbox.get_nowait())
-            if self._collects:
-                gc.enable()  # Dragon disables it for as long as somebody waits for a process
-            if b"" in messages:
-                return
-            bundles: list[tuple[int, list[wire.Note]]] = []
-            for message in map(pickle.loads, messages):
-                if isinstance(message, tuple):
-                    self._count_off(message[0], 1)
-                    self._loop.call_soon_threadsafe(self._on_agent_ready, *message)
-                else:
-                    bundles += [self._read(*bundle) for bundle in message]
-            if bundles:
-                self._loop.call_soon_threadsafe(self._deliver, bundles)
-            del messages, bundles
+    def _on_bundles(self, bundles: list[Bundle]) -> None:
+        # From the workers here, on the loop.
+        if self._reading or not all(_is_quick(note) for _, notes in bundles for note in notes):
+            self._reading += 1
+            self._unread.put(bundles)
+        else:
+            self._mail.count_notes(bundles)
+            self._deliver([_rebuilt(*bundle) for bundle in bundles])
 
-    def _read(self, number: int, notes: list[wire.Note]) -> tuple[int, list[wire.Note]]:
-        begun = (wire.BEGUN, wire.BEGUN_URGENTLY)
-        self._count_off(number, sum(note[1] not in begun for note in notes))
-        return number, [_rebuilt(*note) for note in notes]
+    def _read_all(self) -> None:
+        while (bundles := self._unread.get()) is not None:
+            self._mail.count_notes(bundles)
+            self._take_in(bundles)
+            self._loop.call_soon_threadsafe(self._on_read)
 
-    def _count_off(self, number: Any, count: int) -> None:
-        with self._lock:
-            if number in self._due:
-                self._due[number] -= count
-                if self._due[number] <= 0:
-                    del self._due[number]
-            if not self._due:
-                self._wanted.clear()
+    def _on_read(self) -> None:
+        self._reading -= 1
 
-    def _on_agent_ready(self, host: str, _pid: int, inbox: Any) -> None:
-        agent = self._agents[host]
-        agent.inbox = inbox
-        agent.ready.set()
-        if self._closing:  # too late for it to be told with the others
-            self._loop.run_in_executor(None, inbox.put, b"")
+    def _take_in(self, bundles: list[Bundle]) -> None:
+        rebuilt = [_rebuilt(*bundle) for bundle in bundles]
+        self._loop.call_soon_threadsafe(self._deliver, rebuilt)
 
-    def _deliver(self, bundles: list[tuple[int, list[wire.Note]]]) -> None:
+    def _deliver(self, bundles: list[Bundle]) -> None:
         assert self.pool is not None
         assert self.jobs is not None
+        if self._collects:
+            gc.enable()  # Dragon disables it for as long as somebody waits for a process
         for bundle in bundles:
             if not self.jobs.on_notes(*bundle):
                 self.pool.on_notes(*bundle)
@@ -390,52 +292,19 @@ class DragonCrew:
         self._loop.call_soon_threadsafe(getattr(self.pool, method), *args)
 
 
-async def _all(events: Iterable[asyncio.Event]) -> None:
-    for event in events:
-        await event.wait()
+def _is_quick(note: wire.Note) -> bool:
+    return note[1] not in (wire.VALUE, wire.RAISED) and len(note[3]) < QUICK_BYTES
 
 
-def _thread(target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
-    thread = threading.Thread(target=target, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
-    thread.start()
-    return thread
+def _rebuilt(number: int, notes: list[wire.Note]) -> Bundle:
+    return number, [_read(*note) for note in notes]
 
 
-def _start(host: Host, target: Callable[..., None], *args: Any) -> Any:
-    from dragon.infrastructure.policy import Policy
-    from dragon.native.process import Process
-
-    process = Process(
-        target=target,
-        args=args,
-        cwd=os.getcwd(),
-        env=child_environment(),
-        policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=host.name),
-    )
-    process.start()
-    return process
-
-
-def _ended(puids: list[int]) -> list[tuple[int, int | None]]:
-    """Wait for one of several processes to end."""
-    from dragon.globalservices.process import multi_join
-
+def _read(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
     try:
-        ended, _ = multi_join(puids)
-    except Exception as error:
-        logger.error("Dragon no longer watches its processes: %s", error)
-        return [(puid, None) for puid in puids]
-    return list(ended or ())
-
-
-def _kill(it: Seat | _Agent) -> None:
-    with contextlib.suppress(Exception):  # it has ended by itself
-        it.process.kill()
-
-
-def _rebuilt(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
-    try:
-        if word in (wire.VALUE, wire.FIELDS, wire.HELLO):
+        if word in (wire.VALUE, wire.PLAIN_VALUE):
+            return token, wire.VALUE, seconds, pickle.loads(payload)
+        if word in (wire.FIELDS, wire.HELLO):
             payload = pickle.loads(payload)
         elif word == wire.RAISED:
             load_outcome(payload)

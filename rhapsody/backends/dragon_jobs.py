@@ -1,7 +1,7 @@
 """Jobs of several ranks: Dragon process groups, in which each rank is a worker for one call.
 
 So a rank ends with its children when it is told to, and its outcome comes by way of its host's
-agent. MPI finds in its environment what Dragon's PMI put there.
+hub. MPI finds in its environment what Dragon's PMI put there.
 """
 
 from __future__ import annotations

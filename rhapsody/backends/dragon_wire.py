@@ -1,8 +1,8 @@
 """What the head, the agents and the workers of a Dragon backend say to each other.
 
-Head to worker, through the agent of its host: a pickled `(RUN, functions, calls)`,
+Head to worker, through the hub of its host: a pickled `(RUN, functions, calls)`,
 `(CANCEL, tokens)`, `(RETURN,)`, `(PING,)` or `(STOP,)`. Worker to head: notes, several of which
-travel together where several are there. On the Unix socket between worker and agent each message
+travel together where several are there. On the Unix socket between worker and hub each message
 has its length in front, and each note a header.
 """
 
@@ -30,6 +30,7 @@ __all__ = [
     "GONE",
     "HELLO",
     "PING",
+    "PLAIN_VALUE",
     "PONG",
     "RAISED",
     "RETURN",
@@ -54,7 +55,7 @@ __all__ = [
 RUN, CANCEL, RETURN, STOP, PING = range(5)
 
 HELLO = 0
-"""Its token is the worker's number; payload: the pickled process id, and, from the agent on, the
+"""Its token is the worker's number; payload: the pickled process id, and, from the hub on, the
 name of the host."""
 
 BEGUN = 1
@@ -70,14 +71,17 @@ RAISED = 4
 FIELDS = 5
 """Payload: the pickled result fields of an executable."""
 
-CANCELED = 6
-RETURNED = 7
+PLAIN_VALUE = 6
+"""The same, where pickling runs no users' code."""
+
+CANCELED = 7
+RETURNED = 8
 """The call never began here, and is the head's again."""
 
-GONE = 8
-"""From the agent: the worker's connection is closed, and this is its last note."""
+GONE = 9
+"""From the hub: the worker's connection is closed, and this is its last note."""
 
-PONG = 9
+PONG = 10
 """The loop that async functions share is not blocked."""
 
 TOGETHER = 32
@@ -208,16 +212,16 @@ def _dump(uid: str, thing: Any, what: str) -> bytes:
         ) from error
 
 
-def dump_value(uid: str, value: Any) -> bytes:
-    """Pickle a result.
+def dump_value(uid: str, value: Any) -> tuple[int, bytes]:
+    """Pickle a result; returns the word for it as well.
 
     Raises:
         TaskExecutionError: It cannot be pickled.
     """
     if type(value) in PLAIN:
-        return pickle.dumps(value, protocol=5)
+        return PLAIN_VALUE, pickle.dumps(value, protocol=5)
     try:
-        return bytes(cloudpickle.dumps(value, protocol=5))
+        return VALUE, bytes(cloudpickle.dumps(value, protocol=5))
     except Exception as error:
         kind = type(value).__name__
         raise TaskExecutionError(
@@ -244,17 +248,21 @@ class Frames:
     """Notes out of the pieces in which they come."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Note]:
         """Add a piece and yield the notes that are complete."""
-        self._data += data
-        start, end = 0, len(self._data)
+        whole: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            whole = self._rest
+        start, end = 0, len(whole)
         while end - start >= _HEADER.size:
-            token, word, seconds, length = _HEADER.unpack_from(self._data, start)
+            token, word, seconds, length = _HEADER.unpack_from(whole, start)
             if end - start - _HEADER.size < length:
                 break
             start += _HEADER.size
-            yield token, word, seconds, bytes(self._data[start : start + length])
+            yield token, word, seconds, bytes(whole[start : start + length])
             start += length
-        del self._data[:start]
+        if start or whole is data:
+            self._rest = bytearray(whole[start:])

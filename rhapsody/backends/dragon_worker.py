@@ -1,4 +1,4 @@
-"""One worker process of the Dragon backend: calls in from its host's agent, outcomes out to it.
+"""One worker process of the Dragon backend: calls in from its host's hub, outcomes out to it.
 
 A thread takes messages in, so that a call can be cancelled or given back while another runs. Calls
 run in the main thread, where a signal reaches them: sync functions and executables one by one,
@@ -29,7 +29,7 @@ from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends import dragon_wire as wire
-from rhapsody.backends.dragon_agent import Address
+from rhapsody.backends.dragon_hub import Address, is_of_this_user
 from rhapsody.backends.dragon_stdio import captured, relay_stdio, route_stdio
 from rhapsody.backends.guard import GuardedGroups
 from rhapsody.backends.process_calls import INTERRUPT, dump_error
@@ -38,7 +38,7 @@ from rhapsody.processes import SECRET_VARIABLES
 __all__ = ["Link", "Setup", "prepare", "serve"]
 
 CONNECT_SECONDS = 10.0
-"""How long the host's agent may take to listen."""
+"""How long the host's hub may take to listen."""
 
 FUNCTIONS = 128
 """Functions kept, so that those of many calls are rebuilt once."""
@@ -53,7 +53,7 @@ class Setup:
 
     Attributes:
         number: Its number within the backend.
-        address: Where its host's agent listens.
+        address: Where its host's hub listens.
         path: The head's `sys.path`.
     """
 
@@ -71,10 +71,10 @@ class _StepInterrupted(BaseException):
 
 
 class Link:
-    """The connection to the host's agent.
+    """The connection to the host's hub.
 
     Args:
-        setup: Who this is, and where the agent listens.
+        setup: Who this is, and where the hub listens.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -88,6 +88,8 @@ class Link:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+        if not is_of_this_user(self._socket):
+            raise PermissionError("another user listens at this backend's address")
         self._input = self._socket.makefile("rb", buffering=1 << 20)
         self._lock = threading.Lock()
         self._unsent = bytearray()
@@ -100,7 +102,7 @@ class Link:
             os.close(self._socket.detach())
 
     def read(self) -> Any:
-        """Return the next message; None when the agent has gone."""
+        """Return the next message; None when the hub has gone."""
         try:
             (length,) = struct.unpack("<Q", self._input.read(8))
             return pickle.loads(self._input.read(length))
@@ -153,9 +155,9 @@ class _Worker:
     # -- messages: their thread -------------------------------------------------------------------
 
     def receive(self) -> None:
-        while True:  # after a STOP as well: what runs may be cancelled, or lose its agent
+        while True:  # after a STOP as well: what runs may be cancelled, or lose its hub
             message = self._link.read()
-            if message is None:  # the agent has gone, and the head most likely with it
+            if message is None:  # the hub has gone, and the head most likely with it
                 self._children.close()
                 os._exit(1)
             if message[0] == wire.RUN:
@@ -289,7 +291,7 @@ class _Worker:
             if inspect.isawaitable(value):
                 value = self._loop.run_until_complete(_value_of(value))
             self._alone = None
-        return wire.VALUE, wire.dump_value(call.uid, value)
+        return wire.dump_value(call.uid, value)
 
     def _may_interrupt(self, running: _Running) -> None:
         self._alone = running
@@ -328,11 +330,11 @@ class _Worker:
                     value = await function(*args, **kwargs)
                 finally:
                     running.inside = False
-            payload = wire.dump_value(call.uid, value)
+            word, payload = wire.dump_value(call.uid, value)
         except BaseException as error:
             self._end_with_error(running, error, time.perf_counter() - began)
         else:
-            self._end(running, wire.VALUE, time.perf_counter() - began, payload)
+            self._end(running, word, time.perf_counter() - began, payload)
         finally:
             if running.task is not None:
                 del self._together[running.task]
@@ -387,7 +389,7 @@ def prepare(setup: Setup) -> Link:
     """Make this process one that runs users' code for a head.
 
     Returns:
-        The connection to the host's agent.
+        The connection to the host's hub.
     """
     for variable in SECRET_VARIABLES:
         os.environ.pop(variable, None)

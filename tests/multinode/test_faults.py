@@ -41,7 +41,7 @@ async def test_a_killed_agent_there_is_replaced(there: str) -> None:
         await runner.submit(*both)
         await until(lambda: all(map(runner.began, both)))
         assert backend._crew is not None
-        backend._crew._agents[there].process.kill()
+        backend._crew._mail._agents[there].process.kill()
         await until(lambda: any(len(runner.reports.states(t["uid"])) > 1 for t in both))
         for task in both:
             await backend.cancel_task(task["uid"])

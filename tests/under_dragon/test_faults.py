@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
-from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends import DragonExecutionBackendV3, dragon_crew
 from tests.support.under_dragon import Runner, under_dragon
 from tests.support.waiting import until
 
@@ -286,7 +286,8 @@ async def test_an_async_function_that_blocks_for_good_is_ended(tmp_path: Path) -
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_a_killed_agent_is_replaced() -> None:
+async def test_a_killed_agent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
     async with DragonExecutionBackendV3(num_workers=1) as backend:
         runner = Runner(backend)
         long = runner.function(time.sleep, 60)
@@ -294,7 +295,7 @@ async def test_a_killed_agent_is_replaced() -> None:
         await runner.submit(long, job)
         await until(lambda: runner.began(long) and runner.began(job))
         assert backend._crew is not None
-        (agent,) = backend._crew._agents.values()
+        (agent,) = backend._crew._mail._agents.values()
         agent.process.kill()
         assert await runner.end(long) == "FAILED"
         assert await runner.end(job) == "FAILED"
@@ -345,7 +346,7 @@ async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
 
 HEAD = """
 import asyncio, os, sys, time
-from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends import DragonExecutionBackendV3, dragon_crew
 
 async def main():
     backend = await DragonExecutionBackendV3(num_workers=2)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import cloudpickle
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends import dragon_wire as wire
@@ -46,3 +48,13 @@ def test_what_cannot_be_pickled_is_named() -> None:
     frame = sys._getframe()
     with pytest.raises(TaskExecutionError, match="its function cannot be pickled"):
         wire.dump_function("task", lambda: frame)
+
+
+@given(st.lists(st.binary(max_size=100), max_size=20), st.integers(1, 200))
+def test_notes_are_whole_however_they_come(payloads: list[bytes], piece: int) -> None:
+    notes = [(n, wire.VALUE, n / 2, payload) for n, payload in enumerate(payloads)]
+    stream = b"".join(wire.note(*note) for note in notes)
+    frames, seen = wire.Frames(), []
+    for start in range(0, len(stream), piece):
+        seen += frames.feed(stream[start : start + piece])
+    assert seen == notes

@@ -1,0 +1,58 @@
+"""Processes that Dragon places: started, waited for, killed. All of this blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rhapsody.backends.dragon_runtime import Host
+from rhapsody.processes import child_environment
+
+__all__ = ["ended", "in_thread", "kill", "start"]
+
+logger = logging.getLogger(__name__)
+
+
+def in_thread(target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
+    """Start a thread that does not hold up the end of the program."""
+    thread = threading.Thread(target=target, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
+    thread.start()
+    return thread
+
+
+def start(host: Host, target: Callable[..., None], *args: Any) -> Any:
+    """Start a process on a host, in this program's directory; returns Dragon's object for it."""
+    from dragon.infrastructure.policy import Policy
+    from dragon.native.process import Process
+
+    process = Process(
+        target=target,
+        args=args,
+        cwd=os.getcwd(),
+        env=child_environment(),
+        policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=host.name),
+    )
+    process.start()
+    return process
+
+
+def ended(puids: list[int]) -> list[tuple[int, int | None]]:
+    """Wait for one of several processes to end; returns those that have, with their exit codes."""
+    from dragon.globalservices.process import multi_join
+
+    try:
+        done, _ = multi_join(puids)
+    except Exception as error:
+        logger.error("Dragon no longer watches its processes: %s", error)
+        return [(puid, None) for puid in puids]
+    return list(done or ())
+
+
+def kill(process: Any) -> None:
+    """Kill a process, if it has not ended by itself."""
+    with contextlib.suppress(Exception):
+        process.kill()
