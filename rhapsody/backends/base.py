@@ -178,6 +178,11 @@ class BaseBackend:
             self._start_timer(work)
         try:
             fields = await self.execute(work)
+            if not isinstance(fields, dict):
+                raise TypeError(
+                    f"{type(self).__name__}.execute returned {fields!r}; it has to return a dict "
+                    "of result fields, such as {'return_value': 3}"
+                )
             failed = fields.get("exception") is not None
         except asyncio.CancelledError:
             if work.expired:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.under_dragon import Runner
+from tests.support.under_dragon import Runner, mark
 
 HERE = Path(__file__).parent
 LIMIT_S = 240
@@ -22,10 +22,7 @@ if "DRAGON_MY_PUID" not in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # of the whole session, and not of this folder alone
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.dragon)
-            item.add_marker(pytest.mark.timeout(LIMIT_S))
+    mark(items, HERE, pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rhapsody.testing.samples import describe
 from tests.support.runner import TaskRunner
 
@@ -46,6 +48,14 @@ def under_dragon(
             launcher.stdout.close()
         for segment in Path("/dev/shm").glob(f"DD{str(os.getuid())[-3:]}{str(launcher.pid)[-3:]}*"):
             segment.unlink(missing_ok=True)
+
+
+def mark(items: list[pytest.Item], folder: Path, *marks: pytest.MarkDecorator) -> None:
+    """Mark a folder's tests, out of those of the whole session."""
+    for item in items:
+        if folder in item.path.parents:
+            for each in (pytest.mark.dragon, *marks):
+                item.add_marker(each)
 
 
 class Runner(TaskRunner):

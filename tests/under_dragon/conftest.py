@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.under_dragon import Runner
+from tests.support.under_dragon import Runner, mark
 
 HERE = Path(__file__).parent
 
@@ -20,9 +20,7 @@ if "DRAGON_MY_PUID" not in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # of the whole session, and not of this folder alone
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.dragon)
+    mark(items, HERE)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

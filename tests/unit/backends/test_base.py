@@ -435,8 +435,10 @@ class TestTasks:
 
         backend = ProbeBackend(execute)
         engine.attach(backend)
-        (report,) = await engine.run(backend, task())
+        failing = task()
+        (report,) = await engine.run(backend, failing)
         assert report.state == "FAILED"
+        assert "ProbeBackend.execute returned None" in str(failing["exception"])
         await engine.shutdown(backend)
 
     async def test_fields_with_an_exception_fail_the_task_and_stay(
