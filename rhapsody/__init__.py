@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.lazy import look_up
 from rhapsody.logger import enable_logging
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ __all__ = ["__version__", "enable_logging", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    return look_up(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

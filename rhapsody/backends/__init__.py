@@ -6,8 +6,9 @@ nothing to those who use another.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from rhapsody.lazy import look_up
 
 if TYPE_CHECKING:
     from rhapsody.api.session import Session as Session
@@ -54,11 +55,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    return look_up(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,14 @@
 """AsyncFlow engines with `ai_task`, the stock one and ours, and backends that answer prompts."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from rhapsody.backends import NoopExecutionBackend
 
 ENGINES = ("stock", "ours")
+MakeFlow = Callable[..., Awaitable[Any]]
+"""Makes an engine over backends."""
 
 
 async def make_engine(kind: str, backend: Any = None, **options: Any) -> Any:

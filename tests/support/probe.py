@@ -9,6 +9,7 @@ from rhapsody.backends import BaseBackend, Work
 from rhapsody.backends.protocol import ALL_KINDS
 from rhapsody.backends.service import service_loop
 from rhapsody.testing.gate import PATIENCE_SECONDS
+from rhapsody.testing.samples import describe
 
 
 class Flag:
@@ -31,6 +32,10 @@ class Flag:
             await self._inside.wait()
         else:
             assert await asyncio.to_thread(self._set.wait, PATIENCE_SECONDS)
+
+
+def task(uid: str = "task.000001", **fields: Any) -> dict[str, Any]:
+    return describe(uid, "function", function=len, **fields)
 
 
 async def done_at_once(work: Work) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """``import rhapsody`` is quick, and pulls in nothing that not everybody needs."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 
 import pytest
+
+import asyncflow_ext
+import rhapsody
 
 LIMIT_S = 0.3
 TRIES = 7
@@ -83,3 +87,40 @@ def test_every_name_a_module_lists_is_there(module: str) -> None:
         f"import {module} as m; [getattr(m, name) for name in {{*dir(m), *m.__all__}}];"
         "assert set(m.__all__) <= set(dir(m)), set(m.__all__) - set(dir(m))"
     )
+
+
+THIRD = ("aiohttp", "cloudpickle", "distributed", "jinja2", "pydantic", "radical.asyncflow", "rich")
+# What runs in programs of their own, or needs pytest.
+ELSEWHERE = ("rhapsody.inference.vllm.", "rhapsody.inference.worker", "rhapsody.testing")
+
+
+def test_every_module_can_be_the_first() -> None:
+    names = [
+        module.name
+        for package in (rhapsody, asyncflow_ext)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.startswith(ELSEWHERE)
+    ]
+    # One interpreter that forks for each is quicker than one interpreter for each.
+    failed = run_python(
+        f"""
+import importlib, os
+for name in {THIRD!r}:  # what does not depend on the order
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+for name in {names!r}:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            assert not error.name.startswith(("rhapsody", "asyncflow_ext")), error
+        except BaseException as error:
+            print(name, type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    )
+    assert failed == ""

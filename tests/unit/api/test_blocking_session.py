@@ -12,10 +12,7 @@ from rhapsody import AITask, ComputeTask, Session
 from rhapsody.api import SessionError, TaskCancelledError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from tests.support.held import HeldBackend
-
-
-def boom() -> None:
-    raise ValueError("intended")
+from tests.support.sessions import boom
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+"""Cancelling tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rhapsody.backends.protocol import FUNCTION, PROMPT, TaskStates, accepted_kinds
+from rhapsody.testing import samples
+from rhapsody.testing.conformance.base import Clauses, every_kind, held_kinds
+from rhapsody.testing.gate import Gate
+from rhapsody.testing.owners import FakeEngine
+
+__all__ = ["CancellingClauses"]
+
+
+class CancellingClauses(Clauses):
+    """The clauses on cancelling."""
+
+    @every_kind
+    async def test_a_task_cancelled_at_once_ends(
+        self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
+    ) -> None:
+        """C26: a cancelled task is reported, started or not; the answer says which way."""
+        self.need(backend, kind)
+        uids = [f"task.{n:06}" for n in range(20)]
+        await backend.submit_tasks(
+            [
+                samples.quick(kind, uid) if kind == PROMPT else samples.held(kind, uid, gate)
+                for uid in uids
+            ]
+        )
+        cancelled = [await backend.cancel_task(uid) for uid in uids]
+        ends = [(await engine.reports.end(uid)).state for uid in uids]
+        assert [end == TaskStates.CANCELED for end in ends] == cancelled
+        if self.runs_tasks and kind != PROMPT:
+            assert all(cancelled)
+
+    async def test_cancelling_what_is_unknown_or_over_says_false(
+        self, backend: Any, engine: FakeEngine
+    ) -> None:
+        """C27: no exception, and no second terminal state."""
+        assert await backend.cancel_task("task.999999") is False
+        await engine.run(backend, self.one_task(backend))
+        assert await backend.cancel_task("task.000001") is False
+        assert len(engine.reports.terminal("task.000001")) == 1
+
+    async def test_cancelling_twice_reports_once(
+        self, backend: Any, engine: FakeEngine, gate: Gate
+    ) -> None:
+        """C22, C27: a second request while the first is under way changes nothing."""
+        kind = min(accepted_kinds(backend) - {PROMPT}, default=PROMPT)
+        self.need(backend, kind, real=True)
+        if kind == PROMPT:
+            pytest.skip("a prompt cannot be held")
+        await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
+        await gate.started("task.000001")
+        await asyncio.gather(*(backend.cancel_task("task.000001") for _ in range(2)))
+        await engine.shutdown(backend)
+        assert [r.state for r in engine.reports.terminal("task.000001")] == [TaskStates.CANCELED]
+
+    @held_kinds
+    async def test_a_cancelled_task_really_stops(
+        self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
+    ) -> None:
+        """C28: the work ends, child processes and their children included."""
+        self.need(backend, kind, real=True)
+        if kind == FUNCTION and not self.stops_functions:
+            pytest.skip("a sync function runs on here")
+        await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
+        await gate.started("task.000001")
+        assert await backend.cancel_task("task.000001") is True
+        assert (await engine.reports.end("task.000001")).state == TaskStates.CANCELED
+        await gate.ended("task.000001")
+
+    async def test_the_result_of_what_cannot_be_stopped_is_dropped(
+        self, backend: Any, engine: FakeEngine, gate: Gate
+    ) -> None:
+        """C28: a function that runs on is reported CANCELED at once, and then no more."""
+        self.need(backend, FUNCTION, real=True)
+        if self.stops_functions:
+            pytest.skip("functions are stopped here")
+        task = samples.held(FUNCTION, "task.000001", gate)
+        await backend.submit_tasks([task])
+        await gate.started("task.000001")
+        assert await backend.cancel_task("task.000001") is True
+        assert (await engine.reports.end("task.000001")).state == TaskStates.CANCELED
+        gate.release("task.000001")
+        await gate.ended("task.000001")
+        await engine.run(backend, self.one_task(backend, "task.000002"))
+        assert engine.reports.states("task.000001")[-1] == TaskStates.CANCELED
+        assert task.get("return_value") is None
+
+    @held_kinds
+    async def test_the_backend_is_of_use_after_a_cancellation(
+        self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
+    ) -> None:
+        """C28: a cancelled task takes nothing with it that others need."""
+        self.need(backend, kind, real=True)
+        await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
+        await gate.started("task.000001")
+        await backend.cancel_task("task.000001")
+        (report,) = await engine.run(backend, self.one_task(backend, "task.000002"))
+        assert report.state == TaskStates.DONE
+        gate.release("task.000001")

@@ -1,0 +1,46 @@
+"""Backends that a session can tell apart, and tasks for them."""
+
+from typing import Any
+
+from rhapsody import ComputeTask
+from rhapsody.backends import NoopExecutionBackend
+
+
+class Inference(NoopExecutionBackend):
+    """Takes prompts only, and serves a model."""
+
+    task_kinds = frozenset({"prompt"})
+
+    def __init__(self, name: str, model_name: str) -> None:
+        super().__init__(name)
+        self.model_name = model_name
+
+
+class Compute(NoopExecutionBackend):
+    """Takes compute tasks only."""
+
+    task_kinds = frozenset({"function", "executable"})
+
+
+class Recording(NoopExecutionBackend):
+    """Remembers the uids that it was given."""
+
+    def __init__(self, name: str = "recording") -> None:
+        super().__init__(name)
+        self.given: list[str] = []
+
+    async def submit_tasks(self, tasks: Any) -> None:
+        self.given += [task["uid"] for task in tasks]
+        await super().submit_tasks(tasks)
+
+
+def work() -> int:
+    return 3
+
+
+def boom() -> None:
+    raise ValueError("intended")
+
+
+def good() -> ComputeTask:
+    return ComputeTask(function=work, uid="good")

@@ -1,0 +1,14 @@
+"""A backend for sessions whose tasks stay active."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.held import HeldBackend
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[HeldBackend]:
+    backend = HeldBackend()
+    yield backend
+    await backend.shutdown()

@@ -1,0 +1,151 @@
+"""A session's backends: anybody's, one session's at a time, and broken ones."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from rhapsody import ComputeTask, Session
+from rhapsody.api import BackendInUseError, SessionError
+from rhapsody.backends import BaseBackend, ConcurrentExecutionBackend, NoopExecutionBackend
+from tests.support.sessions import Recording, boom, good, work
+
+
+class Minimal(BaseBackend):
+    """What the documentation asks of a backend: one coroutine."""
+
+    async def execute(self, work: Any) -> dict[str, Any]:
+        self.running(work)
+        return {"return_value": work.task["function"]()}
+
+
+class Raising(NoopExecutionBackend):
+    """Breaks the protocol."""
+
+    async def submit_tasks(self, tasks: Any) -> None:
+        raise OSError("the queue is gone")
+
+
+class Bare:
+    """A backend that inherits nothing and answers from within `submit_tasks`."""
+
+    name = "bare"
+    supports_implicit_data_linking = supports_explicit_data_linking = False
+
+    def __init__(self) -> None:
+        self.attached_to: list[str] = []
+        self.callback: Any = None
+
+    def register_callback(self, func: Any) -> None:
+        self.callback = func
+
+    async def submit_tasks(self, tasks: Any) -> None:
+        for task in tasks:
+            task["return_value"] = 42
+            self.callback(task, "DONE")
+
+    async def cancel_task(self, uid: str) -> bool:
+        return False
+
+    async def shutdown(self) -> None:
+        pass
+
+
+async def test_a_backend_that_nobody_awaited_starts_itself() -> None:
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        task = ComputeTask(function=work)
+        await session.submit_tasks([task])
+        assert (await task).return_value == 3
+
+
+async def test_a_backend_can_be_added_later() -> None:
+    async with Session() as session:
+        session.add_backend(Recording("late"))
+        task = ComputeTask(function=work)
+        await session.submit_tasks([task])
+        assert (await task).backend == "late"
+
+
+async def test_two_backends_of_one_name_are_refused_and_let_go() -> None:
+    first, second = NoopExecutionBackend("same"), NoopExecutionBackend("same")
+    with pytest.raises(SessionError, match="a backend named 'same' already"):
+        Session([first, second])
+    await Session([first]).close()
+
+
+async def test_a_backend_serves_one_session_after_the_other() -> None:
+    backend = NoopExecutionBackend()
+    for _ in range(2):
+        async with Session([backend]) as session:
+            task = good()
+            await session.submit_tasks([task])
+            assert (await task).state == "DONE"
+
+
+async def test_a_backend_of_an_open_session_is_refused_to_another() -> None:
+    backend = Recording("shared")
+    async with Session([backend], uid="one") as session:
+        with pytest.raises(BackendInUseError, match=r"'shared': it is attached to Session one"):
+            Session([backend])
+        task = good()
+        await session.submit_tasks([task])
+        assert (await task).state == "DONE"
+
+
+async def test_a_backend_with_only_execute_runs_fails_and_cancels() -> None:
+    async with Session([Minimal()]) as session:
+        tasks = [ComputeTask(function=work), ComputeTask(function=boom)]
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(tasks)
+        assert (tasks[0].backend, tasks[0].return_value) == ("Minimal", 3)
+        assert str(tasks[1].exception) == "intended"
+
+
+async def test_a_backend_that_inherits_nothing_works() -> None:
+    async with Session(Bare()) as session:
+        task = ComputeTask(function=work)
+        await session.submit_tasks([task])
+        assert (await task).return_value == 42
+
+
+async def test_a_backend_that_reports_from_a_thread_wakes_who_waits() -> None:
+    class Threaded(Bare):
+        async def submit_tasks(self, tasks: Any) -> None:
+            for task in tasks:
+                threading.Timer(0.01, self.callback, (task, "DONE")).start()
+
+    async with Session([Threaded()]) as session:
+        task = ComputeTask(function=work)
+        await session.submit_tasks([task])
+        assert (await task).state == "DONE"
+
+
+async def test_a_backend_that_raises_fails_its_tasks_and_no_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Session([Raising("broken"), NoopExecutionBackend()]) as session:
+        lost = ComputeTask(function=work, backend="broken")
+        kept = ComputeTask(function=work, backend="noop")
+        await session.submit_tasks([lost, kept])
+        with pytest.raises(OSError, match="the queue is gone"):
+            await lost
+        assert (await kept).state == "DONE"
+    assert "backend 'broken' raised from submit_tasks" in caplog.text
+
+
+async def test_a_backend_that_does_not_shut_down_does_not_keep_the_session_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stuck(Bare):
+        async def submit_tasks(self, tasks: Any) -> None:
+            """Never report anything."""
+
+        async def shutdown(self) -> None:
+            raise OSError("no")
+
+    session = Session([Stuck()])
+    task = ComputeTask(function=work)
+    await session.submit_tasks([task])
+    await session.close()
+    assert task.state == "CANCELED"
+    assert "did not shut down cleanly" in caplog.text

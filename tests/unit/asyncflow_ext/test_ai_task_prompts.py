@@ -1,0 +1,68 @@
+"""What an ai_task's function may return."""
+
+from typing import Any
+
+import pytest
+
+from rhapsody import AITask
+from rhapsody.api import TaskValidationError
+from tests.support.engines import Echo
+
+pytestmark = pytest.mark.asyncflow
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("one", "<one>"),
+        (["one", "two"], ["<one>", "<two>"]),
+        ([{"role": "user", "content": "hi"}], "<hi>"),
+    ],
+)
+async def test_a_text_texts_or_a_chat_are_prompts(flow: Any, prompt: Any, response: Any) -> None:
+    @flow.ai_task
+    async def ask() -> Any:
+        return prompt
+
+    assert await ask() == response
+
+
+async def test_an_ai_task_is_a_prompt_with_options_of_its_own(flow: Any, ai: Echo) -> None:
+    @flow.ai_task(temperature=1.0, max_tokens=9)
+    async def ask() -> AITask:
+        return AITask("hi", temperature=0.5, seed=7)
+
+    assert await ask() == "<hi>"
+    (asked,) = ai.asked
+    assert (asked["temperature"], asked["max_tokens"], asked["seed"]) == (0.5, 9, 7)
+
+
+async def test_an_ai_task_that_is_returned_has_the_results_and_no_other_options(flow: Any) -> None:
+    mine = AITask("hi")
+
+    @flow.ai_task(max_tokens=9)
+    async def ask() -> AITask:
+        return mine
+
+    await ask()
+    assert (mine.state, mine.response) == ("DONE", "<hi>")
+    assert "max_tokens" not in mine
+
+
+@pytest.mark.parametrize("prompt", ["", [], 7, [""], [{"content": "no role"}]], ids=repr)
+async def test_what_is_no_prompt_fails_the_task_by_its_name(flow: Any, prompt: Any) -> None:
+    @flow.ai_task
+    async def summarise() -> Any:
+        return prompt
+
+    with pytest.raises(TaskValidationError, match="Task 'summarise': 'prompt' must be"):
+        await summarise()
+
+
+async def test_returning_nothing_fails_the_task(flow: Any) -> None:
+    @flow.ai_task
+    async def forgetful() -> None:
+        pass
+
+    with pytest.raises(TaskValidationError, match="'forgetful': its function returned None"):
+        await forgetful()

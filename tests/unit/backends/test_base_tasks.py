@@ -1,0 +1,167 @@
+"""One end for each task of any backend: refused, run, late or cancelled."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from rhapsody.api.errors import TaskTimeoutError, UnsupportedTaskError
+from rhapsody.backends import BaseBackend, Work
+from rhapsody.backends.service import service_loop
+from rhapsody.backends.work import task_exception
+from rhapsody.testing.owners import FakeEngine
+from tests.support.probe import Flag, Held, ProbeBackend, done_at_once, task
+from tests.support.waiting import LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"uid": ""}, "'uid' must be a non-empty string"),
+        ({"uid": 7}, "'uid' must be a non-empty string"),
+        ({"uid": ["task"]}, "'uid' must be a non-empty string"),
+        ({"function": None}, "none of 'function', 'executable' and 'prompt'"),
+        ({"task_backend_specific_kwargs": [1]}, "must be a dict, not [1]"),
+        ({"timeout": -1}, "'timeout' must be a positive number of seconds, not -1"),
+        ({"timeout": True}, "'timeout' must be a positive number of seconds, not True"),
+        ({"timeout": float("nan")}, "'timeout' must be a positive number"),
+    ],
+)
+async def test_what_cannot_be_run_fails_with_the_reason(
+    changes: dict[str, Any], reason: str
+) -> None:
+    backend = ProbeBackend()
+    failed: asyncio.Queue[str] = asyncio.Queue()
+    backend.register_callback(lambda task, state: failed.put_nowait(state))
+    bad = {**task(), **changes}
+    await backend.submit_tasks([bad])
+    assert await asyncio.wait_for(failed.get(), LIMIT_S) == "FAILED"
+    assert isinstance(bad["exception"], UnsupportedTaskError)
+    assert reason in str(bad["exception"])
+    assert backend.starts == 0
+
+
+async def test_a_kind_that_is_not_taken_is_named_with_those_that_are(engine: FakeEngine) -> None:
+    class PromptsOnly(BaseBackend):
+        task_kinds = frozenset({"prompt"})
+
+    backend = PromptsOnly()
+    engine.attach(backend)
+    refused = task()
+    await engine.run(backend, refused)
+    assert "'PromptsOnly' cannot run a function task; it takes prompt tasks" in str(
+        refused["exception"]
+    )
+
+
+async def test_a_uid_in_use_fails_and_the_task_that_has_it_goes_on() -> None:
+    held = Held()
+    backend = ProbeBackend(held)
+    reported: asyncio.Queue[tuple[Any, str]] = asyncio.Queue()
+    backend.register_callback(lambda task, state: reported.put_nowait((task, state)))
+    first, second = task(), task()
+    await backend.submit_tasks([first, second])
+    reports = [await asyncio.wait_for(reported.get(), LIMIT_S)]
+    held.go.set()
+    reports.append(await asyncio.wait_for(reported.get(), LIMIT_S))
+    assert [(one is first, state) for one, state in reports] == [
+        (False, "FAILED"),
+        (True, "DONE"),
+    ]
+    assert "active already" in str(second["exception"])
+    await backend.shutdown()
+
+
+async def test_an_execute_that_returns_no_fields_fails_its_task(engine: FakeEngine) -> None:
+    async def execute(work: Work) -> Any:
+        return None
+
+    backend = ProbeBackend(execute)
+    engine.attach(backend)
+    failing = task()
+    (report,) = await engine.run(backend, failing)
+    assert report.state == "FAILED"
+    assert "ProbeBackend.execute returned None" in str(failing["exception"])
+    await engine.shutdown(backend)
+
+
+async def test_fields_with_an_exception_fail_the_task_and_stay(engine: FakeEngine) -> None:
+    async def execute(work: Work) -> dict[str, Any]:
+        return {"stdout": "half", "exception": ValueError("no")}
+
+    backend = ProbeBackend(execute)
+    engine.attach(backend)
+    failed = task()
+    (report,) = await engine.run(backend, failed)
+    assert (report.state, failed["stdout"]) == ("FAILED", "half")
+    await engine.shutdown(backend)
+
+
+@pytest.mark.parametrize("where", ["task", "options"])
+async def test_a_task_that_takes_too_long_fails(where: str, engine: FakeEngine) -> None:
+    held = Held()
+    backend = ProbeBackend(held)
+    engine.attach(backend)
+    limit: dict[str, Any] = {"timeout": 0.01}
+    late = task(**limit) if where == "task" else task(task_backend_specific_kwargs=limit)
+    (report,) = await engine.run(backend, late)
+    assert report.state == "FAILED"
+    assert isinstance(late["exception"], TaskTimeoutError)
+    assert isinstance(late["exception"], TimeoutError)
+    assert held.cleaned_up.is_set
+    await engine.shutdown(backend)
+
+
+async def test_a_second_cancel_does_not_break_into_the_clean_up(engine: FakeEngine) -> None:
+    cleaning, finish = Flag(), Flag()
+
+    async def clean_up() -> None:
+        cleaning.set()
+        await finish.wait()
+
+    held = Held(clean_up)
+    backend = ProbeBackend(held)
+    engine.attach(backend)
+    await backend.submit_tasks([task()])
+    await held.inside.wait()
+    first = asyncio.ensure_future(backend.cancel_task("task.000001"))
+    await cleaning.wait()
+    second = asyncio.ensure_future(backend.cancel_task("task.000001"))
+    shutdown = asyncio.ensure_future(engine.shutdown(backend))
+    await asyncio.sleep(0)  # both have asked the service loop
+    service_loop().run_blocking(asyncio.sleep(0))  # and it has heard them
+    finish.set()
+    assert await first is True
+    assert await second is True
+    assert held.cleaned_up.is_set
+    await shutdown
+    assert engine.reports.states("task.000001") == ["CANCELED"]
+
+
+async def test_cancelling_what_ends_all_the_same_says_false(engine: FakeEngine) -> None:
+    inside = Flag()
+
+    async def execute(work: Work) -> dict[str, Any]:
+        inside.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await done_at_once(work)
+
+    backend = ProbeBackend(execute)
+    engine.attach(backend)
+    await backend.submit_tasks([task()])
+    await inside.wait()
+    assert await backend.cancel_task("task.000001") is False
+    assert (await engine.reports.end("task.000001")).state == "DONE"
+    await engine.shutdown(backend)
+
+
+@pytest.mark.parametrize("error", [StopIteration(3), SystemExit("bye"), KeyboardInterrupt()])
+async def test_an_exception_that_no_future_holds_is_wrapped(error: BaseException) -> None:
+    wrapped = task_exception("task.1", error)
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(wrapped)
+    assert future.exception() is wrapped
+    assert type(error).__name__ in str(wrapped)
+    assert wrapped.__cause__ is error
