@@ -15,6 +15,7 @@ __all__ = [
     "child_environment",
     "end_group",
     "group_exists",
+    "has_secrets",
 ]
 
 SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
@@ -44,6 +45,11 @@ def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[s
         else:
             environment[key] = str(value)
     return environment
+
+
+def has_secrets() -> bool:
+    """Say whether this process's environment has anything that is not handed on."""
+    return any(name in os.environ for name in SECRET_VARIABLES)
 
 
 def end_group(pid: int, sig: int) -> None:

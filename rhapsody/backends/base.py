@@ -128,13 +128,28 @@ class BaseBackend:
         work.timeout  # noqa: B018 - reading it refuses a bad one before anything has started
 
     def dispatch(self, works: Sequence[Work]) -> None:
-        """Start tasks on the service loop, some in each pass of it; one asyncio task for each."""
-        loop = asyncio.get_running_loop()
+        """Start tasks on the service loop, some in each pass of it."""
         if rest := works[STARTS_PER_PASS:]:
-            loop.call_soon(self.dispatch, rest)
+            asyncio.get_running_loop().call_soon(self.dispatch, rest)
         for work in works[:STARTS_PER_PASS]:
-            if work.key in self._works:  # else cancelled before its turn came
-                work.job = loop.create_task(self._drive(work))
+            if self.is_active(work):  # else cancelled before its turn came
+                self.begin(work)
+
+    def begin(self, work: Work) -> None:
+        """Start one task on the service loop, by `execute` in an asyncio task of its own."""
+        work.job = asyncio.get_running_loop().create_task(self._drive(work))
+
+    def interrupt(self, work: Work) -> None:
+        """Stop what `begin` or `dispatch` has started; called once, on the service loop."""
+        if work.job is None:
+            self.stopped(work)
+        else:
+            # Behind the job's first step, since a coroutine cancelled before it never runs.
+            asyncio.get_running_loop().call_soon(work.job.cancel)
+
+    def is_active(self, work: Work) -> bool:
+        """Say whether a task's end has not been reported yet."""
+        return self._works.get(work.key) is work  # the uid may have been given out again
 
     def running(self, work: Work, place: str = "") -> None:
         """Report that a task has started; from any thread.
@@ -145,7 +160,7 @@ class BaseBackend:
         """
         work.place = place
         with self._reporting:  # else its end, from another thread, could be told first
-            if work.key in self._works and work.state == TaskStates.PENDING:
+            if self.is_active(work) and work.state == TaskStates.PENDING:
                 work.start()
                 work.attachment.post(work.task, {}, work.state)
         if self.timeout_from_start and work.timeout is not None:
@@ -163,15 +178,24 @@ class BaseBackend:
             False where the task has ended already, and then nothing is reported.
         """
         with self._reporting:
-            if self._works.pop(work.key, None) is None:
+            if not self.is_active(work):
                 return False
+            del self._works[work.key]
             work.end(state, fields.get("exception") if fields else None)
             work.attachment.post(work.task, fields or {}, state)
+        if work.timer is not None:
+            service_loop().call(work.timer.cancel)
         return True
 
     def fail(self, work: Work, error: BaseException) -> bool:
         """Report a task FAILED with a real exception; from any thread."""
         return self.finish(work, TaskStates.FAILED, failure_fields(work, error))
+
+    def stopped(self, work: Work) -> bool:
+        """Report that a task was stopped, by its owner or by its timeout; from any thread."""
+        if work.expired:
+            return self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
+        return self.finish(work, TaskStates.CANCELED)
 
     async def _drive(self, work: Work) -> None:
         if work.timeout is not None and not self.timeout_from_start:
@@ -185,22 +209,18 @@ class BaseBackend:
                 )
             failed = fields.get("exception") is not None
         except asyncio.CancelledError:
-            if work.expired:
-                self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
-            else:
-                self.finish(work, TaskStates.CANCELED)
+            self.stopped(work)
         except BaseException as error:
             self.fail(work, error)
         else:
             self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
-        finally:
-            if work.timer is not None:
-                work.timer.cancel()
 
     def _start_timer(self, work: Work) -> None:
-        if work.timer is None and work.key in self._works and work.timeout is not None:
+        if work.timer is None and work.timeout is not None:
             loop = asyncio.get_running_loop()
             work.timer = loop.call_later(work.timeout, self._expire, work)
+            if not self.is_active(work):  # its end, in another thread, may have come before this
+                work.timer.cancel()
 
     def _expire(self, work: Work) -> None:
         if not work.ending:
@@ -208,13 +228,10 @@ class BaseBackend:
             self._end(work)
 
     def _end(self, work: Work) -> None:
-        if work.job is None:
-            self.finish(work, TaskStates.CANCELED)
-        elif not work.ending:
-            # Once, since a second cancellation would break into the clean-up after the first, and
-            # behind the job's first step, since a coroutine cancelled before it never runs.
+        # Once, since a second cancellation would break into the clean-up after the first.
+        if self.is_active(work) and not work.ending:
             work.ending = True
-            asyncio.get_running_loop().call_soon(work.job.cancel)
+            self.interrupt(work)
 
     def register_callback(self, func: TaskCallback) -> None:
         """Attach an owner: the object behind the callback, held weakly.
@@ -278,6 +295,11 @@ class BaseBackend:
         """Return the states of tasks, as attributes, and `terminal_states`."""
         return TaskStates()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, and is not being shut down."""
+        return self._state == "RUNNING" and self._closer is None
+
     def state(self) -> str:
         """Return IDLE, STARTING, RUNNING, STOPPING, STOPPED or FAILED."""
         return self._state
@@ -312,7 +334,7 @@ class BaseBackend:
         service_loop().call(self._receive, works)
 
     def _receive(self, works: list[Work]) -> None:
-        if self._state == "RUNNING" and self._closer is None:
+        if self.is_up:
             self.dispatch(works)
             return
         handover = asyncio.get_running_loop().create_task(self._start_then_dispatch(works))
@@ -379,7 +401,7 @@ class BaseBackend:
         return work is not None and await service_loop().run(self._cancel(work))
 
     async def _cancel(self, work: Work) -> bool:
-        if work.key not in self._works:
+        if not self.is_active(work):
             return False
         self._end(work)
         if work.job is not None:

@@ -10,23 +10,29 @@ import logging
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.thread import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.backends import process_calls
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.executables import OPTIONS, Executable
 from rhapsody.backends.guard import GuardedGroups
-from rhapsody.backends.protocol import EXECUTABLE
-from rhapsody.backends.work import Work, task_exception
+from rhapsody.backends.protocol import EXECUTABLE, FUNCTION, TaskStates
+from rhapsody.backends.work import Work
 from rhapsody.processes import end_group
 
 __all__ = ["ConcurrentExecutionBackend"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FEW = 8
+"""Most functions that are started on the owner's loop, which stands still meanwhile."""
 
 STOP_GRACE_SECONDS = 2.0
 """How long interrupted pool processes may take to end before they are killed."""
@@ -84,6 +90,7 @@ class ConcurrentExecutionBackend(BaseBackend):
         self._barren = 0
         self._children = GuardedGroups()
         self._slots: asyncio.Semaphore | None = None
+        self._loops: dict[Work, _LoopInThread] = {}
         self._warned: set[str] = set()
 
     @property
@@ -153,16 +160,83 @@ class ConcurrentExecutionBackend(BaseBackend):
         if self._marks is not None:
             self._marks.remove_directory()
 
+    def hand_over(self, works: list[Work]) -> None:
+        """Start a few functions in threads at once, however busy the service loop is."""
+        # Not with a caller's own class, whose `submit` might block the owner's loop. A shutdown
+        # that begins after `is_up` was read finds the tasks among the active ones and ends them.
+        direct = len(works) <= FEW and self.is_up and type(self._pool) is ThreadPoolExecutor
+        if direct and all(work.kind == FUNCTION for work in works):
+            for work in works:
+                self.begin(work)
+        else:
+            super().hand_over(works)
+
+    def begin(self, work: Work) -> None:
+        """Give a function to a pool of threads, which report its end; start other tasks."""
+        if work.options:
+            self._warn_of_unknown(work)
+        if work.kind != FUNCTION or not self._in_threads:
+            super().begin(work)
+            return
+        try:
+            assert self._pool is not None
+            call = self._submit(self._pool, self._call_here, work)
+        except Exception as error:
+            self.fail(work, error)
+        else:
+            call.add_done_callback(functools.partial(self._on_call_over, work))
+
+    def _submit(self, pool: Executor, function: Callable[..., T], *args: Any) -> Future[T]:
+        try:
+            return pool.submit(function, *args)
+        except BrokenExecutor:
+            raise
+        except Exception as error:
+            raise BackendError(self.name, f"its executor does not take tasks: {error}") from error
+
+    def _on_call_over(self, work: Work, call: Future[None]) -> None:
+        # What the executor itself did to it: a call that has run has reported its end already.
+        if call.cancelled():
+            self.stopped(work)
+        elif (error := call.exception()) is not None:
+            self.fail(work, error)
+
+    def _call_here(self, work: Work) -> None:
+        """Call a function in this thread of the pool; an async one on a loop of its own here."""
+        if not self.is_active(work):  # cancelled while it waited for a thread
+            return
+        self.running(work)
+        task = work.task
+        try:
+            value = task["function"](*(task.get("args") or ()), **(task.get("kwargs") or {}))
+            if inspect.isawaitable(value):
+                value = self._await_here(work, value)
+        except BaseException as error:  # no exception may upset the executor
+            self.fail(work, error)
+        else:
+            self.finish(work, TaskStates.DONE, {"return_value": value})
+
+    def _await_here(self, work: Work, awaitable: Any) -> Any:
+        self._loops[work] = loop = _LoopInThread()
+        try:
+            return asyncio.run(loop.run(awaitable, lambda: self.is_active(work)))
+        finally:
+            del self._loops[work]
+
+    def interrupt(self, work: Work) -> None:
+        """Cancel an async function at its next await; a sync one in a thread cannot be stopped."""
+        super().interrupt(work)
+        if (loop := self._loops.get(work)) is not None:
+            loop.cancel()
+
     async def execute(self, work: Work) -> dict[str, Any]:
-        """Run a function in the pool, or an executable as a child."""
-        self._warn_of_unknown(work)
+        """Run a function in the pool's processes, or an executable as a child."""
         if work.kind == EXECUTABLE:
             assert self._slots is not None
             async with self._slots:
                 self.running(work)
                 return await Executable.from_task(work.task, work.work_dir).run(self._children)
-        value = await (self._in_thread(work) if self._in_threads else self._in_process(work))
-        return {"return_value": value}
+        return {"return_value": await self._in_process(work)}
 
     def _warn_of_unknown(self, work: Work) -> None:
         for key in work.options.keys() - OPTIONS - self._warned:
@@ -175,19 +249,6 @@ class ConcurrentExecutionBackend(BaseBackend):
                 work.uid,
                 ", ".join(sorted(OPTIONS)),
             )
-
-    async def _in_thread(self, work: Work) -> Any:
-        assert self._pool is not None
-        call = _ThreadCall(self, work)
-        future = self._pool.submit(call.run)
-        try:
-            value, error = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        if error is not None:
-            raise error
-        return value
 
     async def _in_process(self, work: Work) -> Any:
         task, marks = work.task, self._marks
@@ -217,7 +278,7 @@ class ConcurrentExecutionBackend(BaseBackend):
             pool = self._pool
             assert pool is not None
             try:
-                return await _call_in(pool, data, token, marks)
+                return await self._call_in(pool, data, token, marks)
             except BrokenExecutor as error:
                 started = marks.started(token)
                 if pool is self._pool and pool is not self._wanted:
@@ -234,14 +295,15 @@ class ConcurrentExecutionBackend(BaseBackend):
                         "processes needs its entry point under `if __name__ == '__main__':`",
                     ) from error
 
-
-async def _call_in(pool: Executor, data: bytes, token: str, marks: process_calls.Marks) -> bytes:
-    future: Future[bytes] = pool.submit(process_calls.run_call, data, token, marks.directory)
-    try:
-        return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
-        marks.interrupt(token, future)
-        raise
+    async def _call_in(
+        self, pool: Executor, data: bytes, token: str, marks: process_calls.Marks
+    ) -> bytes:
+        future = self._submit(pool, process_calls.run_call, data, token, marks.directory)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            marks.interrupt(token, future)
+            raise
 
 
 def _workers(pool: Executor) -> list[BaseProcess]:
@@ -255,37 +317,22 @@ def _kill(workers: list[BaseProcess]) -> None:
         worker.kill()
 
 
-class _ThreadCall:
-    """One function called in a thread of the pool; an async one on a loop of its own there."""
+class _LoopInThread:
+    """The loop of an async function in a thread, as those who may cancel it see it."""
 
-    def __init__(self, backend: BaseBackend, work: Work) -> None:
-        self._backend = backend
-        self._work = work
+    def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._cancelled = False
 
-    def run(self) -> tuple[Any, Exception | None]:
-        """Call it; an outcome instead of raising, so that no exception can upset the executor."""
-        task = self._work.task
-        self._backend.running(self._work)
-        try:
-            result = task["function"](*(task.get("args") or ()), **(task.get("kwargs") or {}))
-            if inspect.isawaitable(result):
-                result = asyncio.run(self._await(result))
-        except BaseException as error:
-            return None, task_exception(self._work.uid, error)
-        return result, None
-
-    async def _await(self, awaitable: Any) -> Any:
+    async def run(self, awaitable: Any, is_wanted: Callable[[], bool]) -> Any:
+        """Await it, in the thread."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        if self._cancelled and self._task is not None:
+        if self._task is not None and not is_wanted():
             self._task.cancel()
         return await awaitable
 
     def cancel(self) -> None:
-        """Cancel an async function at its next await; a sync one cannot be stopped."""
-        self._cancelled = True
+        """Cancel it at its next await; from any thread."""
         if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # its loop has just ended with it
                 self._loop.call_soon_threadsafe(self._task.cancel)

@@ -10,7 +10,6 @@ import subprocess
 import threading
 from typing import Any
 
-from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends.executables import GRACE_SECONDS, Executable
 from rhapsody.processes import end_group
 
@@ -76,19 +75,11 @@ class Child:
                 os.write(self._give_up, b"x")
 
     def _start(self, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
-        executable = self._executable
-        command = " ".join(executable.command) if executable.shell else executable.command
-        options = executable.options(stdout, stderr)
         with self._lock:
             if self._ending:
                 raise asyncio.CancelledError
-            try:
-                process = subprocess.Popen(command, shell=executable.shell, **options)
-            except OSError as error:
-                reason = executable.why_not_started(error)
-                raise TaskExecutionError(executable.uid, reason) from error
-            self._process = process
-        return process
+            self._process = self._executable.start(stdout, stderr)
+            return self._process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> list[bytes | None]:
         self._children.add(process.pid)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.errors import TaskTimeoutError, UnsupportedTaskError
+from rhapsody.api.errors import UnsupportedTaskError
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.dragon_ranks import JOB_OPTIONS, ranks_of
 from rhapsody.backends.dragon_runtime import (
@@ -170,7 +170,7 @@ class DragonExecutionBackend(BaseBackend):
         assert self._pool is not None
         lanes = []
         for work in works:
-            if work.key not in self._works:
+            if not self.is_active(work):
                 continue  # cancelled before its turn came
             if work.options.keys() & JOB_OPTIONS:
                 self._dispatch_job(work)
@@ -187,14 +187,14 @@ class DragonExecutionBackend(BaseBackend):
         else:
             self._jobs.submit(work, ranks)
 
-    def _end(self, work: Work) -> None:
-        if self._pool is None or self._jobs is None or work.key not in self._works:
-            super()._end(work)
-        elif not work.ending:
-            work.ending = True
-            work.job = asyncio.get_running_loop().create_future()
-            if not self._jobs.cancel(work):
-                self._pool.cancel(work)
+    def interrupt(self, work: Work) -> None:
+        """Have a job or the pool stop a task."""
+        if self._pool is None or self._jobs is None:
+            super().interrupt(work)
+            return
+        work.job = asyncio.get_running_loop().create_future()
+        if not self._jobs.cancel(work):
+            self._pool.cancel(work)
 
     # -- what the pool reports --------------------------------------------------------------------
 
@@ -212,10 +212,7 @@ class DragonExecutionBackend(BaseBackend):
 
     def cancelled(self, work: Work) -> None:
         """Report that a task was stopped, by its owner or by its timeout."""
-        if work.expired:
-            self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
-        else:
-            self.finish(work, TaskStates.CANCELED)
+        self.stopped(work)
         _release(work)
 
 
@@ -231,8 +228,6 @@ def _files(work: Work) -> dict[str, str]:
 
 
 def _release(work: Work) -> None:
-    if work.timer is not None:
-        work.timer.cancel()
     if work.job is not None and not work.job.done():
         work.job.set_result(None)
 

@@ -20,6 +20,7 @@ class Work:
     Attributes:
         task: The owner's own mapping. Read it; results go through `BaseBackend.finish`.
         uid: The task's uid, unique within the attachment.
+        key: Identity within a backend: stock uids start again with every attachment.
         kind: "function", "executable" or "prompt".
         work_dir: Directory for captured output, as it was when the task came.
         state: The state that was reported last; PENDING before any.
@@ -33,6 +34,7 @@ class Work:
         "ending",
         "expired",
         "job",
+        "key",
         "kind",
         "place",
         "started",
@@ -49,6 +51,7 @@ class Work:
         self.uid: str = task.get("uid") or ""
         self.kind = task_kind(task)
         self.attachment = attachment
+        self.key = (id(attachment), self.uid)
         self.work_dir = work_dir
         self.job: asyncio.Future[None] | None = None
         self.ending = False
@@ -69,11 +72,6 @@ class Work:
         """Note that it has ended in a state, and what it failed with."""
         self.attachment.history.ended(self, state, error)
         self.state = state
-
-    @property
-    def key(self) -> tuple[int, str]:
-        """Identity within a backend: stock uids start again with every attachment."""
-        return id(self.attachment), self.uid
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -2,25 +2,39 @@
 
 import asyncio
 import functools
+import gc
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import TaskExecutionError, TaskTimeoutError, WorkerDied
+from rhapsody.api.errors import (
+    BackendError,
+    TaskExecutionError,
+    TaskTimeoutError,
+    WorkerDied,
+)
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.backends.process_calls import RemoteTraceback
+from rhapsody.backends.service import THREAD_NAME, service_loop
 from rhapsody.testing import samples
 from rhapsody.testing.gate import Gate, hold, hold_async
 from rhapsody.testing.owners import Reports
 from tests.support import functions
 from tests.support.processes import wait_gone
+from tests.support.waiting import until
 
 PATIENCE = 20
 
@@ -141,6 +155,21 @@ class TestFunctions:
         gate.release("task.1")
         await either.reports.end("task.1")
         assert either.reports.states("task.1") == ["RUNNING", "DONE"]
+
+    async def test_few_are_run_and_told_of_while_the_service_loop_is_busy(
+        self, threads: Runner
+    ) -> None:
+        free = threading.Event()
+        service_loop().call(free.wait, PATIENCE)
+        try:
+            assert await asyncio.wait_for(threads.call(functions.add, 1), PATIENCE / 2) == 2
+        finally:
+            free.set()
+
+    async def test_many_are_run_too(self, threads: Runner) -> None:
+        tasks = [threads.function(functions.add, n) for n in range(600)]
+        assert set(await threads.run(*tasks)) == {"DONE"}
+        assert [task["return_value"] for task in tasks] == list(range(1, 601))
 
 
 class TestExceptions:
@@ -307,6 +336,21 @@ class TestCancel:
         await either.call(functions.add, 1)
         assert {path.name for path in tmp_path.iterdir()} == {"one", "three"}
 
+    async def test_a_late_result_is_not_that_of_a_later_task_of_its_uid(self, gate: Gate) -> None:
+        async with ConcurrentExecutionBackend(max_workers=2) as backend:
+            runner = Runner(backend)
+            await backend.submit_tasks([samples.held("function", "task.9", gate)])
+            await gate.started("task.9")
+            assert await backend.cancel_task("task.9")
+            later = samples.function("task.9", hold, *gate.address, "later")
+            await backend.submit_tasks([later])
+            await gate.started("later")
+            gate.release("task.9")
+            await runner.call(functions.add, 1)  # by the thread that had the first
+            assert runner.reports.states("task.9") == ["RUNNING", "CANCELED", "RUNNING"]
+            gate.release("later")
+            await until(lambda: later.get("return_value") == "later")
+
     async def test_nothing_is_kept_of_cancelled_calls(self, processes: Runner, gate: Gate) -> None:
         await processes.backend.submit_tasks([samples.held("function", "held.0", gate)])
         await gate.started("held.0")
@@ -332,6 +376,36 @@ class TestTimeout:
         assert await processes.run(task) == ["FAILED"]
         assert isinstance(task["exception"], TaskTimeoutError)
         await gate.ended("held")
+
+    @pytest.mark.parametrize("kind", ["function", "async function"])
+    async def test_a_function_in_a_thread_fails_in_time(
+        self, kind: str, threads: Runner, gate: Gate
+    ) -> None:
+        task = samples.held(kind, "held", gate)
+        task["task_backend_specific_kwargs"] = {"timeout": 0.2}
+        assert await threads.run(task) == ["FAILED"]
+        assert isinstance(task["exception"], TaskTimeoutError)
+        if kind == "function":
+            gate.release("held")
+        await gate.ended("held")
+        await threads.call(functions.add, 1)
+        assert threads.reports.states("held") == ["RUNNING", "FAILED"]
+        assert task.get("return_value") is None
+
+    async def test_nothing_is_kept_of_a_function_that_ended_in_time(self, threads: Runner) -> None:
+        class Argument:
+            """Takes weak references."""
+
+        arguments = [Argument() for _ in range(50)]
+        kept = [weakref.ref(argument) for argument in arguments]
+        while arguments:
+            task = {"function": id, "args": [arguments.pop()], "timeout": 3600}
+            await threads.backend.answer(task)
+        del task
+        await threads.call(functions.add, 1)  # the thread lets go of what it ran before
+        await service_loop().run(asyncio.sleep(0))
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * 50
 
     async def test_an_executable_is_ended_with_its_children(
         self, threads: Runner, gate: Gate
@@ -438,12 +512,78 @@ class TestExecutor:
         await backend.shutdown()
         await gate.ended("task.1")
 
-    async def test_a_shut_down_executor_fails_tasks_with_the_reason(self) -> None:
-        executor = ThreadPoolExecutor(1)
+    @pytest.mark.parametrize("make", [ThreadPoolExecutor, ProcessPoolExecutor])
+    async def test_a_shut_down_executor_fails_tasks_with_the_reason(
+        self, make: Callable[[int], Executor]
+    ) -> None:
+        executor = make(1)
         executor.shutdown()
         async with ConcurrentExecutionBackend(executor) as backend:
-            with pytest.raises(RuntimeError, match="after shutdown"):
-                await Runner(backend).call(functions.add, 1)
+            runner = Runner(backend)
+            with pytest.raises(BackendError, match=r"executor does not take tasks: .* shutdown"):
+                await runner.call(functions.add, 1)
+            tasks = [runner.function(functions.add, n) for n in range(20)]
+            assert await runner.run(*tasks) == ["FAILED"] * 20
+
+    async def test_an_executor_that_cannot_start_threads_fails_tasks_with_the_reason(self) -> None:
+        failing = ThreadPoolExecutor(1, initializer=functions.fail, initargs=(ValueError,))
+        with failing as executor:
+            async with ConcurrentExecutionBackend(executor) as backend:
+                runner = Runner(backend)
+                for _ in range(2):
+                    with pytest.raises(BrokenExecutor, match="initializer failed"):
+                        await runner.call(functions.add, 1)
+
+    async def test_what_waits_in_an_executor_that_is_shut_down_is_cancelled(
+        self, gate: Gate
+    ) -> None:
+        executor = ThreadPoolExecutor(1)
+        async with ConcurrentExecutionBackend(executor) as backend:
+            runner = Runner(backend)
+            await backend.submit_tasks([samples.held("function", "held", gate)])
+            await gate.started("held")
+            waiting = [runner.function(functions.add, n) for n in range(3)]
+            await backend.submit_tasks(waiting)
+            executor.shutdown(wait=False, cancel_futures=True)
+            ends = [(await runner.reports.end(task["uid"])).state for task in waiting]
+            assert ends == ["CANCELED"] * 3
+            gate.release("held")
+            assert (await runner.reports.end("held")).state == "DONE"
+
+    async def test_a_callers_own_class_cannot_block_the_owners_loop(self) -> None:
+        threads: list[str] = []
+
+        class Watched(ThreadPoolExecutor):
+            def submit(self, *args: Any, **kwargs: Any) -> Any:
+                threads.append(threading.current_thread().name)
+                return super().submit(*args, **kwargs)
+
+        with Watched(1) as executor:
+            async with ConcurrentExecutionBackend(executor) as backend:
+                assert await Runner(backend).call(functions.add, 1) == 2
+        assert threads == [THREAD_NAME]
+
+    async def test_a_shutdown_leaves_running_threads_behind_and_starts_no_more(
+        self, gate: Gate, tmp_path: Path
+    ) -> None:
+        backend = ConcurrentExecutionBackend(max_workers=1)
+        runner = Runner(backend)
+        held = samples.held("function", "held", gate)
+        await backend.submit_tasks([held])
+        await gate.started("held")
+        waiting = [runner.function(Path.touch, tmp_path / str(n)) for n in range(300)]
+        await backend.submit_tasks(waiting[:3])
+        await backend.submit_tasks(waiting[3:])
+        await backend.shutdown()
+        for task in waiting:
+            assert runner.reports.states(task["uid"]) == ["CANCELED"]
+        gate.release("held")
+        await gate.ended("held")
+        assert await runner.call(functions.add, 1) == 2
+        await backend.shutdown()
+        assert runner.reports.states("held") == ["RUNNING", "CANCELED"]
+        assert held.get("return_value") is None
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("executor", ["fibre", 3])
     def test_anything_else_is_refused(self, executor: Any) -> None:
