@@ -164,7 +164,7 @@ class _Running:
             self._task.cancel()
         return await awaitable
 
-    def run_child(self, executable: Executable, children: set[int]) -> dict[str, Any]:
+    def run_child(self, executable: Executable, children: GuardedGroups) -> dict[str, Any]:
         self._child = Child(executable, children)
         if self.ending:
             self._child.end()

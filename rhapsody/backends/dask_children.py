@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from rhapsody.backends.executables import GRACE_SECONDS, Executable
+from rhapsody.backends.guard import GuardedGroups
 from rhapsody.processes import end_group
 
 __all__ = ["Child"]
@@ -26,10 +27,10 @@ class Child:
 
     Args:
         executable: What to run.
-        children: Gets the process id while the child lives.
+        children: Has the process id while the child lives.
     """
 
-    def __init__(self, executable: Executable, children: set[int]) -> None:
+    def __init__(self, executable: Executable, children: GuardedGroups) -> None:
         self._executable = executable
         self._children = children
         self._lock = threading.Lock()
@@ -78,11 +79,10 @@ class Child:
         with self._lock:
             if self._ending:
                 raise asyncio.CancelledError
-            self._process = self._executable.start(stdout, stderr)
+            self._process = self._executable.start(self._children, stdout, stderr)
             return self._process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> list[bytes | None]:
-        self._children.add(process.pid)
         over = False
         try:
             output = self._read(process)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.backends.child import Child
+from rhapsody.backends.guard import GuardedGroups
 from rhapsody.processes import GROUP, child_environment, end_group, has_secrets
 from rhapsody.waiting import done_within
 
@@ -73,13 +74,13 @@ class Executable:
             capture_dir=work_dir if task.get("capture_stdio") else None,
         )
 
-    async def run(self, children: set[int]) -> dict[str, Any]:
+    async def run(self, children: GuardedGroups) -> dict[str, Any]:
         """Run it to its end.
 
         Cancelling ends the whole process group: SIGTERM, then SIGKILL after a second.
 
         Args:
-            children: Gets the process id while the child lives, so that an owner who exits in a
+            children: Has the process id while the child lives, so that an owner who exits in a
                 hurry can end it.
 
         Returns:
@@ -91,8 +92,7 @@ class Executable:
             TaskExecutionError: It could not be started.
         """
         with self.outputs() as (stdout, stderr):
-            child = Child(self.start(stdout, stderr))
-            children.add(child.pid)
+            child = Child(self.start(children, stdout, stderr))
             try:
                 output = await child.communicate()
             except asyncio.CancelledError:
@@ -102,7 +102,7 @@ class Executable:
                 children.discard(child.pid)
         return self.fields(child.exit_code, *output)
 
-    def run_blocking(self, children: set[int], started: Callable[[], None]) -> dict[str, Any]:
+    def run_blocking(self, children: GuardedGroups, started: Callable[[], None]) -> dict[str, Any]:
         """Run it to its end in this thread: the same as `run`, at half its price.
 
         An exception that a signal handler raises once it has started ends the process group.
@@ -112,9 +112,8 @@ class Executable:
             started: Called when it has started; what this raises ends it as well.
         """
         with self.outputs() as (stdout, stderr):
-            process = self.start(stdout, stderr)
+            process = self.start(children, stdout, stderr)
             try:
-                children.add(process.pid)
                 started()
                 out, err = process.communicate()
             except BaseException:
@@ -124,26 +123,29 @@ class Executable:
                 children.discard(process.pid)
         return self.fields(process.returncode, out, err)
 
-    def start(self, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
-        """Start it in a process group of its own.
+    def start(self, children: GuardedGroups, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
+        """Start it in a process group of its own, which is guarded from the first moment on.
 
         Raises:
             TaskExecutionError: It could not be started.
         """
         try:
-            return subprocess.Popen(
-                " ".join(self.command) if self.shell else self.command,
-                shell=self.shell,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=self.cwd,
-                # None hands on what there is; making a copy of it takes a tenth of the whole time.
-                env=child_environment(self.env) if self.env or has_secrets() else None,
-                **GROUP,
-            )
+            with children.starting():
+                process = subprocess.Popen(
+                    " ".join(self.command) if self.shell else self.command,
+                    shell=self.shell,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=self.cwd,
+                    # None hands on what there is; a copy of it takes a tenth of the whole time.
+                    env=child_environment(self.env) if self.env or has_secrets() else None,
+                    **GROUP,
+                )
+                children.add(process.pid)
         except OSError as error:
             raise TaskExecutionError(self.uid, self._why_not_started(error)) from error
+        return process
 
     @contextlib.contextmanager
     def outputs(self) -> Iterator[tuple[Any, Any]]:

@@ -7,16 +7,44 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 __all__ = ["GuardedGroups"]
 
-# Reads `+PID` and `-PID`, and kills what it was left with when its input ends, which happens
-# whatever way the writer goes. Nothing is imported that a bare Python has to look for.
+# Reads `?TICKS` when a child is about to be started, `+PID` when it is there, `!` when that is
+# over, and `-PID` when its group has ended; kills what it was left with when its input ends, which
+# happens whatever way the writer goes. A child whose writer ended between `?` and `+` it knows by
+# its looks: an orphan like the guard itself, no older than that, that leads a group in the
+# writer's session or in one of its own. Nothing is imported that a bare Python has to look for.
 _GUARD = """
-import os, sys
-groups = set()
-for line in sys.stdin:
-    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+import os, sys, time
+session, groups, starting, rest = int(sys.argv[1]), set(), [], b""
+while data := os.read(0, 65536):
+    *lines, rest = (rest + data).split(b"\\n")
+    for line in lines:
+        if line[:1] == b"?":
+            starting.append(int(line[1:]))
+        elif line[:1] == b"!":
+            starting.pop()
+        else:
+            (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+    time.sleep(0.01)  # many lines at once, where there are many
+if starting and os.path.isdir("/proc/self"):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        parent, group, its_session, started = (int(fields[n]) for n in (1, 2, 3, 19))
+        if (
+            pid == group != os.getpid()
+            and parent == os.getppid()
+            and its_session in (session, pid)
+            and started >= min(starting)
+        ):
+            groups.add(pid)
 for group in groups:
     try:
         os.killpg(group, 9)
@@ -28,7 +56,8 @@ for group in groups:
 class GuardedGroups(set[int]):
     """Process groups, by their leaders, that do not outlive this process even if it is killed.
 
-    The guard is started with the first of them and ends with this process, or by `close`.
+    Children are started and added within `starting`. The guard is started with the first of them
+    and ends with this process, or by `close`.
     """
 
     def __init__(self) -> None:
@@ -36,18 +65,27 @@ class GuardedGroups(set[int]):
         self._lock = threading.Lock()
         self._guard: subprocess.Popen[bytes] | None = None
 
-    def add(self, pid: int, /) -> None:
-        """Guard a group."""
-        super().add(pid)
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Guard what is started meanwhile even before it is added."""
         with self._lock:
             if self._guard is None:
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _GUARD],
+                    [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getsid(0))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,  # a Ctrl-C is not for it
                 )
+        self._tell(f"?{_ticks()}\n")
+        try:
+            yield
+        finally:
+            self._tell("!\n")
+
+    def add(self, pid: int, /) -> None:
+        """Guard a group."""
+        super().add(pid)
         self._tell(f"+{pid}\n")
 
     def discard(self, pid: object, /) -> None:
@@ -68,3 +106,10 @@ class GuardedGroups(set[int]):
         if guard is not None and guard.stdin is not None:
             guard.stdin.close()
             guard.wait()
+
+
+def _ticks() -> int:
+    """Return when it is, as the kernel writes down the starts of processes."""
+    if sys.platform != "linux":
+        return 0
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))

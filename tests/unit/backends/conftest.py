@@ -1,10 +1,11 @@
-"""Two engines, to own a backend one after the other."""
+"""Two engines, to own a backend one after the other, and a guard for children."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rhapsody.backends.guard import GuardedGroups
 from rhapsody.testing.owners import FakeEngine
 
 
@@ -20,3 +21,10 @@ def other(tmp_path: Path) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path, "engine.2")
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def children() -> Iterator[GuardedGroups]:
+    children = GuardedGroups()
+    yield children
+    children.close()

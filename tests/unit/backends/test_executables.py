@@ -13,6 +13,7 @@ import pytest
 from rhapsody.api.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.backends import executables
 from rhapsody.backends.executables import Executable
+from rhapsody.backends.guard import GuardedGroups
 from tests.support.processes import wait_gone
 
 
@@ -21,7 +22,11 @@ def sh(script: str, **options: Any) -> Executable:
 
 
 async def run(executable: Executable) -> dict[str, Any]:
-    return await executable.run(set())
+    children = GuardedGroups()
+    try:
+        return await executable.run(children)
+    finally:
+        children.close()
 
 
 async def line_of(path: Path) -> str:
@@ -156,18 +161,19 @@ async def test_a_file_that_is_no_program_is_refused_with_the_systems_words(
 
 
 async def test_its_process_is_known_while_it_runs() -> None:
-    class Children(set[int]):
-        def discard(self, pid: int) -> None:
+    class Children(GuardedGroups):
+        def discard(self, pid: object, /) -> None:
             ended.append((pid, pid in self))
             super().discard(pid)
 
-    ended: list[tuple[int, bool]] = []
-    fields = await sh("echo $$").run(Children())
+    ended: list[tuple[object, bool]] = []
+    children = Children()
+    fields = await sh("echo $$").run(children)
+    children.close()
     assert ended == [(int(fields["stdout"]), True)]
 
 
-async def test_cancelling_ends_it_and_its_children(fifo: Path) -> None:
-    children: set[int] = set()
+async def test_cancelling_ends_it_and_its_children(fifo: Path, children: GuardedGroups) -> None:
     running = asyncio.ensure_future(sh(f"sleep 60 & echo $$ $! > {fifo}; wait").run(children))
     pids = [int(pid) for pid in (await line_of(fifo)).split()]
     running.cancel()

@@ -1,8 +1,14 @@
+"""Executables whose parent ends, in whatever way, while it starts them or after."""
+
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
+import pytest
 
 from rhapsody.backends.guard import GuardedGroups
 from rhapsody.processes import GROUP
@@ -24,8 +30,9 @@ def test_what_is_still_in_it_ends_when_it_is_closed() -> None:
     left = subprocess.Popen(["sleep", "60"], **GROUP)
     taken_out = subprocess.Popen(["sleep", "60"], **GROUP)
     groups = GuardedGroups()
-    for child in (left, taken_out):
-        groups.add(child.pid)
+    with groups.starting():
+        for child in (left, taken_out):
+            groups.add(child.pid)
     groups.discard(taken_out.pid)
     assert groups == {left.pid}
     groups.close()
@@ -40,8 +47,9 @@ def test_what_is_in_it_ends_when_its_process_is_killed() -> None:
         "import os, subprocess, sys, time\n"
         "from rhapsody.backends.guard import GuardedGroups\n"
         "groups = GuardedGroups()\n"
-        "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
-        "groups.add(child.pid)\n"
+        "with groups.starting():\n"
+        "    child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "    groups.add(child.pid)\n"
         "print(child.pid, groups._guard.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -57,3 +65,47 @@ def test_an_unused_one_has_no_guard() -> None:
     groups = GuardedGroups()
     assert groups._guard is None
     groups.close()
+
+
+STARTING = """
+import os, subprocess, sys, time
+from rhapsody.backends.guard import GuardedGroups
+from rhapsody.processes import GROUP
+
+older = subprocess.Popen(["sleep", "60"], **GROUP)
+time.sleep(0.1)
+groups = GuardedGroups()
+with groups.starting():
+    child = subprocess.Popen(["sleep", "60"], **GROUP)
+    beside = subprocess.Popen(["sleep", "60"])  # of the program's own group
+    print(older.pid, child.pid, beside.pid, groups._guard.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+def test_what_is_being_started_ends_when_its_process_is_killed(sig: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTING], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        older, child, beside, guard = map(int, process.stdout.readline().split())
+        process.send_signal(sig)
+    try:
+        assert ended(guard)
+        assert ended(child)
+        assert psutil.pid_exists(older)
+        assert psutil.pid_exists(beside)
+    finally:
+        for pid in (older, beside):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_could_not_be_started_is_looked_for_no_more() -> None:
+    groups = GuardedGroups()
+    with pytest.raises(FileNotFoundError), groups.starting():
+        subprocess.Popen(["no-such-program"])
+    later = subprocess.Popen(["sleep", "60"], **GROUP)
+    groups.close()
+    assert later.poll() is None
+    later.kill()
+    later.wait()
