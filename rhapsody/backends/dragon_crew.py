@@ -17,8 +17,10 @@ import pickle
 import queue
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError
@@ -44,6 +46,15 @@ AGENTS_EVERYWHERE = False
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """A message of so many bytes takes no more calls."""
+
+STARTERS = 16
+"""Workers started at a time: each is waited for until it is there, on its node."""
+
+LISTEN_SECONDS = 1.0
+"""Time between two looks at which of the new workers have been heard of."""
+
+END_SECONDS = 2.0
+"""How long a process may take to end once its connection is closed."""
 
 QUICK_BYTES = 65536
 """Length of payloads that are unpickled at once, where that runs no users' code."""
@@ -72,6 +83,7 @@ class DragonCrew:
         self._reading = 0
         self._collects = gc.isenabled()
         self._threads: list[threading.Thread] = []
+        self._parting: list[Seat] = []
         self._numbers = itertools.count(1)
         self.pool: Pool | None = None
         self.jobs: Jobs | None = None
@@ -111,28 +123,53 @@ class DragonCrew:
 
     def start(self, seats: Sequence[Seat]) -> None:
         """Start workers."""
-        for seat in seats:
-            self.expect(seat.number, 1)
-        dragon_processes.in_thread(self._start, "watch", seats)
+        dragon_processes.in_thread(self._start, "start", seats)
 
     def _start(self, seats: Sequence[Seat]) -> None:
-        alive = {}
-        for seat in seats:
-            try:
-                setup = self.setup(seat.number)
-                seat.process = dragon_processes.start(seat.host, dragon_worker.serve, setup)
-            except Exception as error:
-                logger.error("backend '%s': no worker on %s: %s", self._name, seat.host.name, error)
-                self._tell_pool("on_death", seat.number, None)
-                continue
-            alive[seat.process.puid] = seat
+        name = "rhapsody-dragon-start"
+        with ThreadPoolExecutor(min(STARTERS, len(seats)), name) as starters:
+            list(starters.map(self._start_one, seats))
+        # From a worker's first word on its connection says when it ends.
+        while silent := {seat.puid: seat for seat in seats if seat.puid and not seat.was_heard}:
+            for puid, exit_code in dragon_processes.ended(list(silent), LISTEN_SECONDS):
+                self._on_end(silent[puid], exit_code)
+
+    def _start_one(self, seat: Seat) -> None:
+        try:
+            seat.puid = dragon_processes.start(
+                seat.host, dragon_worker.serve, self.setup(seat.number)
+            )
+        except Exception as error:
+            logger.error("backend '%s': no worker on %s: %s", self._name, seat.host.name, error)
+            self._on_end(seat, None)
+        else:
             if seat.retiring:  # killed before it was there
-                dragon_processes.kill(seat.process)
-        while alive:
-            for puid, exit_code in dragon_processes.ended(list(alive)):
-                seat = alive.pop(puid)
-                self.expect(seat.number, 1)  # its last note
-                self._tell_pool("on_death", seat.number, exit_code)
+                dragon_processes.kill(seat.puid)
+
+    def see_off(self, seat: Seat) -> None:
+        """Have the pool told of the end of a worker's process, which has said its last."""
+        if not self._parting:
+            self._loop.call_soon(self._see_off_together)
+        self._parting.append(seat)
+
+    def _see_off_together(self) -> None:
+        seats, self._parting = self._parting, []
+        self._loop.run_in_executor(None, self._see_off, seats)
+
+    def _see_off(self, seats: Sequence[Seat]) -> None:
+        for seat in seats:
+            while not (seat.puid or seat.has_ended):  # it was quicker than Dragon's answer
+                time.sleep(0.01)
+        left = {seat.puid: seat for seat in seats}
+        while left and (ends := dragon_processes.ended(list(left), END_SECONDS)):
+            for puid, exit_code in ends:
+                self._on_end(left.pop(puid), exit_code)
+        for seat in left.values():
+            dragon_processes.kill(seat.puid)
+            self._on_end(seat, None)
+
+    def _on_end(self, seat: Seat, exit_code: int | None) -> None:
+        self._tell_pool("on_death", seat.number, exit_code)
 
     def _on_host_lost(self, host: Host) -> None:
         if self.pool is not None and self.jobs is not None:
@@ -141,28 +178,18 @@ class DragonCrew:
 
     def ping(self, seat: Seat) -> None:
         """Have a worker's loop say that it is not blocked."""
-        self.expect(seat.number, 1)
         self.tell(seat, wire.PING)
 
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
         seat.retiring = True
-        if seat.process is not None:
-            self._loop.run_in_executor(None, dragon_processes.kill, seat.process)
-
-    def expect(self, sender: int, count: int) -> None:
-        """Expect so many notes of a worker."""
-        self._mail.expect(sender, count)
-
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
-        self._mail.forget(number)
+        if seat.puid:
+            self._loop.run_in_executor(None, dragon_processes.kill, seat.puid)
 
     # -- messages out -----------------------------------------------------------------------------
 
     def send(self, seat: Seat, calls: Sequence[tuple[Work, int]]) -> None:
         """Send calls (task, token) to a worker."""
-        self.expect(seat.number, len(calls))
         if len(calls) == 1 and self._letters.empty() and wire.is_small(calls[0][0].task):
             self._send_calls(seat, calls)  # sooner than another thread would
         else:
@@ -252,7 +279,6 @@ class DragonCrew:
                 self._unsent(seat, call.token, reason)
 
     def _unsent(self, seat: Seat, token: int, error: BaseException) -> None:
-        self._mail.count_off(seat.number, 1)
         self._tell_pool("on_unsent", seat.number, token, error)
 
     # -- messages in ------------------------------------------------------------------------------
@@ -263,12 +289,10 @@ class DragonCrew:
             self._reading += 1
             self._unread.put(bundles)
         else:
-            self._mail.count_notes(bundles)
             self._deliver([_rebuilt(*bundle) for bundle in bundles])
 
     def _read_all(self) -> None:
         while (bundles := self._unread.get()) is not None:
-            self._mail.count_notes(bundles)
             self._take_in(bundles)
             self._loop.call_soon_threadsafe(self._on_read)
 

@@ -81,8 +81,9 @@ class Hub:
         self.connected: set[_Link] = set()
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._flushing = False
-        self._lingering: asyncio.TimerHandle | None = None
+        self._talking: dict[_Link, None] = {}
+        self._lingering: dict[_Link, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(address.socket)
         self._listener.listen(1024)
@@ -92,8 +93,8 @@ class Hub:
 
     def close(self) -> None:
         """Listen no more; workers that are still there see their connections closed."""
-        if self._lingering is not None:
-            self._lingering.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for link in tuple(self.connected):
@@ -113,26 +114,28 @@ class Hub:
         if link is not None:
             link.write(wire.frame(message))
 
-    def flush_soon(self) -> None:
-        """Tell what there is, once for all that comes in one pass of the loop."""
-        if not self._flushing:
-            self._flushing = True
+    def flush_soon(self, link: _Link) -> None:
+        """Tell what a worker says, once for all that comes in one pass of the loop."""
+        if not self._talking:
             self._loop.call_soon(self._flush)
+        self._talking[link] = None
 
-    def linger(self) -> None:
+    def linger(self, link: _Link) -> None:
         """Tell in a moment of calls that have begun, if they still run then."""
-        if self._lingering is None:
-            self._lingering = self._loop.call_later(LINGER_SECONDS, self._tell_begun)
+        self._lingering[link] = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(LINGER_SECONDS, self._tell_begun)
 
     def _tell_begun(self) -> None:
-        self._lingering = None
-        for link in self.links.values():
-            link.tell_begun()
-        self._flush()
+        self._timer = None
+        lingering, self._lingering = self._lingering, {}
+        for link in lingering:
+            if link.tell_begun():
+                self.flush_soon(link)
 
     def _flush(self) -> None:
-        self._flushing = False
-        bundles = [bundle for link in self.links.values() if (bundle := link.take())]
+        talking, self._talking = self._talking, {}
+        bundles = [bundle for link in talking if (bundle := link.take())]
         for number, notes in bundles:
             if notes[-1][1] == wire.GONE:
                 del self.links[number]
@@ -187,9 +190,9 @@ class _Link:
                 self.tell_begun()
                 self._notes.append((0, wire.GONE, 0.0, b""))
         if self._notes:
-            self._hub.flush_soon()
+            self._hub.flush_soon(self)
         if self._begun:
-            self._hub.linger()
+            self._hub.linger(self)
 
     def close(self) -> None:
         """Read and write no more."""
@@ -203,10 +206,11 @@ class _Link:
         """Close this copy in a forked child."""
         _abandon(self._socket)
 
-    def tell_begun(self) -> None:
-        """Have the head told of calls that run since a while."""
-        self._notes += [(token, wire.BEGUN, 0.0, b"") for token in self._begun]
-        self._begun.clear()
+    def tell_begun(self) -> bool:
+        """Note calls that run since a while; returns whether there are any."""
+        begun, self._begun = self._begun, {}
+        self._notes += [(token, wire.BEGUN, 0.0, b"") for token in begun]
+        return bool(begun)
 
     def take(self) -> Bundle | None:
         """Return the worker's number and the notes that the head has not got yet."""

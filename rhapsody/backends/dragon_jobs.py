@@ -97,7 +97,6 @@ class Jobs:
         self._busy_gpus |= _gpus(job)
         for _ in job.ranks:
             number = self._crew.number()
-            self._crew.expect(number, 3)  # hello, the outcome, the end
             job.numbers.append(number)
             self._by_number[number] = job
         threading.Thread(
@@ -226,7 +225,6 @@ class Jobs:
             return
         for number in job.numbers:
             self._by_number.pop(number, None)
-            self._crew.forget(number)
         del self._running[job.work]
         self._busy_ranks -= len(job.ranks)
         self._busy_gpus -= _gpus(job)

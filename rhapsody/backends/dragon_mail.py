@@ -14,7 +14,6 @@ from typing import Any
 
 from rhapsody.api.errors import BackendError
 from rhapsody.backends import dragon_agent, dragon_processes
-from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_hub import Address, Bundle
 from rhapsody.backends.dragon_runtime import Host
 from rhapsody.waiting import done_within
@@ -45,7 +44,7 @@ class _Agent:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.process: Any = None
+        self.puid = 0
         self.inbox: Any = None
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
@@ -79,9 +78,6 @@ class Mail:
         self._agents = {host.name: _Agent(host) for host in hosts}
         self._queue: Any = None
         self._host_id = 0
-        self._due: dict[int | str, int] = {}
-        self._lock = threading.Lock()
-        self._wanted = threading.Event()
         self._receiver: threading.Thread | None = None
         self._is_open = False
         self._closing = False
@@ -101,8 +97,6 @@ class Mail:
         self._queue = await asyncio.to_thread(Queue, maxsize=CAPACITY, block_size=1024)
         self._receiver = dragon_processes.in_thread(self._receive, "in")
         agents = list(self._agents.values())
-        for agent in agents:
-            self.expect(agent.host.name, 1)
         dragon_processes.in_thread(self._start, "watch", agents)
         try:
             ready = await done_within(_all(agent.ready for agent in agents), START_SECONDS)
@@ -130,9 +124,8 @@ class Mail:
         if not await done_within(_all(agent.ended for agent in agents), STOP_SECONDS):
             for agent in agents:
                 if not agent.ended.is_set():
-                    self._loop.run_in_executor(None, dragon_processes.kill, agent.process)
+                    self._loop.run_in_executor(None, dragon_processes.kill, agent.puid)
         await asyncio.to_thread(self._queue.put, b"")
-        self._wanted.set()
         await asyncio.to_thread(self._receiver.join)
         await asyncio.to_thread(self._queue.destroy)
 
@@ -146,12 +139,12 @@ class Mail:
         for agent in agents:
             arguments = (self._address, agent.host.name, self._queue, os.getpid(), self._host_id)
             try:
-                agent.process = dragon_processes.start(agent.host, dragon_agent.serve, *arguments)
+                agent.puid = dragon_processes.start(agent.host, dragon_agent.serve, *arguments)
             except Exception as error:
                 logger.error("backend '%s': no agent on %s: %s", self._name, agent.host.name, error)
                 self._loop.call_soon_threadsafe(self._on_end, agent)
             else:
-                alive[agent.process.puid] = agent
+                alive[agent.puid] = agent
         while alive:
             for puid, _ in dragon_processes.ended(list(alive)):
                 self._loop.call_soon_threadsafe(self._on_end, alive.pop(puid))
@@ -171,7 +164,6 @@ class Mail:
         logger.error("backend '%s': its agent on %s has ended", self._name, agent.host.name)
         successor = self._agents[agent.host.name] = _Agent(agent.host)
         self._on_lost(agent.host)
-        self.expect(agent.host.name, 1)
         self._loop.call_later(RESPAWN_SECONDS, self._restart, successor)
 
     def _restart(self, agent: _Agent) -> None:
@@ -193,40 +185,8 @@ class Mail:
             raise BackendError(self._name, f"its agent on {host} is not there")
         inbox.put(pickle.dumps((number, message), protocol=5))
 
-    def expect(self, sender: int | str, count: int) -> None:
-        """Expect so many notes of a worker, or of a host's agent; from any thread."""
-        if self._agents:
-            with self._lock:
-                self._due[sender] = self._due.get(sender, 0) + count
-            self._wanted.set()
-
-    def count_off(self, sender: int | str, count: int) -> None:
-        """Expect so many less; from any thread."""
-        if self._agents:
-            with self._lock:
-                if sender in self._due:
-                    self._due[sender] -= count
-                    if self._due[sender] <= 0:
-                        del self._due[sender]
-                if not self._due:
-                    self._wanted.clear()
-
-    def count_notes(self, bundles: Sequence[Bundle]) -> None:
-        """Expect what has come no more; from any thread."""
-        if self._agents:
-            begun = (wire.BEGUN, wire.BEGUN_URGENTLY)
-            for number, notes in bundles:
-                self.count_off(number, sum(note[1] not in begun for note in notes))
-
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
-        with self._lock:
-            self._due.pop(number, None)
-
     def _receive(self) -> None:
         while True:
-            # Not in the queue while nothing is due: a wait there takes a percent of a CPU.
-            self._wanted.wait()
             messages = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
                 while len(messages) < DRAINED:
@@ -236,13 +196,10 @@ class Mail:
             bundles: list[Bundle] = []
             for message in map(pickle.loads, messages):
                 if isinstance(message, tuple):
-                    host, inbox = message
-                    self.count_off(host, 1)
-                    self._loop.call_soon_threadsafe(self._on_ready, host, inbox)
+                    self._loop.call_soon_threadsafe(self._on_ready, *message)
                 else:
                     bundles += message
             if bundles:
-                self.count_notes(bundles)
                 self._on_bundles(bundles)
             del messages, bundles
 

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -77,7 +78,9 @@ class Pool:
         self._arrivals = 0
         self._seats: dict[int, Seat] = {}
         self._idle: dict[Seat, None] = {}
-        self._roomy: dict[Seat, None] = {}
+        self._roomy: dict[str, dict[Seat, None]] = {EXCLUSIVE: {}, CONCURRENT: {}}
+        self._laden: dict[Seat, None] = {}
+        self._workers_on: Counter[Host] = Counter()
         self._queues: dict[str, deque[tuple[int, Work]]] = {EXCLUSIVE: deque(), CONCURRENT: deque()}
         self._waiting: dict[Work, str] = {}
         self._placed: dict[Work, tuple[Seat, int]] = {}
@@ -128,35 +131,39 @@ class Pool:
         if count <= 0:
             return
         seats = []
-        present = [seat.host for seat in self._seats.values()]
-        for host in spread(self._hosts, present, count):
+        for host in spread(self._hosts, self._workers_on, count):
+            self._workers_on[host] += 1
             seat = Seat(self._crew.number(), host, self._together)
             self._seats[seat.number] = seat
             seats.append(seat)
         self._crew.start(seats)
 
     def _feed_all(self) -> None:
-        for seats in (self._idle, self._roomy):
-            for seat in tuple(seats):
-                if not self._waiting:
-                    return
-                self._feed(seat)
+        # Only as many workers are looked at as there are tasks for: there may be tens of thousands.
+        for seat in tuple(islice(self._idle, len(self._waiting))):
+            self._feed(seat)
+        while (lane := self._next_lane()) is not None and (roomy := self._roomy[lane]):
+            if not self._feed(next(iter(roomy))):
+                break
 
-    def _feed(self, seat: Seat) -> None:
+    def _feed(self, seat: Seat) -> bool:
         lane = self._lane_for(seat)
         calls = self._next_calls(seat, lane) if lane is not None else []
         if calls:
             self._crew.send(seat, calls)
         self._file(seat)
+        return bool(calls)
+
+    def _next_lane(self) -> str | None:
+        """Return the way of running whose turn it is: that of the task which waits longest."""
+        heads = [(q[0][0], lane) for lane, q in self._queues.items() if self._first(q)]
+        return min(heads)[1] if heads else None
 
     def _lane_for(self, seat: Seat) -> str | None:
         """Return whose turn it is at a worker; None while it has to end something first."""
         if not seat.is_ready or seat.stalled:
             return None
-        heads = [(q[0][0], lane) for lane, q in self._queues.items() if self._first(q)]
-        if not heads:
-            return None
-        lane = min(heads)[1]
+        lane = self._next_lane()
         return None if seat.held and seat.lane != lane else lane
 
     def _first(self, queue: deque[tuple[int, Work]]) -> bool:
@@ -166,10 +173,7 @@ class Pool:
         return bool(queue)
 
     def _next_calls(self, seat: Seat, lane: str) -> list[tuple[Work, int]]:
-        window = seat.window(lane)
-        room = window - len(seat.held)
-        if seat.held and lane == EXCLUSIVE and room < min(window, wire.TOGETHER) // 2:
-            return []  # there will be more room soon: messages of some size
+        room = seat.room(lane)
         queue = self._queues[lane]
         share = ceil(len(queue) / max(1, min(self._limit, len(self._seats))))
         calls: list[tuple[Work, int]] = []
@@ -183,14 +187,18 @@ class Pool:
         return calls
 
     def _file(self, seat: Seat) -> None:
-        self._idle.pop(seat, None)
-        self._roomy.pop(seat, None)
+        for seats in (self._idle, self._laden, *self._roomy.values()):
+            seats.pop(seat, None)
         if not seat.is_ready:
             return
         if not seat.held:
+            seat.stalled = False
             self._idle[seat] = None
-        elif len(seat.held) < seat.window(seat.lane):
-            self._roomy[seat] = None
+        elif not seat.stalled:
+            if seat.room(seat.lane) > 0:
+                self._roomy[seat.lane][seat] = None
+            if seat.surplus > 0:
+                self._laden[seat] = None
 
     # -- outcomes ---------------------------------------------------------------------------------
 
@@ -211,6 +219,8 @@ class Pool:
                 continue
             if word == wire.GONE:
                 seat.is_gone = True
+                if not seat.has_ended:
+                    self._crew.see_off(seat)
                 continue
             if word == wire.PONG:
                 seat.ponged = self._loop.time()
@@ -256,7 +266,7 @@ class Pool:
         self._feed(seat)
         if returned:
             self._feed_all()
-        if not seat.held and not self._waiting and self._placed:
+        if not seat.held and not self._waiting:
             self._look_soon()
 
     def on_unsent(self, number: int, token: int, error: BaseException) -> None:
@@ -272,7 +282,7 @@ class Pool:
     # -- idle workers and busy ones ---------------------------------------------------------------
 
     def _look_soon(self) -> None:
-        if self._look is None and not self._closing:
+        if self._look is None and self._laden and not self._closing:
             self._look = self._loop.call_later(STALL_SECONDS, self._have_given_back)
 
     def _have_given_back(self) -> None:
@@ -280,13 +290,12 @@ class Pool:
         if self._waiting or not self._idle:
             return
         now = self._loop.time()
-        for seat in self._seats.values():
-            if seat.stalled or not seat.is_ready or seat.surplus <= 0:
-                continue
+        for seat in tuple(self._laden):
             if now - seat.progress < STALL_SECONDS:
                 self._look_soon()
                 continue
             seat.stall()
+            self._file(seat)
             self._crew.tell(seat, wire.RETURN)
 
     # -- cancelling -------------------------------------------------------------------------------
@@ -356,7 +365,7 @@ class Pool:
         seat.pid = pid
         seat.progress = self._loop.time()
         self._file(seat)
-        if self._placed and not self._waiting:
+        if not self._waiting:
             self._look_soon()
 
     def on_death(self, number: int, exit_code: int | None) -> None:
@@ -381,8 +390,8 @@ class Pool:
         if not (seat.is_gone and seat.has_ended):
             return
         del self._seats[seat.number]
+        self._workers_on[seat.host] -= 1
         self._cancelling.pop(seat, None)
-        self._crew.forget(seat.number)
         if not self._seats:
             self._all_gone.set()
         if self._closing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,8 @@ def in_thread(target: Callable[..., None], name: str, *args: Any) -> threading.T
     return thread
 
 
-def start(host: Host, target: Callable[..., None], *args: Any) -> Any:
-    """Start a process on a host, in this program's directory; returns Dragon's object for it."""
+def start(host: Host, target: Callable[..., None], *args: Any) -> int:
+    """Start a process on a host, in this program's directory; returns Dragon's number for it."""
     from dragon.infrastructure.policy import Policy
     from dragon.native.process import Process
 
@@ -37,22 +38,32 @@ def start(host: Host, target: Callable[..., None], *args: Any) -> Any:
         policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=host.name),
     )
     process.start()
-    return process
+    return int(process.puid)
 
 
-def ended(puids: list[int]) -> list[tuple[int, int | None]]:
-    """Wait for one of several processes to end; returns those that have, with their exit codes."""
+def ended(puids: list[int], seconds: float | None = None) -> list[tuple[int, int | None]]:
+    """Wait for one of several processes to end.
+
+    Args:
+        puids: Dragon's numbers of the processes.
+        seconds: How long to wait; None for as long as it takes.
+
+    Returns:
+        Those that have ended, and their exit codes; None where Dragon lost sight of them.
+    """
     from dragon.globalservices.process import multi_join
 
     try:
-        done, _ = multi_join(puids)
+        done, _ = multi_join(puids, seconds)
     except Exception as error:
         logger.error("Dragon no longer watches its processes: %s", error)
         return [(puid, None) for puid in puids]
     return list(done or ())
 
 
-def kill(process: Any) -> None:
+def kill(puid: int) -> None:
     """Kill a process, if it has not ended by itself."""
+    from dragon.globalservices.process import kill
+
     with contextlib.suppress(Exception):
-        process.kill()
+        kill(puid, signal.SIGKILL, hide_stderr=True)

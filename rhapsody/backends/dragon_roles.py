@@ -51,8 +51,8 @@ class Crew(Protocol):
     def kill(self, seat: Seat) -> None:
         """Kill a worker."""
 
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
+    def see_off(self, seat: Seat) -> None:
+        """Have the pool told of the end of a worker's process, which has said its last."""
 
 
 class JobCrew(Protocol):
@@ -63,12 +63,6 @@ class JobCrew(Protocol):
 
     def setup(self, number: int) -> Setup:
         """Return what a new worker has to know."""
-
-    def expect(self, sender: int, count: int) -> None:
-        """Expect so many notes of a worker; from any thread."""
-
-    def forget(self, number: int) -> None:
-        """Expect nothing more of a worker."""
 
     def post_alone(self, host: str, number: int, work: Work, rank: int) -> None:
         """Send a rank its one call; raises where the call cannot be sent."""

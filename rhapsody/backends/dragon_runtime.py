@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rhapsody.api.errors import BackendError, ConfigurationError, MissingExtraError
@@ -96,21 +97,24 @@ def default_workers(hosts: Sequence[Host]) -> int:
     return max(1, sum(host.cpus - host.is_head for host in hosts))
 
 
-def spread(hosts: Sequence[Host], present: Sequence[Host], count: int) -> list[Host]:
+def spread(hosts: Sequence[Host], load: Mapping[Host, int], count: int) -> list[Host]:
     """Place new workers, each on the host that has the fewest for its CPUs.
 
     Args:
-        hosts: Where they may go.
-        present: The host of each worker there is.
+        hosts: Where they may go; one that comes first goes before another like it.
+        load: How many workers each has.
         count: How many new ones.
     """
-    load = dict.fromkeys(hosts, 0)
-    for host in present:
-        if host in load:
-            load[host] += 1
+
+    def entry(place: int, workers: int) -> tuple[float, int, int]:
+        host = hosts[place]
+        return (workers + 1) / max(1, host.cpus - host.is_head), place, workers
+
+    heap = [entry(place, load.get(host, 0)) for place, host in enumerate(hosts)]
+    heapq.heapify(heap)
     placed = []
     for _ in range(count):
-        host = min(load, key=lambda host: (load[host] + 1) / max(1, host.cpus - host.is_head))
-        load[host] += 1
-        placed.append(host)
+        _, place, workers = heap[0]
+        heapq.heapreplace(heap, entry(place, workers + 1))
+        placed.append(hosts[place])
     return placed

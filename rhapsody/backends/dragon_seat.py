@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rhapsody.backends.dragon_runtime import Host
 from rhapsody.backends.work import Work
 
@@ -16,6 +14,9 @@ A worker does only one of the two at a time."""
 
 WINDOW = 64
 """Most calls in the hands of a worker that runs them one by one."""
+
+TOGETHER = 32
+"""Calls that make a message worth sending."""
 
 AHEAD_SECONDS = 0.03
 """Work that such a worker has in hand, so that it need not wait for the next message."""
@@ -33,7 +34,7 @@ class Seat:
         together: Most async functions that it may have in hand.
 
     Attributes:
-        process: Its Dragon process; None until started.
+        puid: Dragon's number for its process; 0 until started.
         pid: Its process id on its host; 0 until it is ready.
         held: The task of each call in its hands, by token.
         begun: Tokens of those that are known to have begun.
@@ -50,7 +51,7 @@ class Seat:
     def __init__(self, number: int, host: Host, together: int) -> None:
         self.number = number
         self.host = host
-        self.process: Any = None
+        self.puid = 0
         self.pid = 0
         self.held: dict[int, Work] = {}
         self.begun: set[int] = set()
@@ -68,13 +69,24 @@ class Seat:
         self._token = 0
 
     @property
+    def was_heard(self) -> bool:
+        """Whether it has said a word, or can say none any more."""
+        return self.pid != 0 or self.has_ended
+
+    @property
     def is_ready(self) -> bool:
         """Whether it can be given calls."""
         return self.pid != 0 and not (self.retiring or self.is_gone or self.has_ended)
 
-    def window(self, lane: str) -> int:
-        """Return how many calls it may have in hand."""
-        return self._together if lane == CONCURRENT else self._window
+    def room(self, lane: str) -> int:
+        """Return how many calls it may be given now; none where there will soon be room for more.
+
+        So messages are of some size.
+        """
+        if lane == CONCURRENT:
+            return self._together - len(self.held)
+        room = self._window - len(self.held)
+        return 0 if self.held and room < min(self._window, TOGETHER) // 2 else room
 
     @property
     def surplus(self) -> int:

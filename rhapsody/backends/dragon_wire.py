@@ -37,7 +37,6 @@ __all__ = [
     "RETURNED",
     "RUN",
     "STOP",
-    "TOGETHER",
     "VALUE",
     "Call",
     "Frames",
@@ -83,9 +82,6 @@ GONE = 9
 
 PONG = 10
 """The loop that async functions share is not blocked."""
-
-TOGETHER = 32
-"""Calls that make a message worth sending."""
 
 SMALL = 4096
 """Length of a string that is pickled in no time."""

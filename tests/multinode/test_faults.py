@@ -7,7 +7,7 @@ import time
 import psutil
 
 from rhapsody.api.errors import WorkerDied
-from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends import DragonExecutionBackendV3, dragon_processes
 from tests.support.under_dragon import Runner
 from tests.support.waiting import until
 
@@ -41,7 +41,7 @@ async def test_a_killed_agent_there_is_replaced(there: str) -> None:
         await runner.submit(*both)
         await until(lambda: all(map(runner.began, both)))
         assert backend._crew is not None
-        backend._crew._mail._agents[there].process.kill()
+        dragon_processes.kill(backend._crew._mail._agents[there].puid)
         await until(lambda: any(len(runner.reports.states(t["uid"])) > 1 for t in both))
         for task in both:
             await backend.cancel_task(task["uid"])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
-from rhapsody.backends import DragonExecutionBackendV3, dragon_crew
+from rhapsody.backends import DragonExecutionBackendV3, dragon_crew, dragon_processes
 from tests.support.under_dragon import Runner, under_dragon
 from tests.support.waiting import until
 
@@ -296,7 +296,7 @@ async def test_a_killed_agent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         await until(lambda: runner.began(long) and runner.began(job))
         assert backend._crew is not None
         (agent,) = backend._crew._mail._agents.values()
-        agent.process.kill()
+        dragon_processes.kill(agent.puid)
         assert await runner.end(long) == "FAILED"
         assert await runner.end(job) == "FAILED"
         assert isinstance(long["exception"], WorkerDied)

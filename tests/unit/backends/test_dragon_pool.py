@@ -127,8 +127,8 @@ class Crew:
         if worker.seat.number in self.workers:
             worker.end(-9)
 
-    def forget(self, number: int) -> None:
-        pass
+    def see_off(self, seat: Seat) -> None:
+        """Nothing: a simulated worker's end is told of by itself."""
 
 
 class Reports:

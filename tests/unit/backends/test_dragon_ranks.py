@@ -119,8 +119,8 @@ def test_hosts_are_chosen_by_number_or_name() -> None:
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(0, 200))
 def test_workers_are_spread_by_cpus(cpus: list[int], count: int) -> None:
     hosts = [Host(f"n{n}", c, is_head=n == 0) for n, c in enumerate(cpus)]
-    first = spread(hosts, [], count // 2)
-    placed = Counter(first + spread(hosts, first, count - count // 2))
+    first = spread(hosts, {}, count // 2)
+    placed = Counter(first + spread(hosts, Counter(first), count - count // 2))
     assert placed.total() == count
     capacity = {host: max(1, host.cpus - host.is_head) for host in hosts}
     for host, number in placed.items():
