@@ -41,6 +41,7 @@ BENCHMARKS = {
     "engine": Benchmark("the event-driven engine over AsyncFlow's own", 600),
     "dask": Benchmark("the Dask backend over Dask alone", 600, "Dask"),
     "dragon": Benchmark("the Dragon backend over Dragon alone", 600, "Dragon", under_dragon=True),
+    "allocation": Benchmark("the Dragon backend's pool on 1,000 nodes that are simulated", 300),
     "batcher": Benchmark("the inference backend over one post to a model server", 300),
     "inference": Benchmark("vLLM as served here over AsyncLLM and a fixed window", 900, "vLLM"),
     "peer": Benchmark("the same programs here and on rhapsody-py", 900),

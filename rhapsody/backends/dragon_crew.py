@@ -1,7 +1,7 @@
-"""The processes of a Dragon backend, agents and workers: started, watched, spoken to and ended.
+"""The workers of a Dragon backend: started, spoken to, and ended.
 
-What may block has its thread: one pickles and sends, one unpickles, and one for each lot of
-processes starts them and waits for their ends.
+What may block has its thread: one pickles and sends, one unpickles, and one for each lot of new
+workers starts them and stays until all of them have been heard of.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError
@@ -46,9 +45,6 @@ AGENTS_EVERYWHERE = False
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """A message of so many bytes takes no more calls."""
-
-STARTERS = 16
-"""Workers started at a time: each is waited for until it is there, on its node."""
 
 LISTEN_SECONDS = 1.0
 """Time between two looks at which of the new workers have been heard of."""
@@ -126,9 +122,7 @@ class DragonCrew:
         dragon_processes.in_thread(self._start, "start", seats)
 
     def _start(self, seats: Sequence[Seat]) -> None:
-        name = "rhapsody-dragon-start"
-        with ThreadPoolExecutor(min(STARTERS, len(seats)), name) as starters:
-            list(starters.map(self._start_one, seats))
+        dragon_processes.for_each(self._start_one, seats)
         # From a worker's first word on its connection says when it ends.
         while silent := {seat.puid: seat for seat in seats if seat.puid and not seat.was_heard}:
             for puid, exit_code in dragon_processes.ended(list(silent), LISTEN_SECONDS):

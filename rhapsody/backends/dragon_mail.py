@@ -23,7 +23,8 @@ __all__ = ["Mail"]
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
-"""How long the agents of all hosts may take to be there."""
+START_SECONDS_EACH = 0.1
+"""How long the agents of all hosts may take to be there: so long, and so much longer for each."""
 
 STOP_SECONDS = 10.0
 """How long agents may take to end: milliseconds, but one that is only starting has to be there
@@ -99,7 +100,8 @@ class Mail:
         agents = list(self._agents.values())
         dragon_processes.in_thread(self._start, "watch", agents)
         try:
-            ready = await done_within(_all(agent.ready for agent in agents), START_SECONDS)
+            seconds = START_SECONDS + START_SECONDS_EACH * len(agents)
+            ready = await done_within(_all(agent.ready for agent in agents), seconds)
             lacking = [agent.host.name for agent in agents if agent.inbox is None]
             if not ready or lacking:
                 raise BackendError(
@@ -135,19 +137,19 @@ class Mail:
     # -- agents -----------------------------------------------------------------------------------
 
     def _start(self, agents: Sequence[_Agent]) -> None:
-        alive = {}
-        for agent in agents:
-            arguments = (self._address, agent.host.name, self._queue, os.getpid(), self._host_id)
-            try:
-                agent.puid = dragon_processes.start(agent.host, dragon_agent.serve, *arguments)
-            except Exception as error:
-                logger.error("backend '%s': no agent on %s: %s", self._name, agent.host.name, error)
-                self._loop.call_soon_threadsafe(self._on_end, agent)
-            else:
-                alive[agent.puid] = agent
+        dragon_processes.for_each(self._start_one, agents)
+        alive = {agent.puid: agent for agent in agents if agent.puid}
         while alive:
             for puid, _ in dragon_processes.ended(list(alive)):
                 self._loop.call_soon_threadsafe(self._on_end, alive.pop(puid))
+
+    def _start_one(self, agent: _Agent) -> None:
+        arguments = (self._address, agent.host.name, self._queue, os.getpid(), self._host_id)
+        try:
+            agent.puid = dragon_processes.start(agent.host, dragon_agent.serve, *arguments)
+        except Exception as error:
+            logger.error("backend '%s': no agent on %s: %s", self._name, agent.host.name, error)
+            self._loop.call_soon_threadsafe(self._on_end, agent)
 
     def _on_ready(self, host: str, inbox: Any) -> None:
         agent = self._agents[host]

@@ -7,15 +7,21 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from rhapsody.backends.dragon_runtime import Host
 from rhapsody.processes import child_environment
 
-__all__ = ["ended", "in_thread", "kill", "start"]
+__all__ = ["ended", "for_each", "in_thread", "kill", "start"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AT_ONCE = 16
+"""Processes started at a time: each is waited for until it is there, on its node."""
 
 
 def in_thread(target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
@@ -23,6 +29,12 @@ def in_thread(target: Callable[..., None], name: str, *args: Any) -> threading.T
     thread = threading.Thread(target=target, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
     thread.start()
     return thread
+
+
+def for_each(function: Callable[[T], None], items: Sequence[T]) -> None:
+    """Call a function with each of several items, such as processes to start, many at a time."""
+    with ThreadPoolExecutor(min(AT_ONCE, len(items)), "rhapsody-dragon-start") as threads:
+        list(threads.map(function, items))
 
 
 def start(host: Host, target: Callable[..., None], *args: Any) -> int:
