@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from math import ceil
@@ -77,8 +77,9 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._arrivals = 0
         self._seats: dict[int, Seat] = {}
-        self._idle: dict[Seat, None] = {}
-        self._roomy: dict[str, dict[Seat, None]] = {EXCLUSIVE: {}, CONCURRENT: {}}
+        # Ordered dicts, since the first of a plain one is found behind all that were deleted.
+        self._idle: OrderedDict[Seat, None] = OrderedDict()
+        self._roomy = {EXCLUSIVE: OrderedDict[Seat, None](), CONCURRENT: OrderedDict[Seat, None]()}
         self._laden: dict[Seat, None] = {}
         self._workers_on: Counter[Host] = Counter()
         self._queues: dict[str, deque[tuple[int, Work]]] = {EXCLUSIVE: deque(), CONCURRENT: deque()}
