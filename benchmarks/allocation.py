@@ -16,7 +16,7 @@ from benchmarks.timing import seconds_of_call
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.attachment import Attachment, ignore
 from rhapsody.backends.dragon_pool import Pool
-from rhapsody.backends.dragon_runtime import Host, default_workers
+from rhapsody.backends.dragon_runtime import Host, most_workers
 from rhapsody.backends.dragon_seat import EXCLUSIVE, Seat
 from rhapsody.backends.work import Work
 
@@ -35,7 +35,7 @@ class Workers:
     """Simulated workers, and what becomes of tasks; a `Crew` and `Reports`."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
-        self.limit = default_workers(hosts)
+        self.limit = most_workers("allocation", hosts, None)
         self.pool = Pool("allocation", hosts, self.limit, 64, 2.0, self, self)
         self.ended = 0
         self._numbers = itertools.count(1)
@@ -123,7 +123,7 @@ async def measure() -> list[Figure]:
     for _ in range(ROUNDS):
         small.append(seconds_each(SMALL))
         large.append(seconds_each(LARGE))
-    many, few = (default_workers(hosts) for hosts in (LARGE, SMALL))
+    many, few = (most_workers("allocation", hosts, None) for hosts in (LARGE, SMALL))
     what = (
         f"one of {TASKS:,} tasks",
         "a lone task among idle workers",

@@ -17,7 +17,7 @@ from rhapsody.backends.dragon_ranks import JOB_OPTIONS, ranks_of
 from rhapsody.backends.dragon_runtime import (
     allocation,
     choose_hosts,
-    default_workers,
+    most_workers,
     require_runtime,
 )
 from rhapsody.backends.dragon_seat import CONCURRENT, EXCLUSIVE
@@ -68,8 +68,8 @@ class DragonExecutionBackend(BaseBackend):
     RHAPSODY_RANKS.
 
     Args:
-        num_workers: Most worker processes at once, over all nodes. None is one per CPU, less one on
-            the node where the program itself runs.
+        num_workers: Most worker processes at once, over all nodes; never more than 8 for each CPU.
+            None is one per CPU, less one on the node where the program itself runs.
         name: Name of the backend.
         nodes: How many nodes of the allocation to use, the program's own first, or their host
             names. None is all.
@@ -134,7 +134,7 @@ class DragonExecutionBackend(BaseBackend):
         from rhapsody.backends.dragon_pool import Pool
 
         self._hosts = hosts = choose_hosts(await asyncio.to_thread(allocation), self._nodes)
-        limit = self._num_workers or default_workers(hosts)
+        limit = most_workers(self.name, hosts, self._num_workers)
         crew = DragonCrew(self.name, hosts, _lane_of)
         await crew.open()
         self._jobs = crew.jobs = Jobs(hosts, self._grace, crew, self)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import heapq
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rhapsody.api.errors import BackendError, ConfigurationError, MissingExtraError
 
-__all__ = ["Host", "allocation", "choose_hosts", "default_workers", "require_runtime", "spread"]
+__all__ = [
+    "Host",
+    "allocation",
+    "choose_hosts",
+    "most_workers",
+    "require_runtime",
+    "spread",
+]
+
+logger = logging.getLogger(__name__)
+
+WORKERS_PER_CPU = 8
+"""Worker processes for each CPU that there may be at most; each takes some 60 MB."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,27 @@ def choose_hosts(hosts: Sequence[Host], wanted: int | Sequence[str] | None) -> l
     return [by_name[name] for name in wanted]
 
 
-def default_workers(hosts: Sequence[Host]) -> int:
-    """Return one worker per CPU, less one where the program itself runs; at least one."""
-    return max(1, sum(host.cpus - host.is_head for host in hosts))
+def most_workers(backend_name: str, hosts: Sequence[Host], wanted: int | None) -> int:
+    """Return how many workers there may be, of those wanted.
+
+    A script for a thousand nodes asks for thousands, and must not start them on a laptop. None is
+    one for each CPU, less one where the program itself runs; at least one.
+    """
+    if wanted is None:
+        return max(1, sum(host.cpus - host.is_head for host in hosts))
+    cpus = sum(host.cpus for host in hosts)
+    most = WORKERS_PER_CPU * max(1, cpus)
+    if wanted > most:
+        logger.warning(
+            "backend '%s': num_workers=%d is more than %d for each of the %d CPUs here; there will "
+            "be %d at most",
+            backend_name,
+            wanted,
+            WORKERS_PER_CPU,
+            cpus,
+            most,
+        )
+    return min(wanted, most)
 
 
 def spread(hosts: Sequence[Host], load: Mapping[Host, int], count: int) -> list[Host]:

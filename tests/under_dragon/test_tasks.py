@@ -14,6 +14,7 @@ import pytest
 from rhapsody import ComputeTask, Session
 from rhapsody.api.errors import BackendError, TaskExecutionError, UnsupportedTaskError
 from rhapsody.backends import ConcurrentExecutionBackend, DragonExecutionBackendV3
+from rhapsody.backends.dragon_runtime import allocation
 from tests.support.under_dragon import Runner
 from tests.support.waiting import until
 
@@ -333,6 +334,18 @@ async def test_many_workers_are_not_started_for_few_tasks() -> None:
         many = Runner(backend)
         await many.run(many.function(scaled, 1))
         assert len(backend.worker_pids) == 1
+
+
+async def test_a_script_for_thousands_of_workers_starts_few_on_few_cpus(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cpus = sum(host.cpus for host in allocation())
+    async with DragonExecutionBackendV3(num_workers=1000 * cpus, name="many") as backend:
+        many = Runner(backend)
+        tasks = [many.function(time.sleep, 0.01) for _ in range(100 * cpus)]
+        assert set(await many.run(*tasks)) == {"DONE"}
+        assert len(backend.worker_pids) <= 8 * cpus
+    assert f"there will be {8 * cpus} at most" in caplog.text
 
 
 async def test_a_task_error_is_not_an_error_of_the_backend(runner: Runner) -> None:

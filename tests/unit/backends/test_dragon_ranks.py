@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rhapsody.api.errors import ConfigurationError, ResourceError, UnsupportedTaskError
 from rhapsody.backends.dragon_ranks import Rank, ranks_of
-from rhapsody.backends.dragon_runtime import Host, choose_hosts, default_workers, spread
+from rhapsody.backends.dragon_runtime import Host, choose_hosts, most_workers, spread
 
 SMALL = [Host("only", cpus=2, is_head=True)]
 LARGE = [Host(f"node{n}", 8, gpus=(0, 1, 2, 3), is_head=n == 0) for n in range(4)]
@@ -99,9 +99,17 @@ def test_templates_become_ranks() -> None:
 
 
 def test_the_default_leaves_the_head_a_cpu() -> None:
-    assert default_workers(SMALL) == 1
-    assert default_workers(LARGE) == 31
-    assert default_workers([Host("tiny", 1, is_head=True)]) == 1
+    assert most_workers("dragon", SMALL, None) == 1
+    assert most_workers("dragon", LARGE, None) == 31
+    assert most_workers("dragon", [Host("tiny", 1, is_head=True)], None) == 1
+
+
+def test_thousands_of_workers_want_hundreds_of_cpus(caplog: pytest.LogCaptureFixture) -> None:
+    assert most_workers("dragon", [Host(f"node{n}", 64) for n in range(32)], 2048) == 2048
+    assert most_workers("dragon", LARGE, 256) == 256
+    assert not caplog.text
+    assert most_workers("dragon", SMALL, 2048) == 16
+    assert "num_workers=2048 is more than 8 for each of the 2 CPUs here" in caplog.text
 
 
 def test_hosts_are_chosen_by_number_or_name() -> None:
