@@ -18,6 +18,7 @@ from radical.asyncflow import WorkflowEngine
 from rhapsody import ComputeTask, Session, discover_backends, get_backend
 from rhapsody.backends import BackendRegistry, BaseBackend, Work
 from rhapsody.backends.executables import Executable
+from rhapsody.backends.guard import GuardedGroups
 
 
 class NiceBackend(BaseBackend):
@@ -29,10 +30,13 @@ class NiceBackend(BaseBackend):
         super().__init__(name)
         self.prefix = ["nice", "-n", str(niceness)]
         self.limit = limit
-        self.children: set[int] = set()
+        self.children = GuardedGroups()
 
     async def start(self) -> None:
         self.room = asyncio.Semaphore(self.limit)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.children.close)
 
     async def execute(self, work: Work) -> dict[str, Any]:
         executable = Executable.from_task(work.task, work.work_dir)
