@@ -23,7 +23,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 WORKERS_PER_CPU = 8
-"""Worker processes for each CPU that there may be at most; each takes some 60 MB."""
+"""Worker processes for each CPU that there may be at most; each takes some 40 MB of its own."""
 
 
 @dataclass(frozen=True)
