@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from rhapsody.backends.service import service_loop
 
 if TYPE_CHECKING:
-    from rhapsody.backends.base import BaseBackend
+    from rhapsody.backends.lifecycle import Lifecycle
 
 __all__ = ["EXIT_SECONDS", "end_at_exit"]
 
 EXIT_SECONDS = 5.0
 """How long a shutdown may take then."""
 
-_backends: weakref.WeakSet[BaseBackend] = weakref.WeakSet()
+_backends: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 
 
-def end_at_exit(backend: BaseBackend) -> None:
+def end_at_exit(backend: Lifecycle) -> None:
     """End a backend at exit, if it still exists and runs then."""
     _backends.add(backend)
     _register()

@@ -1,4 +1,4 @@
-"""What every backend shares: attachment, hand-over, delivery, cancelling, start and shutdown.
+"""What every backend shares: attachment, hand-over, delivery and cancelling.
 
 A backend of one's own is a subclass with one coroutine, `execute`. It runs on the service loop,
 takes a `Work` and returns the result fields of the task; raising makes the task FAILED, and being
@@ -13,20 +13,18 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rhapsody.api.errors import (
-    BackendError,
     BackendInUseError,
     TaskCancelledError,
     TaskTimeoutError,
     UnsupportedTaskError,
 )
-from rhapsody.backends.at_exit import end_at_exit
 from rhapsody.backends.attachment import Attachment, ignore
 from rhapsody.backends.history import TaskHistory, TaskRecord
+from rhapsody.backends.lifecycle import Lifecycle
 from rhapsody.backends.protocol import COMPUTE_KINDS, TaskCallback, TaskStates
 from rhapsody.backends.service import service_loop
 from rhapsody.backends.work import Work, failure_fields
@@ -35,13 +33,11 @@ __all__ = ["BaseBackend"]
 
 logger = logging.getLogger(__name__)
 
-B = TypeVar("B", bound="BaseBackend")
-
 STARTS_PER_PASS = 250
 """Tasks started before the service loop gets to do something else."""
 
 
-class BaseBackend:
+class BaseBackend(Lifecycle):
     """Base class of all backends.
 
     Every backend starts by `await backend`, `async with backend` or `await backend.initialize()`,
@@ -65,10 +61,7 @@ class BaseBackend:
     supports_explicit_data_linking = False
 
     def __init__(self, name: str | None = None) -> None:
-        name = type(self).__name__ if name is None else name
-        if not name or not isinstance(name, str):
-            raise ValueError(f"a backend's name must be a non-empty string, not {name!r}")
-        self.name = name
+        super().__init__(name)
         self._work_dir = os.getcwd()
         self.is_attached = False
         self.attached_to: list[str] = []
@@ -77,9 +70,6 @@ class BaseBackend:
         self._attached_as: tuple[str, int] = (self._work_dir, 0)
         self._works: dict[tuple[int, str], Work] = {}
         self._reporting = threading.Lock()
-        self._state = "IDLE"
-        self._starter: asyncio.Task[Exception | None] | None = None
-        self._closer: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
 
     async def execute(self, work: Work) -> dict[str, Any]:
@@ -97,15 +87,6 @@ class BaseBackend:
             output of an executable.
         """
         raise NotImplementedError
-
-    async def start(self) -> None:
-        """Acquire what the backend needs, on the service loop. Clean up if it fails midway."""
-
-    async def stop(self) -> None:
-        """Release it all, on the service loop, after every task has ended."""
-
-    def abandon(self) -> None:
-        """End child processes at interpreter exit, at once, where a shutdown took too long."""
 
     def check(self, work: Work) -> None:
         """Refuse a task before it is started, by raising; cheap, on the owner's loop."""
@@ -295,15 +276,6 @@ class BaseBackend:
         """Return the states of tasks, as attributes, and `terminal_states`."""
         return TaskStates()
 
-    @property
-    def is_up(self) -> bool:
-        """Whether it runs, and is not being shut down."""
-        return self._state == "RUNNING" and self._closer is None
-
-    def state(self) -> str:
-        """Return IDLE, STARTING, RUNNING, STOPPING, STOPPED or FAILED."""
-        return self._state
-
     async def submit_tasks(self, tasks: Sequence[Any]) -> None:
         """Take tasks over; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
         attachment = self._attachment
@@ -425,105 +397,29 @@ class BaseBackend:
         """Name the file at its destination, which is where it already is."""
         return {"target": file_name or os.path.basename(file_path or "")}
 
-    async def initialize(self: B) -> B:
-        """Start the backend, unless it runs.
-
-        Returns:
-            The backend itself.
-
-        Raises:
-            RhapsodyError: It cannot start, with the reason.
-        """
-        await service_loop().run(self._ensure_started())
-        return self
-
-    def __await__(self: B) -> Generator[Any, None, B]:
-        return self.initialize().__await__()
-
-    async def __aenter__(self: B) -> B:
-        return await self.initialize()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.shutdown()
-
-    async def _ensure_started(self) -> None:
-        while self._closer is not None:
-            await asyncio.shield(self._closer)
-        if self._state == "RUNNING":
-            return
-        if self._starter is None:
-            self._starter = asyncio.get_running_loop().create_task(self._start_up())
-        error = await asyncio.shield(self._starter)
-        if error is not None:
-            raise error
-
-    async def _start_up(self) -> Exception | None:
-        self._state = "STARTING"
-        end_at_exit(self)
-        try:
-            await self.start()
-        except asyncio.CancelledError:
-            self._state = "IDLE"
-            return BackendError(self.name, "it was shut down while it was starting")
-        except BaseException as error:
-            self._state = "FAILED"
-            # What is not an `Exception`, such as SystemExit, would end the service loop.
-            return (
-                error
-                if isinstance(error, Exception)
-                else BackendError(self.name, f"its start raised {error!r}")
-            )
-        finally:
-            self._starter = None
-        self._state = "RUNNING"
-        logger.info("backend '%s' is running", self.name)
-        return None
-
     async def shutdown(self) -> None:
         """End all work and release everything; tasks still active are reported CANCELED.
 
         Idempotent; never raises. The backend starts again when it is used again.
         """
         attachment = self._attachment
-        await service_loop().run(self.shut_down_once())
+        await super().shutdown()
         if attachment is not None:
             await attachment.delivered()
 
-    async def shut_down_once(self) -> None:
-        """Shut down, on the service loop; what calls it meanwhile waits for the same end."""
-        if self._closer is None:
-            self._closer = asyncio.get_running_loop().create_task(self._shut_down())
-        await asyncio.shield(self._closer)
+    def end_all(self) -> list[asyncio.Future[Any]]:
+        """End all tasks, and those that wait for the start."""
+        for handover in tuple(self._handovers):
+            handover.cancel()
+        works = list(self._works.values())
+        self._cancel_all(works)
+        return [work.job for work in works if work.job is not None]
 
     async def _shut_down(self) -> None:
         attachment = self._attachment
-        try:
-            for handover in tuple(self._handovers):
-                handover.cancel()
-            works = list(self._works.values())
-            self._cancel_all(works)
-            ending: list[asyncio.Future[Any]] = [w.job for w in works if w.job is not None]
-            if self._starter is not None:
-                asyncio.get_running_loop().call_soon(self._starter.cancel)  # see `_end`
-                ending.append(self._starter)
-            if ending:
-                await asyncio.wait(ending)
-            if self._state not in ("IDLE", "STOPPED"):
-                self._state = "STOPPING"
-                await self.stop()
-            self._state = "STOPPED"
-        except Exception:
-            self._state = "FAILED"
-            logger.exception("backend '%s' did not shut down cleanly", self.name)
-        finally:
-            if attachment is not None:
-                attachment.released = True
-            self._closer = None
+        await super()._shut_down()
+        if attachment is not None:
+            attachment.released = True
 
 
 def _settle(ended: asyncio.Future[None], task: Mapping[str, Any], state: str) -> None:

@@ -216,7 +216,7 @@ async def test_a_blocked_caller_does_not_hold_up_the_backend(engine: FakeEngine)
 
 
 async def test_state_changes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "rhapsody.backends.base"):
+    with caplog.at_level(logging.INFO, "rhapsody.backends.lifecycle"):
         backend = await ProbeBackend()
     assert "backend 'probe' is running" in caplog.text
     await backend.shutdown()
