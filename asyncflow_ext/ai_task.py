@@ -275,7 +275,7 @@ class _Opaque:
     """Arguments that the stock engine does not look into: it finds futures one level deep only."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self._arguments = arguments
+        self._arguments, self._futures = find_futures(arguments)
 
     async def values(self, name: str) -> Any:
         """Wait for all futures in the arguments and return these with the values in their place.
@@ -284,7 +284,7 @@ class _Opaque:
             DependencyFailureError: One of them failed.
             asyncio.CancelledError: One of them was cancelled, and so is this task.
         """
-        futures = find_futures(self._arguments)
+        futures = self._futures
         if not futures:
             return self._arguments
         await asyncio.wait(futures)

@@ -1,4 +1,8 @@
-"""Futures among the arguments of a task: found and replaced at any depth of plain containers."""
+"""Futures among the arguments of a task: found and replaced at any depth of plain containers.
+
+Plain containers are lists, tuples, sets, and dicts, of which the values count. Subclasses of these,
+such as named tuples, are taken as they are: nobody can say how to make another one.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,25 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["find_futures", "kept", "with_values"]
+__all__ = ["find_futures", "with_values"]
 
-CONTAINERS = (list, tuple, set, frozenset)
+CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
 
-def find_futures(value: Any) -> list[asyncio.Future[Any]]:
-    """Return the futures in a value, each once: itself, or in lists, tuples, sets, dicts' values.
+def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:
+    """Find the futures in a value.
 
-    Subclasses of these, such as named tuples, are taken as they are: nobody can say how to make
-    another one.
+    Returns:
+        The value, in which the containers with futures are copies, since what the caller puts into
+        a list after a call is no part of that call; and the futures, each once.
     """
     found: dict[asyncio.Future[Any], None] = {}
-    _collect((value,), found, set())
-    return list(found)
 
+    def note(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        found[future] = None
+        return future
 
-def _collect(
-    values: Iterable[Any], found: dict[asyncio.Future[Any], None], inside: set[int]
-) -> None:
-    for value in values:
-        kind = type(value)
-        if kind in CONTAINERS or kind is dict:
-            if value and id(value) not in inside:  # else empty, or it contains itself
-                inside.add(id(value))
-                _collect(value.values() if kind is dict else value, found, inside)
-                inside.discard(id(value))
-        elif isinstance(value, asyncio.Future):
-            found[value] = None
+    return _replace(value, note, set()), list(found)
 
 
 def with_values(value: Any) -> Any:
@@ -44,24 +39,30 @@ def with_values(value: Any) -> Any:
     return _replace(value, lambda future: future.result(), set())
 
 
-def kept(value: Any) -> Any:
-    """Return a value in which the containers with futures are copies.
-
-    What the caller puts into a list after a call is then no part of that call.
-    """
-    return _replace(value, lambda future: future, set())
-
-
 def _replace(value: Any, new_for: Callable[[asyncio.Future[Any]], Any], inside: set[int]) -> Any:
-    kind = type(value)
-    if isinstance(value, asyncio.Future):
-        return new_for(value)
-    if (kind not in CONTAINERS and kind is not dict) or id(value) in inside:
-        return value
-    inside.add(id(value))
-    old = list(value.values() if kind is dict else value)
-    new = [_replace(item, new_for, inside) for item in old]
-    inside.discard(id(value))
-    if all(a is b and not isinstance(a, asyncio.Future) for a, b in zip(old, new, strict=True)):
-        return value
-    return dict(zip(value, new, strict=True)) if kind is dict else kind(new)
+    new, changed = _replace_each((value,), new_for, inside)
+    return new[0] if changed else value
+
+
+def _replace_each(
+    values: Iterable[Any], new_for: Callable[[asyncio.Future[Any]], Any], inside: set[int]
+) -> tuple[list[Any], bool]:
+    """Return values with new ones for futures, and whether there were any."""
+    new, changed = [], False
+    for value in values:
+        kind = type(value)
+        if kind in CONTAINERS:
+            if value and id(value) not in inside:  # else empty, or it contains itself
+                inside.add(id(value))
+                items, renewed = _replace_each(
+                    value.values() if kind is dict else value, new_for, inside
+                )
+                inside.discard(id(value))
+                if renewed:
+                    changed = True
+                    value = dict(zip(value, items, strict=True)) if kind is dict else kind(items)
+        elif isinstance(value, asyncio.Future):
+            changed = True
+            value = new_for(value)
+        new.append(value)
+    return new, changed

@@ -8,7 +8,7 @@ from contextvars import Context
 from functools import partial
 
 from asyncflow_ext.component import Component
-from asyncflow_ext.futures import find_futures, kept
+from asyncflow_ext.futures import find_futures
 
 __all__ = ["Waiting"]
 
@@ -47,9 +47,9 @@ class Waiting:
         """
         description = component.description
         arguments = (description["args"], description["kwargs"])
-        component.dependencies = find_futures(arguments)
+        arguments, component.dependencies = find_futures(arguments)
         if component.dependencies:
-            component.arguments = kept(arguments)
+            component.arguments = arguments
         for dependency in component.dependencies:
             if dependency.get_loop() is not self._loop:
                 raise RuntimeError(

@@ -31,6 +31,18 @@ async def test_futures_inside_containers_are_values_too(ask: Any, three: Any) ->
     assert await ask([1, {"a": (future, [future])}]) == "<[1, {'a': (3, [3])}]?>"
 
 
+async def test_what_a_list_of_futures_gets_after_the_call_is_no_part_of_it(ask: Any) -> None:
+    answers = [ask("a")]
+    for _ in range(2):
+        answers.append(ask(answers))
+    first, second = "<a?>", "<['<a?>']?>"
+    assert await asyncio.wait_for(asyncio.gather(*answers), 20) == [
+        first,
+        second,
+        f"<{[first, second]}?>",
+    ]
+
+
 async def test_arguments_without_futures_are_handed_over_as_they_are(flow: Any, ai: Echo) -> None:
     given, seen = {"rows": [1, 2]}, []
 
