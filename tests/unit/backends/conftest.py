@@ -1,12 +1,15 @@
-"""Two engines, to own a backend one after the other, and a guard for children."""
+"""Engines that own a backend, concurrent backends, and what tasks are held and guarded by."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.backends.guard import GuardedGroups
+from rhapsody.testing.gate import Gate
 from rhapsody.testing.owners import FakeEngine
+from tests.support.concurrent_runner import Runner
 
 
 @pytest.fixture
@@ -28,3 +31,27 @@ def children() -> Iterator[GuardedGroups]:
     children = GuardedGroups()
     yield children
     children.close()
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Runner]:
+    async with ConcurrentExecutionBackend("thread", max_workers=1) as backend:
+        yield Runner(backend)
+
+
+@pytest.fixture
+async def processes() -> AsyncIterator[Runner]:
+    async with ConcurrentExecutionBackend("process", max_workers=1) as backend:
+        yield Runner(backend)
+
+
+@pytest.fixture(params=["threads", "processes"])
+def either(request: pytest.FixtureRequest) -> Runner:
+    runner: Runner = request.getfixturevalue(request.param)
+    return runner
+
+
+@pytest.fixture
+async def gate() -> AsyncIterator[Gate]:
+    async with Gate() as gate:
+        yield gate
