@@ -301,19 +301,20 @@ class Pool:
 
     # -- cancelling -------------------------------------------------------------------------------
 
-    def cancel(self, work: Work) -> None:
-        """Stop a task; `Reports.cancelled` or another end follows."""
+    def cancel(self, work: Work) -> bool:
+        """Stop a task; `Reports.cancelled` or another end follows. False where it is not here."""
         if self._waiting.pop(work, None) is not None:
             self._reruns.pop(work, None)
             self._reports.cancelled(work)
-            return
+            return True
         if work not in self._placed:
-            return
+            return False
         seat, token = self._placed[work]
         if not self._cancelling:
             self._loop.call_soon(self._tell_cancelled)
         self._cancelling.setdefault(seat, []).append(token)
         self._loop.call_later(self._grace, self._insist, work, seat, token)
+        return True
 
     def _tell_cancelled(self) -> None:
         cancelling, self._cancelling = self._cancelling, {}
@@ -381,9 +382,14 @@ class Pool:
 
     def on_host_lost(self, host: Host) -> None:
         """Take in that nothing more will be heard from the workers of a host."""
-        for seat in [seat for seat in self._seats.values() if seat.host == host]:
+        lost = [seat for seat in self._seats.values() if seat.host == host]
+        for seat in lost:  # all of them, before what they had is given to others
             seat.begun.update(seat.held)
             seat.is_gone = seat.has_ended = True
+            self._file(seat)
+        for seat in lost:
+            if not seat.pid:  # it may still come, and nobody would know it
+                self._crew.kill(seat)
             self._on_end(seat)
 
     def _on_end(self, seat: Seat) -> None:

@@ -178,6 +178,23 @@ async def test_workers_that_cannot_start_fail_their_tasks(monkeypatch: pytest.Mo
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
+@pytest.mark.parametrize("how", ["cancel", "shutdown"])
+async def test_the_moment_between_start_and_dispatch_is_as_good_as_any(how: str) -> None:
+    class Interrupted(DragonExecutionBackendV3):
+        async def start(self) -> None:
+            await super().start()
+            (work,) = self._works.values()
+            end = self._cancel(work) if how == "cancel" else self.shut_down_once()
+            self.ended = asyncio.get_running_loop().create_task(end)
+
+    backend = Interrupted(num_workers=1)
+    runner = Runner(backend)
+    task = runner.function(time.sleep, 60)
+    await runner.submit(task)
+    assert await runner.end(task) == "CANCELED"
+    await asyncio.wait_for(backend.shutdown(), 10)
+
+
 async def test_cancelled_tasks_that_wait_never_start(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
         runner = Runner(backend)
