@@ -411,7 +411,7 @@ class Pool:
                 seat.host.name,
                 _how(seat),
             )
-        if not seat.pid:
+        if not seat.pid and not seat.retiring:
             self._on_barren()
         self._settle(seat)
         self._feed_all()
