@@ -1,8 +1,12 @@
 """What of a task goes to a worker: functions by name or by value."""
 
+import functools
+import os
 import pickle
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -42,6 +46,32 @@ def test_a_function_of_the_script_itself_travels_by_value(monkeypatch: pytest.Mo
     monkeypatch.delattr(sys.modules["__main__"], "square")
     rebuilt: Callable[[int], int] = pickle.loads(data)
     assert rebuilt(3) == 9
+
+
+class Slow:
+    def __reduce__(self) -> Any:
+        time.sleep(0.01)
+        return int, ()
+
+
+def test_a_task_is_small_once_its_function_is_known_to_take_no_time() -> None:
+    light, slow, large = 1, Slow(), b"x" * 10_000
+    for function, is_light in (
+        (lambda: light, True),
+        (lambda: slow, False),
+        (lambda: large, False),
+        (os.getcwd, False),
+        (functools.partial(print, slow), False),
+    ):
+        task = {"function": function, "args": (1,)}
+        assert not wire.is_small(task)
+        for _ in range(5):  # the machine may be busy
+            wire.dump_function("task", function)
+            if wire.is_small(task) == is_light:
+                break
+        assert wire.is_small(task) == is_light
+        assert not wire.is_small({**task, "args": ([],)})
+    assert wire.is_small({"executable": "true"})
 
 
 def test_what_cannot_be_pickled_is_named() -> None:
