@@ -37,6 +37,9 @@ BARREN = 3
 PING_SECONDS = 1.0
 """How long the loop of a worker may be blocked that has a cancelled function to get rid of."""
 
+SILENCE_SECONDS = 0.5
+"""How long the last notes of a worker that was killed may take; users' code may hold them up."""
+
 STOP_SECONDS = 1.5
 """How long workers may take to end by themselves at shutdown."""
 
@@ -327,8 +330,7 @@ class Pool:
             return
         if seat.lane == CONCURRENT and len(seat.held) > 1:
             # Its neighbours have done nothing: the worker ends when they have.
-            seat.drop(token)
-            self._give_up(work)
+            self._give_up(work, seat, token)
             self._retire(seat)
             self._crew.ping(seat)
             patience = max(self._grace, PING_SECONDS)
@@ -341,6 +343,7 @@ class Pool:
             )
             self._retire(seat)
             self._crew.kill(seat)
+            self._loop.call_later(SILENCE_SECONDS, self._give_up, work, seat, token)
 
     def _end_blocked(self, seat: Seat, since: float) -> None:
         if seat.number in self._seats and seat.ponged < since:
@@ -355,10 +358,12 @@ class Pool:
         seat.retiring = True
         self._file(seat)
 
-    def _give_up(self, work: Work) -> None:
-        del self._placed[work]
-        self._reruns.pop(work, None)
-        self._reports.cancelled(work)
+    def _give_up(self, work: Work, seat: Seat, token: int) -> None:
+        if self._placed.get(work) == (seat, token):
+            seat.drop(token)
+            del self._placed[work]
+            self._reruns.pop(work, None)
+            self._reports.cancelled(work)
 
     # -- workers ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,63 @@ async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
     assert {path.name for path in Path("/dev/shm").glob("rhapsody*")} <= before
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
     await backend.shutdown()
+
+
+go_on = threading.Event()
+
+
+def hold() -> int:
+    go_on.wait(30)
+    return 1
+
+
+class PickledSlowly:
+    def __reduce__(self) -> Any:
+        return int, (hold(),)
+
+
+class RebuiltSlowly:
+    def __reduce__(self) -> Any:
+        return hold, ()
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+async def test_shutdown_in_the_middle_of_users_pickling(way: str) -> None:
+    go_on.clear()
+    backend = await DragonExecutionBackendV3(num_workers=2)
+    runner = Runner(backend)
+    await runner.run(*(runner.function(square, number) for number in range(10)))
+    task = runner.function(id, PickledSlowly()) if way == "out" else runner.function(RebuiltSlowly)
+    await runner.submit(task)
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    await backend.shutdown()
+    assert time.monotonic() - began < 8.0  # in good order where that is quick, else with a bound
+    assert await runner.end(task) == "CANCELED"
+    go_on.set()
+    await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
+
+
+async def test_shutdown_while_many_workers_start() -> None:
+    backend = await DragonExecutionBackendV3(num_workers=48)
+    runner = Runner(backend)
+    tasks = [runner.function(time.sleep, 60) for _ in range(48)]
+    await runner.submit(*tasks)
+    await until(lambda: backend.get_statistics()["workers_starting"] == 48)
+    started: list[int] = []
+    start = dragon_processes.start
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counted(*arguments: Any) -> int:
+            started.append(1)
+            return start(*arguments)
+
+        patch.setattr(dragon_processes, "start", counted)
+        began = time.monotonic()
+        await backend.shutdown()
+        assert time.monotonic() - began < 5.0
+    assert [await runner.end(task) for task in tasks] == ["CANCELED"] * 48
+    assert len(started) <= dragon_processes.AT_ONCE
 
 
 HEAD = """
