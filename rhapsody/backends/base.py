@@ -496,15 +496,16 @@ class BaseBackend:
 
     async def shut_down_once(self) -> None:
         """Shut down, on the service loop; what calls it meanwhile waits for the same end."""
+        loop = asyncio.get_running_loop()
+        for handover in tuple(self._handovers):  # also of tasks that came since a shutdown began
+            loop.call_soon(handover.cancel)  # see `interrupt`
         if self._closer is None:
-            self._closer = asyncio.get_running_loop().create_task(self._shut_down())
+            self._closer = loop.create_task(self._shut_down())
         await asyncio.shield(self._closer)
 
     async def _shut_down(self) -> None:
         attachment = self._attachment
         try:
-            for handover in tuple(self._handovers):
-                handover.cancel()
             works = list(self._works.values())
             self._cancel_all(works)
             ending: list[asyncio.Future[Any]] = [w.job for w in works if w.job is not None]
