@@ -321,6 +321,29 @@ async def test_a_killed_agent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
+async def test_a_queue_that_an_agent_left_locked_does_not_hold_up_a_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
+    backend = await DragonExecutionBackendV3(num_workers=1)
+    runner = Runner(backend)
+    assert await runner.run(runner.function(square, 3)) == ["DONE"]
+    assert backend._crew is not None
+    whole = backend._crew._mail._queue.put
+    unlocked = threading.Event()
+
+    def put(message: bytes) -> None:
+        unlocked.wait(30)
+        whole(message)
+
+    monkeypatch.setattr(backend._crew._mail._queue, "put", put)
+    began = time.monotonic()
+    await backend.shutdown()
+    assert time.monotonic() - began < 5.0
+    unlocked.set()
+    await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
+
+
 async def test_executables_are_ended_with_their_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $$ $! > {shlex.quote(str(pids))}; wait"
