@@ -333,5 +333,5 @@ def _read(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
         elif word == wire.RAISED:
             load_outcome(payload)
     except BaseException as error:  # users' code, too, which may even exit
-        return token, wire.RAISED, seconds, error.with_traceback(None)
+        return token, wire.RAISED, seconds, BaseException.with_traceback(error, None)
     return token, word, seconds, payload
