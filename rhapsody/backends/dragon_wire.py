@@ -9,6 +9,7 @@ has its length in front, and each note a header.
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import struct
 import time
@@ -246,9 +247,18 @@ def note(token: int, word: int, seconds: float = 0.0, payload: bytes = b"") -> b
     return _HEADER.pack(token, word, seconds, len(payload)) + payload
 
 
+class _Plainly(pickle.Pickler):
+    # A uid or a program may be of a class of its own, such as an enumeration's, which only the
+    # script knows: a worker that could not load it would lose the whole message.
+    def reducer_override(self, value: Any) -> Any:
+        return (str, ("".join(value),)) if isinstance(value, str) else NotImplemented
+
+
 def dump_message(*message: Any) -> bytes:
     """Return a message to a worker, such as `(STOP,)`."""
-    return pickle.dumps(message, protocol=5)
+    data = io.BytesIO()
+    _Plainly(data, protocol=5).dump(message)
+    return data.getvalue()
 
 
 def frame(message: bytes) -> bytes:

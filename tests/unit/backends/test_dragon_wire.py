@@ -1,5 +1,6 @@
 """What of a task goes to a worker: functions by name or by value."""
 
+import enum
 import functools
 import os
 import pickle
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.executables import Executable
 from rhapsody.testing import samples
 
 
@@ -72,6 +74,18 @@ def test_a_task_is_small_once_its_function_is_known_to_take_no_time() -> None:
         assert wire.is_small(task) == is_light
         assert not wire.is_small({**task, "args": ([],)})
     assert wire.is_small({"executable": "true"})
+
+
+def test_texts_of_a_class_of_their_own_travel_as_texts() -> None:
+    class Program(str, enum.Enum):  # which no other process knows
+        TRUE = "/bin/true"
+
+    task = {"uid": Program.TRUE, "executable": Program.TRUE}
+    executable = Executable.from_task(task, Program.TRUE)
+    sent = pickle.loads(wire.dump_message(wire.RUN, [], [(Program.TRUE, executable)]))
+    uid, received = sent[2][0]
+    assert type(uid) is type(received.uid) is type(received.command[0]) is str
+    assert (uid, received.command) == ("/bin/true", ["/bin/true"])
 
 
 def test_what_cannot_be_pickled_is_named() -> None:
