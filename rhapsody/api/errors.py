@@ -35,7 +35,7 @@ def message_of(error: BaseException) -> str:
     """Return an error's text, or its type's name where it has none or its `__str__` fails."""
     try:
         return str(error) or type(error).__name__
-    except Exception:
+    except BaseException:  # even one that exits, which would end the service loop
         return type(error).__name__
 
 

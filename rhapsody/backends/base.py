@@ -407,10 +407,14 @@ class BaseBackend(Lifecycle):
         if attachment is not None:
             await attachment.delivered()
 
+    async def shut_down_once(self) -> None:
+        """Shut down, on the service loop; what calls it meanwhile waits for the same end."""
+        for handover in tuple(self._handovers):  # also of tasks that came since a shutdown began
+            asyncio.get_running_loop().call_soon(handover.cancel)  # see `interrupt`
+        await super().shut_down_once()
+
     def end_all(self) -> list[asyncio.Future[Any]]:
-        """End all tasks, and those that wait for the start."""
-        for handover in tuple(self._handovers):
-            handover.cancel()
+        """End all tasks."""
         works = list(self._works.values())
         self._cancel_all(works)
         return [work.job for work in works if work.job is not None]

@@ -193,8 +193,9 @@ class DragonExecutionBackend(BaseBackend):
             super().interrupt(work)
             return
         work.job = asyncio.get_running_loop().create_future()
-        if not self._jobs.cancel(work):
-            self._pool.cancel(work)
+        if not (self._jobs.cancel(work) or self._pool.cancel(work)):
+            work.job = None  # it came while this started, and is about to be dispatched
+            super().interrupt(work)
 
     # -- what the pool reports --------------------------------------------------------------------
 

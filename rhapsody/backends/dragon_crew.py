@@ -52,6 +52,9 @@ LISTEN_SECONDS = 1.0
 END_SECONDS = 2.0
 """How long a process may take to end once its connection is closed."""
 
+JOIN_SECONDS = 0.5
+"""How long the threads of messages may take to end, which may be in users' code."""
+
 QUICK_BYTES = 65536
 """Length of payloads that are unpickled at once, where that runs no users' code."""
 
@@ -101,7 +104,7 @@ class DragonCrew:
         self._letters.put(None)
         self._unread.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, JOIN_SECONDS)
         if self._hub is not None:
             self._hub.close()
         await self._mail.close()
@@ -129,6 +132,9 @@ class DragonCrew:
                 self._on_end(silent[puid], exit_code)
 
     def _start_one(self, seat: Seat) -> None:
+        if seat.retiring:  # killed before its turn came
+            self._on_end(seat, None)
+            return
         try:
             seat.puid = dragon_processes.start(
                 seat.host, dragon_worker.serve, self.setup(seat.number)
@@ -327,5 +333,5 @@ def _read(token: int, word: int, seconds: float, payload: Any) -> wire.Note:
         elif word == wire.RAISED:
             load_outcome(payload)
     except BaseException as error:  # users' code, too, which may even exit
-        return token, wire.RAISED, seconds, error.with_traceback(None)
+        return token, wire.RAISED, seconds, BaseException.with_traceback(error, None)
     return token, word, seconds, payload

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
 import socket
@@ -22,8 +23,13 @@ from rhapsody.backends import dragon_wire as wire
 
 __all__ = ["Address", "Bundle", "Hub", "is_of_this_user"]
 
+logger = logging.getLogger(__name__)
+
 LINGER_SECONDS = 0.005
 """How long a call may run before the head is told that it has begun."""
+
+ACCEPT_SECONDS = 1.0
+"""Time until the next try where a connection could not be taken, for want of descriptors say."""
 
 READ_BYTES = 1 << 18
 """Most bytes taken from a socket at a time."""
@@ -84,15 +90,17 @@ class Hub:
         self._talking: dict[_Link, None] = {}
         self._lingering: dict[_Link, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(address.socket)
         self._listener.listen(1024)
         self._listener.setblocking(False)
-        self._loop.add_reader(self._listener, self._accept)
+        self._listen()
         _hubs.add(self)
 
     def close(self) -> None:
         """Listen no more; workers that are still there see their connections closed."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._listener)
@@ -100,13 +108,24 @@ class Hub:
         for link in tuple(self.connected):
             link.close()
 
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             connection, _ = self._listener.accept()
-            if is_of_this_user(connection):
-                self.connected.add(_Link(self, connection))
-            else:
-                connection.close()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # it stays readable, and the loop would do nothing else
+            logger.error("a worker's connection has to wait: %s", error)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_SECONDS, self._listen)
+            return
+        if is_of_this_user(connection):
+            self.connected.add(_Link(self, connection))
+        else:
+            connection.close()
 
     def deliver(self, number: int, message: bytes) -> None:
         """Send a message to a worker, if it is still there; from any thread."""

@@ -30,6 +30,10 @@ STOP_SECONDS = 10.0
 """How long agents may take to end: milliseconds, but one that is only starting has to be there
 first."""
 
+CLOSE_SECONDS = 1.0
+"""How long the head's queue may take to be released, which takes for ever where an agent was killed
+that had locked it."""
+
 RESPAWN_SECONDS = 1.0
 """Time between the end of an agent and the start of another."""
 
@@ -127,9 +131,15 @@ class Mail:
             for agent in agents:
                 if not agent.ended.is_set():
                     self._loop.run_in_executor(None, dragon_processes.kill, agent.puid)
-        await asyncio.to_thread(self._queue.put, b"")
-        await asyncio.to_thread(self._receiver.join)
-        await asyncio.to_thread(self._queue.destroy)
+        closing = dragon_processes.in_thread(self._release, "close", self._receiver)
+        await asyncio.to_thread(closing.join, CLOSE_SECONDS)
+        if closing.is_alive():
+            logger.error("backend '%s': its queue was left locked and stays", self._name)
+
+    def _release(self, receiver: threading.Thread) -> None:
+        self._queue.put(b"")
+        receiver.join()
+        self._queue.destroy()
 
     def _tell_to_end(self, inbox: Any) -> None:
         self._loop.run_in_executor(None, inbox.put, b"")

@@ -37,6 +37,9 @@ BARREN = 3
 PING_SECONDS = 1.0
 """How long the loop of a worker may be blocked that has a cancelled function to get rid of."""
 
+SILENCE_SECONDS = 0.5
+"""How long the last notes of a worker that was killed may take; users' code may hold them up."""
+
 STOP_SECONDS = 1.5
 """How long workers may take to end by themselves at shutdown."""
 
@@ -301,19 +304,20 @@ class Pool:
 
     # -- cancelling -------------------------------------------------------------------------------
 
-    def cancel(self, work: Work) -> None:
-        """Stop a task; `Reports.cancelled` or another end follows."""
+    def cancel(self, work: Work) -> bool:
+        """Stop a task; `Reports.cancelled` or another end follows. False where it is not here."""
         if self._waiting.pop(work, None) is not None:
             self._reruns.pop(work, None)
             self._reports.cancelled(work)
-            return
+            return True
         if work not in self._placed:
-            return
+            return False
         seat, token = self._placed[work]
         if not self._cancelling:
             self._loop.call_soon(self._tell_cancelled)
         self._cancelling.setdefault(seat, []).append(token)
         self._loop.call_later(self._grace, self._insist, work, seat, token)
+        return True
 
     def _tell_cancelled(self) -> None:
         cancelling, self._cancelling = self._cancelling, {}
@@ -326,8 +330,7 @@ class Pool:
             return
         if seat.lane == CONCURRENT and len(seat.held) > 1:
             # Its neighbours have done nothing: the worker ends when they have.
-            seat.drop(token)
-            self._give_up(work)
+            self._give_up(work, seat, token)
             self._retire(seat)
             self._crew.ping(seat)
             patience = max(self._grace, PING_SECONDS)
@@ -340,6 +343,7 @@ class Pool:
             )
             self._retire(seat)
             self._crew.kill(seat)
+            self._loop.call_later(SILENCE_SECONDS, self._give_up, work, seat, token)
 
     def _end_blocked(self, seat: Seat, since: float) -> None:
         if seat.number in self._seats and seat.ponged < since:
@@ -354,10 +358,12 @@ class Pool:
         seat.retiring = True
         self._file(seat)
 
-    def _give_up(self, work: Work) -> None:
-        del self._placed[work]
-        self._reruns.pop(work, None)
-        self._reports.cancelled(work)
+    def _give_up(self, work: Work, seat: Seat, token: int) -> None:
+        if self._placed.get(work) == (seat, token):
+            seat.drop(token)
+            del self._placed[work]
+            self._reruns.pop(work, None)
+            self._reports.cancelled(work)
 
     # -- workers ----------------------------------------------------------------------------------
 
@@ -381,9 +387,14 @@ class Pool:
 
     def on_host_lost(self, host: Host) -> None:
         """Take in that nothing more will be heard from the workers of a host."""
-        for seat in [seat for seat in self._seats.values() if seat.host == host]:
+        lost = [seat for seat in self._seats.values() if seat.host == host]
+        for seat in lost:  # all of them, before what they had is given to others
             seat.begun.update(seat.held)
             seat.is_gone = seat.has_ended = True
+            self._file(seat)
+        for seat in lost:
+            if not seat.pid:  # it may still come, and nobody would know it
+                self._crew.kill(seat)
             self._on_end(seat)
 
     def _on_end(self, seat: Seat) -> None:
@@ -405,7 +416,7 @@ class Pool:
                 seat.host.name,
                 _how(seat),
             )
-        if not seat.pid:
+        if not seat.pid and not seat.retiring:
             self._on_barren()
         self._settle(seat)
         self._feed_all()

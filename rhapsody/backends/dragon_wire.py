@@ -9,8 +9,10 @@ has its length in front, and each note a header.
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import struct
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import FunctionType
@@ -84,7 +86,10 @@ PONG = 10
 """The loop that async functions share is not blocked."""
 
 SMALL = 4096
-"""Length of a string that is pickled in no time."""
+"""Length of a string, or of a pickled function, that is pickled in no time."""
+
+QUICK_SECONDS = 0.001
+"""What else is no time."""
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -155,6 +160,9 @@ class Pack:
 _named: MutableMapping[FunctionType, bytes] = weakref.WeakKeyDictionary()
 """What travels as a name to import; that it may, cloudpickle takes long to find out."""
 
+_light: MutableMapping[FunctionType, None] = weakref.WeakKeyDictionary()
+"""Those that took no time when they were pickled last."""
+
 
 def dump_function(uid: str, function: Any) -> bytes:
     """Pickle a function.
@@ -166,7 +174,11 @@ def dump_function(uid: str, function: Any) -> bytes:
         return _dump(uid, function, "its function")
     data = _named.get(function)
     if data is None:
+        _light.pop(function, None)
+        began = time.perf_counter()
         data = _dump(uid, function, "its function")
+        if len(data) < SMALL and time.perf_counter() - began < QUICK_SECONDS:
+            _light[function] = None
         with contextlib.suppress(pickle.PicklingError, AttributeError):  # it has no such name
             if data == pickle.dumps(function, protocol=5):
                 _named[function] = data
@@ -187,7 +199,12 @@ def dump_arguments(uid: str, args: Any, kwargs: Any) -> bytes | None:
 
 
 def is_small(task: Mapping[str, Any]) -> bool:
-    """Whether a task is pickled in no time: its arguments are few and plain."""
+    """Whether a task is pickled in no time: its function is known, its arguments are plain."""
+    function = task.get("function")
+    if function and not (
+        type(function) is FunctionType and (function in _named or function in _light)
+    ):
+        return False
     try:
         values = (*(task.get("args") or ()), *(task.get("kwargs") or {}).values())
     except Exception:  # not what they have to be, which pickling them tells
@@ -230,9 +247,18 @@ def note(token: int, word: int, seconds: float = 0.0, payload: bytes = b"") -> b
     return _HEADER.pack(token, word, seconds, len(payload)) + payload
 
 
+class _Plainly(pickle.Pickler):
+    # A uid or a program may be of a class of its own, such as an enumeration's, which only the
+    # script knows: a worker that could not load it would lose the whole message.
+    def reducer_override(self, value: Any) -> Any:
+        return (str, ("".join(value),)) if isinstance(value, str) else NotImplemented
+
+
 def dump_message(*message: Any) -> bytes:
     """Return a message to a worker, such as `(STOP,)`."""
-    return pickle.dumps(message, protocol=5)
+    data = io.BytesIO()
+    _Plainly(data, protocol=5).dump(message)
+    return data.getvalue()
 
 
 def frame(message: bytes) -> bytes:

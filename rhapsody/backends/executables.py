@@ -65,6 +65,8 @@ class Executable:
             raise UnsupportedTaskError(uid, f"'cwd' must be a path, not {cwd!r}")
         if env is not None and not isinstance(env, Mapping):
             raise UnsupportedTaskError(uid, f"'env' must be a dict of str to str, not {env!r}")
+        if env is not None:  # text, which any process understands
+            env = {str(k): None if v is None else str(v) for k, v in env.items()}
         return cls(
             uid=uid,
             command=[os.fspath(task["executable"]), *map(str, task.get("arguments") or ())],

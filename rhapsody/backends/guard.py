@@ -8,15 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 __all__ = ["GuardedGroups"]
 
-# Reads `?TICKS` when a child is about to be started, `+PID` when it is there, `!` when that is
-# over, and `-PID` when its group has ended; kills what it was left with when its input ends, which
-# happens whatever way the writer goes. A child whose writer ended between `?` and `+` it knows by
-# its looks: an orphan like the guard itself, no older than that, that leads a group in the
-# writer's session or in one of its own. Nothing is imported that a bare Python has to look for.
+# Reads `?TICKS` when a child is about to be started, `+PID` when it is there, `!TICKS` when that
+# is over, and `-PID` when its group has ended; kills what it was left with when its input ends,
+# which happens whatever way the writer goes. A child whose writer ended between `?` and `+` it
+# knows by its looks: an orphan like the guard itself, no older than that, that leads a group in
+# the writer's session or in one of its own. Nothing is imported that a bare Python has to look for.
 _GUARD = """
 import os, sys, time
 session, groups, starting, rest = int(sys.argv[1]), set(), [], b""
@@ -26,7 +27,8 @@ while data := os.read(0, 65536):
         if line[:1] == b"?":
             starting.append(int(line[1:]))
         elif line[:1] == b"!":
-            starting.pop()
+            if int(line[1:]) in starting:  # else a guard was asked that is no more
+                starting.remove(int(line[1:]))
         else:
             (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
     time.sleep(0.01)  # many lines at once, where there are many
@@ -64,11 +66,15 @@ class GuardedGroups(set[int]):
         super().__init__()
         self._lock = threading.Lock()
         self._guard: subprocess.Popen[bytes] | None = None
+        _all[id(self)] = self
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
         """Guard what is started meanwhile even before it is added."""
         with self._lock:
+            if self._guard is not None and self._guard.poll() is not None:
+                _let_go(self._guard)  # somebody killed it
+                self._guard = None
             if self._guard is None:
                 self._guard = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getsid(0))],
@@ -77,11 +83,13 @@ class GuardedGroups(set[int]):
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,  # a Ctrl-C is not for it
                 )
-        self._tell(f"?{_ticks()}\n")
+                self._write("".join(f"+{pid}\n" for pid in self))
+        now = _ticks()
+        self._tell(f"?{now}\n")
         try:
             yield
         finally:
-            self._tell("!\n")
+            self._tell(f"!{now}\n")
 
     def add(self, pid: int, /) -> None:
         """Guard a group."""
@@ -94,18 +102,48 @@ class GuardedGroups(set[int]):
         self._tell(f"-{pid}\n")
 
     def _tell(self, line: str) -> None:
+        with self._lock:  # or a descriptor that is being closed might be another file's by now
+            self._write(line)
+
+    def _write(self, lines: str) -> None:
         guard = self._guard
         if guard is not None and guard.stdin is not None:
-            with contextlib.suppress(OSError, ValueError):  # the guard has gone
-                os.write(guard.stdin.fileno(), line.encode())
+            with contextlib.suppress(OSError):  # the guard has gone
+                os.write(guard.stdin.fileno(), lines.encode())
 
     def close(self) -> None:
         """End the guard, and with it what is still in the set; waits for that."""
         with self._lock:
             guard, self._guard = self._guard, None
-        if guard is not None and guard.stdin is not None:
-            guard.stdin.close()
+            if guard is not None:
+                _let_go(guard)
+        if guard is not None:
             guard.wait()
+
+    def abandon(self) -> None:
+        """Let go of all in a forked child: the guard has to see the end of its parent."""
+        self._lock = threading.Lock()
+        guard, self._guard = self._guard, None
+        super().clear()
+        if guard is not None:
+            _let_go(guard)
+            guard.returncode = 0  # nobody's child here
+
+
+def _let_go(guard: subprocess.Popen[bytes]) -> None:
+    assert guard.stdin is not None
+    guard.stdin.close()
+
+
+_all: weakref.WeakValueDictionary[int, GuardedGroups] = weakref.WeakValueDictionary()
+
+
+def _abandon_all() -> None:
+    for groups in list(_all.values()):
+        groups.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _ticks() -> int:

@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,23 @@ async def test_workers_that_cannot_start_fail_their_tasks(monkeypatch: pytest.Mo
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
+@pytest.mark.parametrize("how", ["cancel", "shutdown"])
+async def test_the_moment_between_start_and_dispatch_is_as_good_as_any(how: str) -> None:
+    class Interrupted(DragonExecutionBackendV3):
+        async def start(self) -> None:
+            await super().start()
+            (work,) = self._works.values()
+            end = self._cancel(work) if how == "cancel" else self.shut_down_once()
+            self.ended = asyncio.get_running_loop().create_task(end)
+
+    backend = Interrupted(num_workers=1)
+    runner = Runner(backend)
+    task = runner.function(time.sleep, 60)
+    await runner.submit(task)
+    assert await runner.end(task) == "CANCELED"
+    await asyncio.wait_for(backend.shutdown(), 10)
+
+
 async def test_cancelled_tasks_that_wait_never_start(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
         runner = Runner(backend)
@@ -303,6 +321,29 @@ async def test_a_killed_agent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
+async def test_a_queue_that_an_agent_left_locked_does_not_hold_up_a_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
+    backend = await DragonExecutionBackendV3(num_workers=1)
+    runner = Runner(backend)
+    assert await runner.run(runner.function(square, 3)) == ["DONE"]
+    assert backend._crew is not None
+    whole = backend._crew._mail._queue.put
+    unlocked = threading.Event()
+
+    def put(message: bytes) -> None:
+        unlocked.wait(30)
+        whole(message)
+
+    monkeypatch.setattr(backend._crew._mail._queue, "put", put)
+    began = time.monotonic()
+    await backend.shutdown()
+    assert time.monotonic() - began < 5.0
+    unlocked.set()
+    await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
+
+
 async def test_executables_are_ended_with_their_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $$ $! > {shlex.quote(str(pids))}; wait"
@@ -342,6 +383,63 @@ async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
     assert {path.name for path in Path("/dev/shm").glob("rhapsody*")} <= before
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
     await backend.shutdown()
+
+
+go_on = threading.Event()
+
+
+def hold() -> int:
+    go_on.wait(30)
+    return 1
+
+
+class PickledSlowly:
+    def __reduce__(self) -> Any:
+        return int, (hold(),)
+
+
+class RebuiltSlowly:
+    def __reduce__(self) -> Any:
+        return hold, ()
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+async def test_shutdown_in_the_middle_of_users_pickling(way: str) -> None:
+    go_on.clear()
+    backend = await DragonExecutionBackendV3(num_workers=2)
+    runner = Runner(backend)
+    await runner.run(*(runner.function(square, number) for number in range(10)))
+    task = runner.function(id, PickledSlowly()) if way == "out" else runner.function(RebuiltSlowly)
+    await runner.submit(task)
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    await backend.shutdown()
+    assert time.monotonic() - began < 8.0  # in good order where that is quick, else with a bound
+    assert await runner.end(task) == "CANCELED"
+    go_on.set()
+    await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
+
+
+async def test_shutdown_while_many_workers_start() -> None:
+    backend = await DragonExecutionBackendV3(num_workers=48)
+    runner = Runner(backend)
+    tasks = [runner.function(time.sleep, 60) for _ in range(48)]
+    await runner.submit(*tasks)
+    await until(lambda: backend.get_statistics()["workers_starting"] == 48)
+    started: list[int] = []
+    start = dragon_processes.start
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counted(*arguments: Any) -> int:
+            started.append(1)
+            return start(*arguments)
+
+        patch.setattr(dragon_processes, "start", counted)
+        began = time.monotonic()
+        await backend.shutdown()
+        assert time.monotonic() - began < 5.0
+    assert [await runner.end(task) for task in tasks] == ["CANCELED"] * 48
+    assert len(started) <= dragon_processes.AT_ONCE
 
 
 HEAD = """

@@ -160,6 +160,20 @@ async def test_an_exception_that_cannot_be_rebuilt_is_named(runner: Runner) -> N
     assert "it failed because of reasons" in str(task["exception"])
 
 
+@pytest.mark.parametrize("method", ["__str__", "with_traceback"])
+async def test_an_exception_whose_methods_exit_fails_its_task_alone(
+    runner: Runner, method: str
+) -> None:
+    def leave(*_: Any) -> None:
+        sys.exit(3)
+
+    def fail() -> None:
+        raise type("Leaving", (Exception,), {method: leave})
+
+    tasks = [runner.function(fail), *(runner.function(scaled, 3) for _ in range(3))]
+    assert await runner.run(*tasks) == ["FAILED", "DONE", "DONE", "DONE"]
+
+
 async def test_async_functions_share_a_worker(runner: Runner) -> None:
     tasks = [runner.function(slow_echo, number) for number in range(40)]
     began = time.perf_counter()

@@ -176,6 +176,25 @@ async def test_a_task_that_comes_during_a_shutdown_waits_for_the_next_start(
     await engine.shutdown(backend)
 
 
+async def test_a_second_shutdown_ends_what_came_since_the_first_began(engine: FakeEngine) -> None:
+    stopping, stop = Flag(), Flag()
+
+    async def slowly() -> None:
+        stopping.set()
+        await stop.wait()
+
+    backend = await ProbeBackend(stop=slowly)
+    engine.attach(backend)
+    first = asyncio.ensure_future(backend.shutdown())
+    await stopping.wait()
+    await backend.submit_tasks([task()])
+    second = asyncio.ensure_future(backend.shutdown())
+    assert (await engine.reports.end("task.000001")).state == "CANCELED"
+    stop.set()
+    await asyncio.gather(first, second)
+    assert (backend.starts, backend.state()) == (1, "STOPPED")
+
+
 async def test_a_stop_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         raise OSError("the runtime has gone")

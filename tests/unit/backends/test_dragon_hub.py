@@ -1,6 +1,7 @@
 """The connections of one host's workers: notes in, messages out, ends that are seen."""
 
 import asyncio
+import errno
 import os
 import pickle
 import socket
@@ -10,6 +11,7 @@ import textwrap
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -129,6 +131,27 @@ async def test_a_message_to_a_worker_that_has_gone_is_dropped(hub: Hub, address:
     await until(lambda: not hub.links)
     link.write(b"late")
     hub.deliver(1, b"late")
+
+
+async def test_without_descriptors_workers_wait_and_the_loop_does_not_spin(
+    hub: Hub,
+    address: OneHost,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def accept() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    listening = hub._listener
+    monkeypatch.setattr(dragon_hub, "ACCEPT_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "_listener", SimpleNamespace(accept=accept, fileno=listening.fileno))
+    connecting = asyncio.ensure_future(connect(hub, address, 1))
+    await until(lambda: bool(caplog.records))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(caplog.records) == 1
+    monkeypatch.undo()
+    (await connecting).close()
 
 
 async def test_another_user_is_not_listened_to(

@@ -296,6 +296,46 @@ async def test_the_loss_of_a_host_fails_what_may_have_run_there() -> None:
     assert set(Counter(end for (end,) in program.reports.ends.values())) == {"done", "WorkerDied"}
 
 
+async def test_what_is_run_again_goes_to_no_other_worker_of_a_lost_host() -> None:
+    program = Program(limit=4)
+    dice = random.Random(5)
+    program.submit(3, EXCLUSIVE, retries=1)
+    started = program.crew.workers.values()
+    here, lost, idle = sorted(started, key=lambda worker: worker.seat.host != HOSTS[0])
+    assert lost.seat.host == idle.seat.host == HOSTS[1]
+    works = list(program.works)
+    for worker in (lost, idle, here):
+        worker.say(worker.seat.number, wire.HELLO, (1, worker.seat.host.name))
+    while idle.seat.held:
+        idle.step(dice)
+    for worker in (lost, idle):
+        del program.crew.workers[worker.seat.number]
+    program.pool.on_host_lost(HOSTS[1])
+    await program.run(dice)
+    assert [program.reports.ends[work.uid] for work in works] == [["done"]] * 3
+
+
+async def test_workers_that_start_on_a_lost_host_cost_nobody_anything() -> None:
+    program = Program(limit=4)
+    dice = random.Random(5)
+    program.submit(40, EXCLUSIVE)
+    for _ in range(4):
+        lost = [seat for seat in program.pool._seats.values() if seat.host == HOSTS[1]]
+        program.pool.on_host_lost(HOSTS[1])
+        assert all(seat.retiring for seat in lost)  # killed, for they might still come
+    await program.run(dice)
+    assert {end for (end,) in program.reports.ends.values()} == {"done"}
+    assert program.pool.statistics()["workers"] == 4
+
+
+async def test_a_task_that_the_pool_has_not_got_is_not_cancelled_by_it() -> None:
+    program = Program()
+    (work,) = program.submit(1, EXCLUSIVE)
+    assert program.pool.cancel(work)
+    assert not program.pool.cancel(work)
+    assert program.reports.ends[work.uid] == ["cancelled"]
+
+
 async def test_what_a_worker_gave_back_before_it_died_is_not_lost() -> None:
     program = Program(limit=1)
     dice = random.Random(7)

@@ -1,8 +1,13 @@
 """What of a task goes to a worker: functions by name or by value."""
 
+import enum
+import functools
+import os
 import pickle
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 
 from rhapsody.api.errors import TaskExecutionError
 from rhapsody.backends import dragon_wire as wire
+from rhapsody.backends.executables import Executable
 from rhapsody.testing import samples
 
 
@@ -42,6 +48,44 @@ def test_a_function_of_the_script_itself_travels_by_value(monkeypatch: pytest.Mo
     monkeypatch.delattr(sys.modules["__main__"], "square")
     rebuilt: Callable[[int], int] = pickle.loads(data)
     assert rebuilt(3) == 9
+
+
+class Slow:
+    def __reduce__(self) -> Any:
+        time.sleep(0.01)
+        return int, ()
+
+
+def test_a_task_is_small_once_its_function_is_known_to_take_no_time() -> None:
+    light, slow, large = 1, Slow(), b"x" * 10_000
+    for function, is_light in (
+        (lambda: light, True),
+        (lambda: slow, False),
+        (lambda: large, False),
+        (os.getcwd, False),
+        (functools.partial(print, slow), False),
+    ):
+        task = {"function": function, "args": (1,)}
+        assert not wire.is_small(task)
+        for _ in range(5):  # the machine may be busy
+            wire.dump_function("task", function)
+            if wire.is_small(task) == is_light:
+                break
+        assert wire.is_small(task) == is_light
+        assert not wire.is_small({**task, "args": ([],)})
+    assert wire.is_small({"executable": "true"})
+
+
+def test_texts_of_a_class_of_their_own_travel_as_texts() -> None:
+    class Program(str, enum.Enum):  # which no other process knows
+        TRUE = "/bin/true"
+
+    task = {"uid": Program.TRUE, "executable": Program.TRUE}
+    executable = Executable.from_task(task, Program.TRUE)
+    sent = pickle.loads(wire.dump_message(wire.RUN, [], [(Program.TRUE, executable)]))
+    uid, received = sent[2][0]
+    assert type(uid) is type(received.uid) is type(received.command[0]) is str
+    assert (uid, received.command) == ("/bin/true", ["/bin/true"])
 
 
 def test_what_cannot_be_pickled_is_named() -> None:

@@ -1,7 +1,9 @@
 """Executables: how they are run, what comes back, and that all of them ends."""
 
 import asyncio
+import enum
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Mapping
@@ -251,3 +253,16 @@ def test_a_task_is_read_with_its_options(tmp_path: Path) -> None:
     assert Executable.from_task(task, "/captured") == Executable(
         "task.1", ["/bin/echo", "a", "1"], True, str(tmp_path), {"A": "1"}, "/captured"
     )
+
+
+def test_an_environment_of_any_mapping_and_values_travels_as_text() -> None:
+    class Colour(enum.Enum):  # which no other process knows
+        RED = 1
+
+        def __str__(self) -> str:
+            return "red"
+
+    for env in (os.environ, {"A": Colour.RED, "B": None}):
+        task = {"uid": "t", "executable": "env", "task_backend_specific_kwargs": {"env": env}}
+        sent = pickle.loads(pickle.dumps(Executable.from_task(task, "")))
+        assert sent.env == {k: None if v is None else str(v) for k, v in env.items()}

@@ -109,3 +109,59 @@ def test_what_could_not_be_started_is_looked_for_no_more() -> None:
     assert later.poll() is None
     later.kill()
     later.wait()
+
+
+def test_a_forked_child_of_its_process_holds_nothing_up() -> None:
+    script = (
+        "import os, subprocess, sys, time\n"
+        "from rhapsody.backends.guard import GuardedGroups\n"
+        "groups = GuardedGroups()\n"
+        "with groups.starting():\n"
+        "    child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "    groups.add(child.pid)\n"
+        "forked = os.fork()\n"
+        "if forked:\n"
+        "    print(child.pid, groups._guard.pid, forked, flush=True)\n"
+        "os.close(1)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child, guard, forked = map(int, process.stdout.readline().split())
+        process.kill()
+    try:
+        assert ended(child)
+        assert ended(guard)
+        assert psutil.pid_exists(forked)
+    finally:
+        os.kill(forked, signal.SIGKILL)
+
+
+def test_a_guard_that_was_killed_is_replaced() -> None:
+    groups = GuardedGroups()
+    first, second = (subprocess.Popen(["sleep", "60"], **GROUP) for _ in range(2))
+    with groups.starting():
+        groups.add(first.pid)
+    assert groups._guard is not None
+    groups._guard.kill()
+    groups._guard.wait()
+    with groups.starting():
+        groups.add(second.pid)
+    groups.close()
+    assert first.wait(10) == second.wait(10) == -9
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_of_two_that_are_started_together_the_one_that_is_there_is_looked_for_no_more() -> None:
+    groups = GuardedGroups()
+    earlier = groups.starting()
+    earlier.__enter__()
+    time.sleep(0.1)
+    somebodys = subprocess.Popen(["sleep", "60"], **GROUP)
+    time.sleep(0.1)
+    with groups.starting():
+        earlier.__exit__(None, None, None)
+        groups.close()
+        assert somebodys.poll() is None
+    somebodys.kill()
+    somebodys.wait()
