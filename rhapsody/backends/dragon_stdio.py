@@ -9,7 +9,6 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -97,19 +96,29 @@ def _close(*descriptors: int) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def captured(path: str | None) -> Iterator[None]:
-    """Write what is printed to `<path>.stdout` and `<path>.stderr`; nothing to do for None."""
-    if path is None:
-        yield
-        return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with (
-        open(f"{path}.stdout", "w", encoding="utf-8") as out,
-        open(f"{path}.stderr", "w", encoding="utf-8") as err,
-    ):
-        token = _files.set({"stdout": out, "stderr": err})
+class captured:
+    """Write what is printed to `<path>.stdout` and `<path>.stderr`; nothing to do for None.
+
+    Not a generator, through which an exception that takes no attributes would not pass.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if self._path is None:
+            return
+        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+        self._out = open(f"{self._path}.stdout", "w", encoding="utf-8")
         try:
-            yield
-        finally:
-            _files.reset(token)
+            self._err = open(f"{self._path}.stderr", "w", encoding="utf-8")
+        except BaseException:
+            self._out.close()
+            raise
+        self._token = _files.set({"stdout": self._out, "stderr": self._err})
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            _files.reset(self._token)
+            self._out.close()
+            self._err.close()

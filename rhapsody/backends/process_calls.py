@@ -126,8 +126,11 @@ def run_call(data: bytes, token: str, directory: str) -> bytes:
     uid = "?"
     try:
         uid, function, args, kwargs = pickle.loads(data)
-        with _interruptible(token, directory):
+        try:
+            _become_interruptible(token, directory)
             value = call(function, args, kwargs)
+        finally:
+            _stop_being_interruptible()
     except BaseException as error:
         return dump_error(uid, error)
     try:
@@ -173,11 +176,9 @@ def _is_asyncios(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_globals.get("__name__", "").startswith("asyncio.")
 
 
-@contextlib.contextmanager
-def _interruptible(token: str, directory: str) -> Any:
+def _become_interruptible(token: str, directory: str) -> None:
     global _current_flag
     if not directory or threading.current_thread() is not threading.main_thread():
-        yield
         return
     _current_flag = Path(directory, token)
     if signal.getsignal(INTERRUPT) is not _on_interrupt:
@@ -185,10 +186,11 @@ def _interruptible(token: str, directory: str) -> Any:
     _send_mark(token, directory)
     if _current_flag.exists():
         raise _Interrupted("cancelled before it started")
-    try:
-        yield
-    finally:
-        _current_flag = None
+
+
+def _stop_being_interruptible() -> None:
+    global _current_flag
+    _current_flag = None
 
 
 def _send_mark(token: str, directory: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 
@@ -74,6 +75,13 @@ class StubbornError(Exception):
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} ({code})")
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """Takes no attributes, and so cannot be rebuilt either."""
+
+    what: str
 
 
 class LockedError(Exception):

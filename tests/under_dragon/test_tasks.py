@@ -15,6 +15,7 @@ from rhapsody import ComputeTask, Session
 from rhapsody.api.errors import BackendError, TaskExecutionError, UnsupportedTaskError
 from rhapsody.backends import ConcurrentExecutionBackend, DragonExecutionBackendV3
 from rhapsody.backends.dragon_runtime import allocation
+from tests.support import functions
 from tests.support.under_dragon import Runner
 from tests.support.waiting import until
 
@@ -332,6 +333,17 @@ async def test_a_session_of_two_backends() -> None:
         await asyncio.gather(*tasks)
         assert {task.return_value for task in tasks[3:]} == {os.getpid()}
         assert os.getpid() not in {task.return_value for task in tasks[:3]}
+
+
+@pytest.mark.parametrize("capture", [False, True])
+async def test_an_exception_that_takes_no_attributes_is_described(
+    runner: Runner, capture: bool
+) -> None:
+    task = runner.function(
+        functions.fail, functions.FrozenError, "as it was", capture_stdio=capture
+    )
+    assert await runner.run(task) == ["FAILED"]
+    assert "it raised FrozenError: as it was" in str(task["exception"])
 
 
 async def test_bad_arguments_are_refused() -> None:

@@ -45,7 +45,11 @@ async def test_the_other_processs_traceback_is_its_cause(processes: Runner) -> N
 
 @pytest.mark.parametrize(
     ("error", "args"),
-    [(functions.StubbornError, (1, "stubborn")), (functions.LockedError, ())],
+    [
+        (functions.StubbornError, (1, "stubborn")),
+        (functions.LockedError, ()),
+        (functions.FrozenError, ("frozen",)),
+    ],
 )
 async def test_one_that_cannot_travel_is_described(
     error: type[Exception], args: tuple[Any, ...], processes: Runner
