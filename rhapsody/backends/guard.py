@@ -17,10 +17,13 @@ __all__ = ["GuardedGroups"]
 # is over, and `-PID` when its group has ended; kills what it was left with when its input ends,
 # which happens whatever way the writer goes. A child whose writer ended between `?` and `+` it
 # knows by its looks: an orphan like the guard itself, no older than that, that leads a group in
-# the writer's session or in one of its own. Nothing is imported that a bare Python has to look for.
+# the writer's session or in one of its own. A process id that was taken over by somebody else's
+# process, because `-PID` never came, it knows by its parent. Nothing is imported that a bare
+# Python has to look for.
 _GUARD = """
 import os, sys, time
-session, groups, starting, rest = int(sys.argv[1]), set(), [], b""
+writer, session = map(int, sys.argv[1:])
+groups, starting, rest = set(), [], b""
 while data := os.read(0, 65536):
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
@@ -32,26 +35,35 @@ while data := os.read(0, 65536):
         else:
             (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
     time.sleep(0.01)  # many lines at once, where there are many
+time.sleep(0.01)  # a writer's files are closed just before its children get another parent
+parents = writer, os.getppid()
+
+def look(pid):
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return [int(fields[n]) for n in (1, 2, 3, 19)]
+
 if starting and os.path.isdir("/proc/self"):
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        parent, group, its_session, started = (int(fields[n]) for n in (1, 2, 3, 19))
-        if (
-            pid == group != os.getpid()
-            and parent == os.getppid()
-            and its_session in (session, pid)
-            and started >= min(starting)
-        ):
-            groups.add(pid)
+        if seen := look(pid):
+            parent, group, its_session, started = seen
+            if (
+                pid == group != os.getpid()
+                and parent in parents
+                and its_session in (session, pid)
+                and started >= min(starting)
+            ):
+                groups.add(pid)
 for group in groups:
-    try:
-        os.killpg(group, 9)
-    except OSError:
-        pass
+    seen = look(group)
+    if seen is None or seen[0] in parents:
+        try:
+            os.killpg(group, 9)
+        except OSError:
+            pass
 """
 
 
@@ -77,7 +89,7 @@ class GuardedGroups(set[int]):
                 self._guard = None
             if self._guard is None:
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getsid(0))],
+                    [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(os.getsid(0))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

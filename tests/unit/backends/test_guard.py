@@ -165,3 +165,27 @@ def test_of_two_that_are_started_together_the_one_that_is_there_is_looked_for_no
         assert somebodys.poll() is None
     somebodys.kill()
     somebodys.wait()
+
+
+OF_ANOTHER = """
+import subprocess, sys
+from rhapsody.processes import GROUP
+
+child = subprocess.Popen(["sleep", "60"], **GROUP)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_process_id_that_is_somebody_elses_by_now_is_let_alone() -> None:
+    command = [sys.executable, "-c", OF_ANOTHER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as another:
+        assert another.stdout is not None
+        pid = int(another.stdout.readline())
+        groups = GuardedGroups()
+        with groups.starting():
+            groups.add(pid)  # as if it had been a child's, whose end was never told
+        groups.close()
+        assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        os.kill(pid, signal.SIGKILL)
