@@ -136,7 +136,7 @@ async def measure() -> list[Figure]:
             unit="us",
             ours=[1e6 * seconds[index] for seconds in large],
             base=[1e6 * seconds[index] for seconds in small],
-            at_most=4,
+            at_most=5,
         )
         for index, name in enumerate(what)
     ]

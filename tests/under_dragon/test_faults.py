@@ -16,7 +16,12 @@ import psutil
 import pytest
 
 from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
-from rhapsody.backends import DragonExecutionBackendV3, dragon_crew, dragon_processes
+from rhapsody.backends import (
+    DragonExecutionBackendV3,
+    dragon_crew,
+    dragon_processes,
+    dragon_runtime,
+)
 from tests.support.under_dragon import Runner, under_dragon
 from tests.support.waiting import until
 
@@ -420,7 +425,8 @@ async def test_shutdown_in_the_middle_of_users_pickling(way: str) -> None:
     await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
 
 
-async def test_shutdown_while_many_workers_start() -> None:
+async def test_shutdown_while_many_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dragon_runtime, "WORKERS_PER_CPU", 48)
     backend = await DragonExecutionBackendV3(num_workers=48)
     runner = Runner(backend)
     tasks = [runner.function(time.sleep, 60) for _ in range(48)]
@@ -428,16 +434,15 @@ async def test_shutdown_while_many_workers_start() -> None:
     await until(lambda: backend.get_statistics()["workers_starting"] == 48)
     started: list[int] = []
     start = dragon_processes.start
-    with pytest.MonkeyPatch.context() as patch:
 
-        def counted(*arguments: Any) -> int:
-            started.append(1)
-            return start(*arguments)
+    def counted(*arguments: Any) -> int:
+        started.append(1)
+        return start(*arguments)
 
-        patch.setattr(dragon_processes, "start", counted)
-        began = time.monotonic()
-        await backend.shutdown()
-        assert time.monotonic() - began < 5.0
+    monkeypatch.setattr(dragon_processes, "start", counted)
+    began = time.monotonic()
+    await backend.shutdown()
+    assert time.monotonic() - began < 5.0
     assert [await runner.end(task) for task in tasks] == ["CANCELED"] * 48
     assert len(started) <= dragon_processes.AT_ONCE
 
