@@ -20,6 +20,9 @@ SAME = [
     ("rhapsody.backends", "Session", "rhapsody.api.session"),
     ("rhapsody.backends", "StateMapper", "rhapsody.backends.constants"),
     ("rhapsody.backends", "TasksMainStates", "rhapsody.backends.constants"),
+    ("rhapsody.backends.discovery", "BackendRegistry", "rhapsody.backends.registry"),
+    ("rhapsody.backends.discovery", "discover_backends", "rhapsody.backends.registry"),
+    ("rhapsody.backends.discovery", "get_backend", "rhapsody.backends.registry"),
     ("rhapsody.backends.execution", "ConcurrentExecutionBackend", "rhapsody.backends.concurrent"),
     ("rhapsody.backends.execution", "NoopExecutionBackend", "rhapsody.backends.noop"),
     (

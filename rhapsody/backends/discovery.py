@@ -1,0 +1,7 @@
+"""Backends by name, under the module's name in `rhapsody-py`."""
+
+from __future__ import annotations
+
+from rhapsody.backends.registry import BackendRegistry, discover_backends, get_backend
+
+__all__ = ["BackendRegistry", "discover_backends", "get_backend"]
