@@ -16,8 +16,11 @@ import pytest
 from tests.support.processes import wait_gone
 
 BEGIN = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys, time
 from rhapsody.backends import ConcurrentExecutionBackend
+
+# A shell starts what it runs in the background with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def run_for_ever():
     time.sleep(60)
