@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from rhapsody.api.errors import TaskExecutionError, WorkerDied
+from rhapsody.backends import dragon_processes
 from rhapsody.backends import dragon_wire as wire
 from rhapsody.backends.dragon_ranks import Rank
 from rhapsody.backends.dragon_roles import JobCrew, Reports
@@ -123,7 +123,8 @@ class Jobs:
         if not job.puids:  # still starting
             self._loop.call_later(0.2, self._insist, job)
         else:
-            self._loop.run_in_executor(None, _kill, list(job.puids))
+            for puid in list(job.puids):
+                self._loop.run_in_executor(None, dragon_processes.kill, puid)
 
     # -- in the job's thread ----------------------------------------------------------------------
 
@@ -249,14 +250,6 @@ def _codes(puids: Sequence[int]) -> dict[int, int]:
     while left := [puid for puid in puids if puid not in codes]:
         codes.update(multi_join(left)[0] or ())
     return codes
-
-
-def _kill(puids: Sequence[int]) -> None:
-    from dragon.globalservices.process import kill
-
-    for puid in puids:
-        with contextlib.suppress(Exception):  # it has ended by itself
-            kill(puid, signal.SIGKILL, hide_stderr=True)
 
 
 def _result(job: _Job) -> dict[str, Any]:

@@ -156,9 +156,8 @@ async def test_it_starts_again_after_a_shutdown(engine: FakeEngine) -> None:
     assert (backend.starts, backend.stops) == (2, 2)
 
 
-async def test_a_task_that_comes_during_a_shutdown_waits_for_the_next_start(
-    engine: FakeEngine,
-) -> None:
+async def stopping_slowly(engine: FakeEngine) -> tuple[ProbeBackend, Flag, Flag]:
+    """A backend, the flag that its stop sets, and the one that its stop waits for."""
     stopping, stop = Flag(), Flag()
 
     async def slowly() -> None:
@@ -167,6 +166,13 @@ async def test_a_task_that_comes_during_a_shutdown_waits_for_the_next_start(
 
     backend = await ProbeBackend(stop=slowly)
     engine.attach(backend)
+    return backend, stopping, stop
+
+
+async def test_a_task_that_comes_during_a_shutdown_waits_for_the_next_start(
+    engine: FakeEngine,
+) -> None:
+    backend, stopping, stop = await stopping_slowly(engine)
     shutdown = asyncio.ensure_future(backend.shutdown())
     await stopping.wait()
     await backend.submit_tasks([task()])
@@ -177,14 +183,7 @@ async def test_a_task_that_comes_during_a_shutdown_waits_for_the_next_start(
 
 
 async def test_a_second_shutdown_ends_what_came_since_the_first_began(engine: FakeEngine) -> None:
-    stopping, stop = Flag(), Flag()
-
-    async def slowly() -> None:
-        stopping.set()
-        await stop.wait()
-
-    backend = await ProbeBackend(stop=slowly)
-    engine.attach(backend)
+    backend, stopping, stop = await stopping_slowly(engine)
     first = asyncio.ensure_future(backend.shutdown())
     await stopping.wait()
     await backend.submit_tasks([task()])
