@@ -1,42 +1,56 @@
-"""Child processes: their environment, and groups that end as a whole."""
+"""Child processes: their environment, and process groups that end as a whole."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 __all__ = [
+    "GRACE_SECONDS",
     "GROUP",
+    "REPLICA_KEY_VARIABLE",
     "SECRET_VARIABLES",
     "SOCKET_DIRECTORY_BYTES",
     "child_environment",
-    "end_group",
+    "ending_group",
     "group_exists",
     "has_secrets",
+    "signal_group",
+    "watch_exit",
 ]
 
-SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_REPLICA_KEY"})
-"""Never handed on to what users run."""
+GRACE_SECONDS = 1.0
+"""Time between SIGTERM and SIGKILL when an executable is ended."""
+
+REPLICA_KEY_VARIABLE = "RHAPSODY_REPLICA_KEY"
+"""Holds the key that every request to a model server must carry."""
+
+SECRET_VARIABLES = frozenset({"RHAPSODY_API_KEY", "RHAPSODY_ENDPOINT_KEY", REPLICA_KEY_VARIABLE})
+"""Environment variables that are never passed to users' tasks."""
 
 SOCKET_DIRECTORY_BYTES = 90
-"""A longer path leaves no room for a socket's name: its whole path has 108 bytes (macOS: 104)."""
+"""Longest path of a directory for sockets: a socket's path has 108 bytes at most (macOS: 104)."""
 
-# A process group of its own makes a child's children reachable by one signal. Python 3.10 has no
-# `process_group`; a session of its own does the same there.
+# One signal to a child's own process group reaches the child's children too. Python 3.10 has no
+# `process_group`; a new session has the same effect.
 GROUP: dict[str, Any] = (
     {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 )
-"""Arguments of a subprocess call that put the child into a process group of its own."""
+"""Arguments of a subprocess call that start the child in a new process group."""
 
 
 def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Return this process's environment with changes, without Rhapsody's secrets.
+    """Return a copy of this process's environment with changes and without secrets.
 
     Args:
-        changes: Variables to set; one set to None is removed.
+        changes: Variables to set; a variable whose value is None is removed.
     """
     environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
     for key, value in (changes or {}).items():
@@ -48,20 +62,71 @@ def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[s
 
 
 def has_secrets() -> bool:
-    """Say whether this process's environment has anything that is not handed on."""
+    """Return whether this process's environment has variables that `child_environment` removes."""
     return any(name in os.environ for name in SECRET_VARIABLES)
 
 
-def end_group(pid: int, sig: int) -> None:
-    """Send a signal to the process group that a child leads, if it still exists."""
+def signal_group(pid: int, sig: int) -> None:
+    """Send a signal to the process group that a child leads, if the group still exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, sig)
 
 
 def group_exists(pid: int) -> bool:
-    """Say whether any process is left in the group that a child led."""
+    """Return whether the process group that a child led still has a process."""
     try:
         os.killpg(pid, 0)
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def ending_group(pid: int) -> Iterator[float]:
+    """End a process group: SIGTERM on entry, SIGKILL on exit.
+
+    The body waits until the group's leader has ended, but no longer than the grace period.
+
+    Args:
+        pid: Process id of the group's leader.
+
+    Yields:
+        The grace period in seconds.
+    """
+    signal_group(pid, signal.SIGTERM)
+    try:
+        yield GRACE_SECONDS
+    finally:
+        # Also if the leader has ended: one of its children may ignore SIGTERM.
+        signal_group(pid, signal.SIGKILL)
+
+
+def watch_exit(process: subprocess.Popen[bytes], on_exit: Callable[[], None]) -> None:
+    """Call a function on the running loop when a child has exited; its exit code is known then.
+
+    asyncio's own subprocesses depend on the event loop policy of the program.
+
+    Args:
+        process: The child.
+        on_exit: The function.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(on_exit)
+
+    def reap(descriptor: int) -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        process.wait()
+        on_exit()
+
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # macOS, Linux before 5.3
+        name = f"rhapsody-child-{process.pid}"
+        threading.Thread(target=wait, name=name, daemon=True).start()
+    else:
+        loop.add_reader(descriptor, reap, descriptor)

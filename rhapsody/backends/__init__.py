@@ -1,7 +1,7 @@
-"""The backends: each runs tasks somewhere, and all speak one protocol.
+"""The backends, which run tasks; all of them implement one protocol.
 
-A class is imported when it is first asked for, so that the optional packages of one backend cost
-nothing to those who use another.
+Each class is imported on first access, so that using one backend does not import the optional
+packages of another.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from rhapsody.lazy import look_up
 if TYPE_CHECKING:
     from rhapsody.api.session import Session as Session
     from rhapsody.backends.base import BaseBackend as BaseBackend
+    from rhapsody.backends.choice import inference_backend as inference_backend
     from rhapsody.backends.concurrent import (
         ConcurrentExecutionBackend as ConcurrentExecutionBackend,
     )
     from rhapsody.backends.constants import StateMapper as StateMapper
     from rhapsody.backends.constants import TasksMainStates as TasksMainStates
+    from rhapsody.backends.core.work import Work as Work
     from rhapsody.backends.dask import DaskExecutionBackend as DaskExecutionBackend
     from rhapsody.backends.dragon import DragonExecutionBackend as DragonExecutionBackend
     from rhapsody.backends.dragon import DragonExecutionBackendV3 as DragonExecutionBackendV3
+    from rhapsody.backends.endpoint import EndpointInferenceBackend as EndpointInferenceBackend
     from rhapsody.backends.inference import (
         DragonVllmInferenceBackend as DragonVllmInferenceBackend,
     )
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from rhapsody.backends.registry import BackendRegistry as BackendRegistry
     from rhapsody.backends.registry import discover_backends as discover_backends
     from rhapsody.backends.registry import get_backend as get_backend
-    from rhapsody.backends.work import Work as Work
 
 _HOME = {
     "Backend": "rhapsody.backends.protocol",
@@ -41,14 +43,16 @@ _HOME = {
     "DragonExecutionBackend": "rhapsody.backends.dragon",
     "DragonExecutionBackendV3": "rhapsody.backends.dragon",
     "DragonVllmInferenceBackend": "rhapsody.backends.inference",
+    "EndpointInferenceBackend": "rhapsody.backends.endpoint",
     "NoopExecutionBackend": "rhapsody.backends.noop",
     "Session": "rhapsody.api.session",
     "StateMapper": "rhapsody.backends.constants",
     "TaskStates": "rhapsody.backends.protocol",
     "TasksMainStates": "rhapsody.backends.constants",
-    "Work": "rhapsody.backends.work",
+    "Work": "rhapsody.backends.core.work",
     "discover_backends": "rhapsody.backends.registry",
     "get_backend": "rhapsody.backends.registry",
+    "inference_backend": "rhapsody.backends.choice",
 }
 
 __all__ = list(_HOME)

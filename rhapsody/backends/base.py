@@ -1,97 +1,109 @@
-"""What every backend shares: attachment, hand-over, delivery and cancelling.
+"""The base class of all backends: attachment, submission, delivery and cancellation.
 
-A backend of one's own is a subclass with one coroutine, `execute`. It runs on the service loop,
-takes a `Work` and returns the result fields of the task; raising makes the task FAILED, and being
-cancelled means that the work is to be stopped. Everything the protocol asks for beyond that is
-here: one terminal state per task, delivery on the owner's loop, many results per wake-up.
+A subclass needs only one coroutine, `execute`. It runs on the service loop, takes a `Work` and
+returns the result fields of the task. If it raises, the task is FAILED; if it is cancelled, it must
+stop the work. `BaseBackend` implements the rest of the protocol: one terminal state per task,
+delivery on the owner's loop, many results per wake-up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
-import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhapsody.api.errors import (
-    BackendInUseError,
+from rhapsody.backends.core.attachable import Attachable
+from rhapsody.backends.core.attachment import Attachment, ignore
+from rhapsody.backends.core.history import STATES, TaskHistory, TaskRecord
+from rhapsody.backends.core.html import as_html, state_cells
+from rhapsody.backends.core.lifecycle import Lifecycle
+from rhapsody.backends.core.renamed import RenamedMethods
+from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.backends.core.work import Work, failure_fields, refuse_resources
+from rhapsody.backends.protocol import COMPUTE_KINDS, PROMPT, TaskStates
+from rhapsody.errors import (
+    QueueTimeoutError,
     TaskCancelledError,
     TaskTimeoutError,
     UnsupportedTaskError,
 )
-from rhapsody.backends.attachment import Attachment, ignore
-from rhapsody.backends.history import TaskHistory, TaskRecord
-from rhapsody.backends.lifecycle import Lifecycle
-from rhapsody.backends.protocol import COMPUTE_KINDS, TaskCallback, TaskStates
-from rhapsody.backends.service import service_loop
-from rhapsody.backends.work import Work, failure_fields
 
 __all__ = ["BaseBackend"]
 
-logger = logging.getLogger(__name__)
-
 STARTS_PER_PASS = 250
-"""Tasks started before the service loop gets to do something else."""
+"""Tasks started in one pass of the service loop."""
 
 
-class BaseBackend(Lifecycle):
+class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     """Base class of all backends.
 
-    Every backend starts by `await backend`, `async with backend` or `await backend.initialize()`,
-    each of them as often as one likes, and by itself at the first task.
+    A backend starts with `await backend`, `async with backend` or `await backend.initialize()`, all
+    of them idempotent, and otherwise with its first task.
 
     Args:
-        name: The name that tasks are routed by; the class's name where None.
+        name: Name of the backend, by which tasks are routed. None: the name of its class.
 
     Raises:
         ValueError: The name is not a non-empty string.
     """
 
     task_kinds: frozenset[str] = COMPUTE_KINDS
-    """The kinds of task it takes: "function", "executable", "prompt"."""
+    """The kinds of task that the backend takes: "function", "executable", "prompt"."""
+
+    resource_names: frozenset[str] = frozenset()
+    """The resources that the backend manages; a task that asks for another one is refused."""
 
     timeout_from_start = False
-    """Whether a task's timeout counts from `running`, so that waiting for a free place is not in
-    it, or else from the moment in which the backend got the task."""
+    """Whether a timeout starts with `report_running`, and so excludes the time in a queue. If
+    False, it starts when the backend receives the task."""
 
-    supports_implicit_data_linking = False
-    supports_explicit_data_linking = False
+    reports_running = False
+    """Whether the backend calls `report_running` for every function and executable. If False, the
+    timeouts of Rhapsody's engine start when the backend receives the task, and `queue_timeout` is
+    refused."""
+
+    carries_contexts = False
+    """Whether functions run in the context of their call (`Work.context`), as in threads."""
 
     def __init__(self, name: str | None = None) -> None:
-        super().__init__(name)
-        self._work_dir = os.getcwd()
-        self.is_attached = False
-        self.attached_to: list[str] = []
-        self._attachment: Attachment | None = None
-        self._history = TaskHistory()
-        self._attached_as: tuple[str, int] = (self._work_dir, 0)
+        Lifecycle.__init__(self, name)
+        Attachable.__init__(self)
         self._works: dict[tuple[int, str], Work] = {}
         self._reporting = threading.Lock()
         self._handovers: set[asyncio.Task[None]] = set()
 
+    def _repr_html_(self) -> str:
+        """Return the backend for a notebook: its state, and its tasks by state."""
+        owner = self.attached_to[-1] if self.attached_to else None
+        facts = {"name": self.name, "state": self.state(), "owner": owner}
+        rows = [[state.lower() for state in STATES], state_cells(self.history.counts)]
+        return as_html(type(self).__name__, facts, rows if self.history.counts else ())
+
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run one task on the service loop and return its result fields.
 
-        Call `self.running(work)` when it really starts. Raise to fail the task. On cancellation,
-        stop the work before letting `CancelledError` out.
+        Call `self.report_running(work)` when the task really starts. Raise an exception to fail the
+        task. If cancelled, stop the work and then re-raise `CancelledError`.
 
         Args:
             work: The task.
 
         Returns:
-            A dict with `return_value` for a function, with at least `stdout` otherwise. With an
-            `exception` among the fields the task is FAILED and keeps the others, such as the
+            A dict with `return_value` for a function, and with at least `stdout` for other kinds.
+            If it has an `exception`, the task is FAILED and keeps the other fields, such as the
             output of an executable.
         """
         raise NotImplementedError
 
     def check(self, work: Work) -> None:
-        """Refuse a task before it is started, by raising; cheap, on the owner's loop."""
+        """Raise an exception to refuse a task. Called on the owner's loop, so it must be quick."""
         if not work.uid or not isinstance(work.uid, str):
-            raise UnsupportedTaskError(work.uid, "its 'uid' must be a non-empty string")
+            raise UnsupportedTaskError(
+                work.uid, f"'uid' must be a non-empty string, got {work.uid!r}"
+            )
         if work.kind is None:
             raise UnsupportedTaskError(
                 work.uid, "it has none of 'function', 'executable' and 'prompt'; set one of them"
@@ -104,79 +116,104 @@ class BaseBackend(Lifecycle):
             )
         if not isinstance(work.options, Mapping):
             raise UnsupportedTaskError(
-                work.uid, f"'task_backend_specific_kwargs' must be a dict, not {work.options!r}"
+                work.uid, f"'task_backend_specific_kwargs' must be a dict, got {work.options!r}"
             )
-        work.timeout  # noqa: B018 - reading it refuses a bad one before anything has started
+        work.timeout, work.priority  # noqa: B018 - raises if one of them is invalid
+        if work.task.get("resources") is not None:
+            refuse_resources(work, self.resource_names, self.name)
+        if work.queue_timeout is not None and (work.kind == PROMPT or not self.reports_running):
+            raise UnsupportedTaskError(
+                work.uid,
+                f"backend '{self.name}' does not report when a {work.kind} task starts, so "
+                "'queue_timeout' cannot limit its wait; use 'timeout'",
+            )
 
     def dispatch(self, works: Sequence[Work]) -> None:
-        """Start tasks on the service loop, some in each pass of it."""
+        """Start tasks, on the service loop; at most `STARTS_PER_PASS` in one pass of it."""
         if rest := works[STARTS_PER_PASS:]:
             asyncio.get_running_loop().call_soon(self.dispatch, rest)
         for work in works[:STARTS_PER_PASS]:
-            if self.is_active(work):  # else cancelled before its turn came
+            if self.is_active(work):  # not cancelled meanwhile
                 self.begin(work)
 
     def begin(self, work: Work) -> None:
-        """Start one task on the service loop, by `execute` in an asyncio task of its own."""
-        work.job = asyncio.get_running_loop().create_task(self._drive(work))
+        """Start one task, on the service loop, and return at once.
+
+        By default this runs `execute` in a new asyncio task.
+        """
+        work.future = asyncio.get_running_loop().create_task(self._drive(work))
 
     def interrupt(self, work: Work) -> None:
-        """Stop what `begin` or `dispatch` has started; called once, on the service loop."""
-        if work.job is None:
-            self.stopped(work)
+        """Stop a task that `begin` or `dispatch` has started.
+
+        Called at most once for each task, on the service loop.
+        """
+        if work.future is None:
+            self.report_cancelled(work)
         else:
-            # Behind the job's first step, since a coroutine cancelled before it never runs.
-            asyncio.get_running_loop().call_soon(work.job.cancel)
+            # After its first step: a coroutine cancelled before that never runs.
+            asyncio.get_running_loop().call_soon(work.future.cancel)
 
     def is_active(self, work: Work) -> bool:
-        """Say whether a task's end has not been reported yet."""
-        return self._works.get(work.key) is work  # the uid may have been given out again
+        """Return whether the end of a task has not been reported yet."""
+        return self._works.get(work.key) is work  # a later task may have the same uid
 
-    def running(self, work: Work, place: str = "") -> None:
-        """Report that a task has started; from any thread.
+    def report_running(self, work: Work, place: str = "") -> None:
+        """Report that a task has started; thread-safe.
 
         Args:
             work: The task.
-            place: Where it runs, if that is known: a node, a model server.
+            place: The node or model server that runs it, if known.
         """
         work.place = place
-        with self._reporting:  # else its end, from another thread, could be told first
+        with self._reporting:  # another thread may report the end at the same time
             if self.is_active(work) and work.state == TaskStates.PENDING:
-                work.start()
+                work.mark_running()
                 work.attachment.post(work.task, {}, work.state)
+        if work.queue_timer is not None:
+            service_loop().call(work.queue_timer.cancel)
         if self.timeout_from_start and work.timeout is not None:
             service_loop().call(self._start_timer, work)
 
-    def finish(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
-        """Report a task's end; from any thread.
+    def report_done(self, work: Work, fields: dict[str, Any]) -> bool:
+        """Report a task's result; thread-safe.
 
         Args:
             work: The task.
-            state: DONE, FAILED or CANCELED.
-            fields: Result fields, added to the task on the owner's loop.
+            fields: Result fields, added to the task on the owner's loop. If they have an
+                `exception`, the task is FAILED and keeps the other fields.
 
         Returns:
-            False where the task has ended already, and then nothing is reported.
+            False if the task's end was reported before; then this report is dropped.
         """
+        failed = fields.get("exception") is not None
+        return self._report_end(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
+
+    def report_failed(self, work: Work, error: BaseException) -> bool:
+        """Report a task FAILED with an exception; returns as `report_done` does."""
+        return self._report_end(work, TaskStates.FAILED, failure_fields(work, error))
+
+    def report_cancelled(self, work: Work) -> bool:
+        """Report that a task was interrupted: CANCELED, or FAILED if its time limit was reached.
+
+        Returns as `report_done` does.
+        """
+        if work.timeout_error is not None:
+            fields = {**failure_fields(work, work.timeout_error), **work.output}
+            return self._report_end(work, TaskStates.FAILED, fields)
+        return self._report_end(work, TaskStates.CANCELED)
+
+    def _report_end(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
         with self._reporting:
             if not self.is_active(work):
                 return False
             del self._works[work.key]
-            work.end(state, fields.get("exception") if fields else None)
-            work.attachment.post(work.task, fields or {}, state)
-        if work.timer is not None:
-            service_loop().call(work.timer.cancel)
+            work.mark_ended(state, fields.get("exception") if fields else None)
+            fields = {**(fields or {}), "execution": work.execution()}
+            work.attachment.post(work.task, fields, state)
+        if work.timer is not None or work.queue_timer is not None:
+            service_loop().call(work.stop_timers)
         return True
-
-    def fail(self, work: Work, error: BaseException) -> bool:
-        """Report a task FAILED with a real exception; from any thread."""
-        return self.finish(work, TaskStates.FAILED, failure_fields(work, error))
-
-    def stopped(self, work: Work) -> bool:
-        """Report that a task was stopped, by its owner or by its timeout; from any thread."""
-        if work.expired:
-            return self.fail(work, TaskTimeoutError(work.uid, work.timeout or 0.0))
-        return self.finish(work, TaskStates.CANCELED)
 
     async def _drive(self, work: Work) -> None:
         if work.timeout is not None and not self.timeout_from_start:
@@ -185,124 +222,88 @@ class BaseBackend(Lifecycle):
             fields = await self.execute(work)
             if not isinstance(fields, dict):
                 raise TypeError(
-                    f"{type(self).__name__}.execute returned {fields!r}; it has to return a dict "
-                    "of result fields, such as {'return_value': 3}"
+                    f"{type(self).__name__}.execute must return a dict of result fields, such as "
+                    f"{{'return_value': 3}}, got {fields!r}"
                 )
-            failed = fields.get("exception") is not None
         except asyncio.CancelledError:
-            self.stopped(work)
+            self.report_cancelled(work)
         except BaseException as error:
-            self.fail(work, error)
+            self.report_failed(work, error)
         else:
-            self.finish(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
+            self.report_done(work, fields)
 
     def _start_timer(self, work: Work) -> None:
         if work.timer is None and work.timeout is not None:
             loop = asyncio.get_running_loop()
-            work.timer = loop.call_later(work.timeout, self._expire, work)
-            if not self.is_active(work):  # its end, in another thread, may have come before this
+            error = TaskTimeoutError(work.uid, work.timeout)
+            work.timer = loop.call_later(work.timeout, self._expire, work, error)
+            if not self.is_active(work):  # another thread has reported its end
                 work.timer.cancel()
 
-    def _expire(self, work: Work) -> None:
-        if not work.ending:
-            work.expired = True
-            self._end(work)
+    def _start_queue_timer(self, works: Sequence[Work]) -> None:
+        loop = asyncio.get_running_loop()
+        for work in works:
+            limit = work.queue_timeout
+            if limit is not None and self.is_active(work) and work.started is None:
+                left = work.submitted + limit - time.monotonic()
+                work.queue_timer = loop.call_later(left, self._expire_in_queue, work)
 
-    def _end(self, work: Work) -> None:
-        # Once, since a second cancellation would break into the clean-up after the first.
-        if self.is_active(work) and not work.ending:
-            work.ending = True
+    def _expire_in_queue(self, work: Work) -> None:
+        if work.started is None:
+            self._expire(work, QueueTimeoutError(work.uid, work.queue_timeout or 0.0))
+
+    def _expire(self, work: Work, error: TaskTimeoutError) -> None:
+        if not work.interrupted:
+            work.timeout_error = error
+            self._interrupt_once(work)
+
+    def _interrupt_once(self, work: Work) -> None:
+        # A second cancellation would interrupt the clean-up that the first one started.
+        if self.is_active(work) and not work.interrupted:
+            work.interrupted = True
             self.interrupt(work)
 
-    def register_callback(self, func: TaskCallback) -> None:
-        """Attach an owner: the object behind the callback, held weakly.
-
-        The same owner, or a plain function after another one, replaces its own callback. What is
-        left of an earlier, closed owner's work is cancelled, unreported.
-
-        Args:
-            func: Called as `func(task, state)` on the loop that runs now, or, where none does, on
-                the loop that first submits.
-
-        Raises:
-            BackendInUseError: Another owner is still open; that one's attachment is unchanged.
-        """
-        present = self._attachment
-        if present is not None:
-            if present.is_same_owner(func):
-                present.replace_callback(func)
-                return
-            owner = present.open_owner()
-            if owner is not None:
-                self._work_dir, owners = self._attached_as
-                del self.attached_to[owners:]
-                uid = getattr(owner, "uid", "")
-                raise BackendInUseError(self.name, f"{type(owner).__name__} {uid}".strip())
-            leftover = [w for w in list(self._works.values()) if w.attachment is present]
-            present.silence()
-            if leftover:
-                service_loop().call(self._cancel_all, leftover)
-        self._attachment = Attachment(func)
-        self._history = self._attachment.history
-        self._attached_as = (self._work_dir, len(self.attached_to))
-
-    def release(self, owner: Any) -> None:
-        """Let an owner go without shutting the backend down; another may attach then."""
-        attachment = self._attachment
-        if attachment is not None and attachment.owner is not None and attachment.owner() is owner:
-            attachment.released = True
-
-    @property
-    def _callback_func(self) -> TaskCallback:
-        callback = self._attachment.callback if self._attachment is not None else None
-        return callback or ignore
-
-    @_callback_func.setter
-    def _callback_func(self, func: TaskCallback | None) -> None:
-        # Backends written for other versions of the protocol set it in their constructors.
-        if func is not None:
-            self.register_callback(func)
-
-    @property
-    def history(self) -> TaskHistory:
-        """What became of the present owner's tasks, and before there was one, of all."""
-        return self._history
+    def _cancel_tasks_of(self, attachment: Attachment) -> None:
+        """Cancel the tasks of an attachment; once it is closed, they are not reported."""
+        if works := [work for work in list(self._works.values()) if work.attachment is attachment]:
+            service_loop().call(self._interrupt_all, works)
 
     def active_records(self, history: TaskHistory) -> list[TaskRecord]:
-        """Return records of the tasks in a history that have not ended."""
+        """Return records of the active tasks that a history counts."""
         return history.active(list(self._works.values()))
 
-    def get_task_states_map(self) -> TaskStates:
-        """Return the states of tasks, as attributes, and `terminal_states`."""
-        return TaskStates()
-
     async def submit_tasks(self, tasks: Sequence[Any]) -> None:
-        """Take tasks over; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
+        """Accept tasks; see `rhapsody.backends.protocol.Backend.submit_tasks`."""
         attachment = self._attachment
         if attachment is None:
             attachment = self._attachment = Attachment(ignore, self._history)
         attachment.bind(asyncio.get_running_loop())
-        attachment.released = False
+        attachment.detached = False
         works = []
         with self._reporting:
-            attachment.history.submitted(len(tasks))
+            attachment.history.count_submitted(len(tasks))
         for task in tasks:
             work = Work(task, attachment, self._work_dir)
+            if work.attempt is not None:
+                with self._reporting:
+                    attachment.history.take_back(work.attempt)
             try:
                 self.check(work)
                 if self._works.setdefault(work.key, work) is not work:
-                    raise UnsupportedTaskError(work.uid, "a task of this uid is active already")
+                    raise UnsupportedTaskError(work.uid, "another active task has the same uid")
             except Exception as error:
                 with self._reporting:
-                    work.end(TaskStates.FAILED, error)
+                    work.mark_ended(TaskStates.FAILED, error)
                 attachment.post(task, failure_fields(work, error), TaskStates.FAILED)
             else:
                 works.append(work)
         if works:
+            if limited := [work for work in works if work.task.get("queue_timeout") is not None]:
+                service_loop().call(self._start_queue_timer, limited)
             self.hand_over(works)
 
     def hand_over(self, works: list[Work]) -> None:
-        """Pass checked tasks from the owner's loop to the service loop."""
+        """Pass checked tasks to the service loop. Called on the owner's loop."""
         service_loop().call(self._receive, works)
 
     def _receive(self, works: list[Work]) -> None:
@@ -318,29 +319,29 @@ class BaseBackend(Lifecycle):
             await self._ensure_started()
         except asyncio.CancelledError:
             for work in works:
-                self.finish(work, TaskStates.CANCELED)
+                self._report_end(work, TaskStates.CANCELED)
             raise
         except Exception as error:
             for work in works:
-                self.fail(work, error)
+                self.report_failed(work, error)
         else:
             self.dispatch(works)
 
-    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one task for whoever awaits this, beside the owner's own.
+    async def run_one(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one task and return its result fields to the caller, not to the owner.
 
-        AI tasks of workflows go this way. Cancelling this stops the work.
+        Workflows run their AI tasks by this method. Cancelling the call stops the task.
 
         Args:
             task: An AITask, or any mapping that describes a task. It is not changed.
 
         Returns:
-            Its result fields, such as `response` or `return_value`.
+            The result fields, such as `response` or `return_value`.
 
         Raises:
-            UnsupportedTaskError: The backend cannot run it.
+            UnsupportedTaskError: The backend cannot run the task.
             TaskCancelledError: The backend was shut down.
-            Exception: Whatever the task failed with.
+            Exception: The exception that the task failed with.
         """
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         attachment = Attachment(functools.partial(_settle, ended), self._history)
@@ -348,14 +349,16 @@ class BaseBackend(Lifecycle):
         work = Work(dict(described), attachment, self._work_dir)
         self.check(work)
         with self._reporting:
-            self._history.submitted(1)
+            self._history.count_submitted(1)
+            if work.attempt is not None:
+                self._history.take_back(work.attempt)
         self._works[work.key] = work
         self.hand_over([work])
         try:
             await ended
         except asyncio.CancelledError:
-            attachment.silence()
-            service_loop().call(self._end, work)
+            attachment.close()
+            service_loop().call(self._interrupt_once, work)
             raise
         added = work.task.items()
         return {k: v for k, v in added if k not in described or described[k] is not v}
@@ -364,66 +367,70 @@ class BaseBackend(Lifecycle):
         """Stop a task and report it CANCELED.
 
         Args:
-            uid: A uid that the present owner submitted.
+            uid: The uid of a task that the current owner submitted.
 
         Returns:
-            True once it has been stopped; False where it is unknown or ended otherwise.
+            True if the task was cancelled; False if it is unknown or ended in another state.
         """
         work = self._works.get((id(self._attachment), uid))
         return work is not None and await service_loop().run(self._cancel(work))
 
-    async def _cancel(self, work: Work) -> bool:
+    async def time_out_task(self, uid: str, error: TaskTimeoutError) -> bool:
+        """Stop a task and report it FAILED: it exceeded a limit that its owner keeps.
+
+        Args:
+            uid: The uid of a task that the current owner submitted.
+            error: The reason for its failure.
+
+        Returns:
+            True if the task was stopped; False if it is unknown, or ended or was cancelled before.
+        """
+        work = self._works.get((id(self._attachment), uid))
+        return work is not None and await service_loop().run(self._cancel(work, error))
+
+    async def _cancel(self, work: Work, error: TaskTimeoutError | None = None) -> bool:
         if not self.is_active(work):
             return False
-        self._end(work)
-        if work.job is not None:
-            await asyncio.wait([work.job])
-        return work.state == TaskStates.CANCELED
+        if error is not None:
+            self._expire(work, error)
+        else:
+            self._interrupt_once(work)
+        if work.future is not None:
+            await asyncio.wait([work.future])
+        return work.state == (TaskStates.CANCELED if error is None else TaskStates.FAILED)
 
-    def _cancel_all(self, works: Sequence[Work]) -> None:
+    def _interrupt_all(self, works: Sequence[Work]) -> None:
         for work in works:
-            self._end(work)
-
-    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> None:
-        """Nothing to link: tasks see the same files."""
-
-    def link_explicit_data_deps(
-        self,
-        src_task: Any = None,
-        dst_task: Any = None,
-        file_name: str | None = None,
-        file_path: str | None = None,
-    ) -> dict[str, Any]:
-        """Name the file at its destination, which is where it already is."""
-        return {"target": file_name or os.path.basename(file_path or "")}
+            self._interrupt_once(work)
 
     async def shutdown(self) -> None:
-        """End all work and release everything; tasks still active are reported CANCELED.
+        """Cancel all tasks and release all resources. Idempotent; never raises.
 
-        Idempotent; never raises. The backend starts again when it is used again.
+        Active tasks are reported CANCELED. The backend starts again when it is used again.
         """
         attachment = self._attachment
         await super().shutdown()
         if attachment is not None:
             await attachment.delivered()
 
-    async def shut_down_once(self) -> None:
-        """Shut down, on the service loop; what calls it meanwhile waits for the same end."""
-        for handover in tuple(self._handovers):  # also of tasks that came since a shutdown began
+    async def shutdown_on_service_loop(self) -> None:
+        """Shut down, on the service loop; concurrent calls wait for the same shutdown."""
+        # Tasks that wait for a start, including those submitted since a shutdown began.
+        for handover in tuple(self._handovers):
             asyncio.get_running_loop().call_soon(handover.cancel)  # see `interrupt`
-        await super().shut_down_once()
+        await super().shutdown_on_service_loop()
 
-    def end_all(self) -> list[asyncio.Future[Any]]:
-        """End all tasks."""
+    def cancel_all(self) -> list[asyncio.Future[Any]]:
+        """Interrupt all tasks and return futures that are done when the tasks have ended."""
         works = list(self._works.values())
-        self._cancel_all(works)
-        return [work.job for work in works if work.job is not None]
+        self._interrupt_all(works)
+        return [work.future for work in works if work.future is not None]
 
-    async def _shut_down(self) -> None:
+    async def _shut_down_once(self) -> None:
         attachment = self._attachment
-        await super()._shut_down()
+        await super()._shut_down_once()
         if attachment is not None:
-            attachment.released = True
+            attachment.detached = True
 
 
 def _settle(ended: asyncio.Future[None], task: Mapping[str, Any], state: str) -> None:

@@ -1,4 +1,4 @@
-"""Backends by name, under the module's name in `rhapsody-py`."""
+"""The registry of backends, at its import path in `rhapsody-py`."""
 
 from __future__ import annotations
 

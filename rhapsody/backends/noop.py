@@ -1,4 +1,4 @@
-"""A backend that runs nothing: every task is DONE at once, with stand-in results."""
+"""A backend that runs nothing: every task is DONE at once, with a placeholder result."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from rhapsody.backends.base import BaseBackend
-from rhapsody.backends.protocol import ALL_KINDS, EXECUTABLE, FUNCTION, TaskStates, task_kind
-from rhapsody.backends.work import Work
+from rhapsody.backends.core.work import Work
+from rhapsody.backends.protocol import ALL_KINDS, EXECUTABLE, FUNCTION, task_kind
+from rhapsody.resources import Resources
 
 __all__ = ["NoopExecutionBackend"]
 
 
 class NoopExecutionBackend(BaseBackend):
-    """Ends every task at once: to try out a workflow's shape, and to measure overheads against.
+    """Reports every task DONE at once, to try out a workflow or to measure overhead.
 
-    Functions return None, executables write nothing, a prompt is answered by an empty response of
-    the right shape (a str, or a list for a list).
+    Functions return None and executables write nothing. The response to a prompt is an empty str,
+    or a list of empty strs for a list of prompts.
 
     Args:
         name: Name of the backend.
     """
 
     task_kinds = ALL_KINDS
+    resource_names = frozenset(Resources.model_fields)
 
     def __init__(self, name: str = "noop") -> None:
         super().__init__(name)
 
     def hand_over(self, works: list[Work]) -> None:
-        """End the tasks at once, where they are."""
+        """Report the tasks DONE, on the owner's loop."""
         for work in works:
-            self.finish(work, TaskStates.DONE, _stand_in(work.task))
+            self.report_done(work, _placeholder_result(work.task))
 
 
-def _stand_in(task: Mapping[str, Any]) -> dict[str, Any]:
+def _placeholder_result(task: Mapping[str, Any]) -> dict[str, Any]:
     kind = task_kind(task)
     if kind == FUNCTION:
         return {"return_value": None}

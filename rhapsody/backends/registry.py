@@ -1,6 +1,6 @@
-"""Backends by name: those that come with Rhapsody, and third parties' by entry point.
+"""The registry of backends by name: built-in, registered, and from installed packages.
 
-A package offers a backend by the entry-point group `rhapsody.backends`:
+A package provides a backend by an entry point of the group `rhapsody.backends`:
 
     [project.entry-points."rhapsody.backends"]
     mybatch = "my_package.backend:MyBatchBackend"
@@ -8,12 +8,12 @@ A package offers a backend by the entry-point group `rhapsody.backends`:
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
-from rhapsody.api.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError
+from rhapsody.suggest import unknown_name
 
 __all__ = ["ENTRY_POINT_GROUP", "BackendRegistry", "discover_backends", "get_backend"]
 
@@ -23,39 +23,41 @@ BUILT_IN = {
     "concurrent": "rhapsody.backends.concurrent:ConcurrentExecutionBackend",
     "dask": "rhapsody.backends.dask:DaskExecutionBackend",
     "dragon": "rhapsody.backends.dragon:DragonExecutionBackend",
+    "dragon_v3": "rhapsody.backends.dragon:DragonExecutionBackend",  # its name in `rhapsody-py`
     "dragon_vllm": "rhapsody.backends.inference:DragonVllmInferenceBackend",
+    "endpoint": "rhapsody.backends.endpoint:EndpointInferenceBackend",
     "noop": "rhapsody.backends.noop:NoopExecutionBackend",
 }
 
 
 class BackendRegistry:
-    """Names to backend classes, for the whole process; a class is imported when asked for."""
+    """Maps names to backend classes, for the whole process. Classes are imported on first use."""
 
-    _registered: ClassVar[dict[str, type | str]] = {}
+    _backends: ClassVar[dict[str, type | str]] = {}
 
     @classmethod
     def register_backend(cls, name: str, backend_class: type | str) -> None:
-        """Add a class under a name; it goes before one of the same name from elsewhere.
+        """Register a class under a name. It takes precedence over any other of that name.
 
         Args:
             name: The name.
-            backend_class: The class, or "package.module.Class", imported when it is asked for.
+            backend_class: The class, or "package.module.Class", which is imported on first use.
         """
-        cls._registered[name] = backend_class
+        cls._backends[name] = backend_class
 
     @classmethod
     def list_backends(cls) -> list[str]:
         """Return all names, sorted."""
-        return sorted({*BUILT_IN, *cls._registered, *_entry_points()})
+        return sorted({*BUILT_IN, *cls._backends, *_entry_points()})
 
     @classmethod
     def get_backend_class(cls, name: str) -> Any:
-        """Return the class of a name.
+        """Return the class registered under a name.
 
         Raises:
-            ConfigurationError: There is no such name; the message lists those there are.
+            ConfigurationError: The name is unknown; the message lists the known names.
         """
-        registered = cls._registered.get(name)
+        registered = cls._backends.get(name)
         if isinstance(registered, str):
             module, _, attribute = registered.rpartition(".")
             return getattr(import_module(module), attribute)
@@ -67,10 +69,7 @@ class BackendRegistry:
         offered = _entry_points()
         if name in offered:
             return offered[name].load()
-        known = cls.list_backends()
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigurationError(f"there is no backend '{name}'; {hint}known: {', '.join(known)}")
+        raise ConfigurationError(unknown_name("backend", name, cls.list_backends()))
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -78,28 +77,28 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def get_backend(backend_name: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Make a backend by name; await it, or let it start by itself.
+    """Create a backend by name.
 
     Args:
-        backend_name: A name that `discover_backends` knows.
+        backend_name: A name that `discover_backends` returns.
         *args: Passed to the class.
         **kwargs: Passed to the class.
 
     Returns:
-        The backend, not yet started.
+        The backend, not started yet. Await it to start it; otherwise its first task does.
 
     Raises:
-        ConfigurationError: There is no such name.
+        ConfigurationError: The name is unknown.
     """
     return BackendRegistry.get_backend_class(backend_name)(*args, **kwargs)
 
 
 def discover_backends() -> dict[str, bool]:
-    """Return every known name, with False where its class cannot be imported here."""
-    return {name: _can_be_had(name) for name in BackendRegistry.list_backends()}
+    """Return every known name, and whether its class can be imported."""
+    return {name: _can_be_imported(name) for name in BackendRegistry.list_backends()}
 
 
-def _can_be_had(name: str) -> bool:
+def _can_be_imported(name: str) -> bool:
     try:
         BackendRegistry.get_backend_class(name)
     except Exception:

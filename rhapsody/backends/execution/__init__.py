@@ -1,4 +1,4 @@
-"""Execution backends under their package's name in `rhapsody-py`; see `rhapsody.backends`."""
+"""Execution backends at their import path in `rhapsody-py`; see `rhapsody.backends`."""
 
 from __future__ import annotations
 

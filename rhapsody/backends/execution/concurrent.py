@@ -1,4 +1,4 @@
-"""The concurrent backend under its module's name in `rhapsody-py`."""
+"""The concurrent backend at its import path in `rhapsody-py`."""
 
 from __future__ import annotations
 

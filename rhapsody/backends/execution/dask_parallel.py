@@ -1,4 +1,4 @@
-"""The Dask backend under its module's name in `rhapsody-py`."""
+"""The Dask backend at its import path in `rhapsody-py`."""
 
 from __future__ import annotations
 

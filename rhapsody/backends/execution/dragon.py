@@ -1,4 +1,4 @@
-"""The Dragon backend under its module's name in `rhapsody-py`."""
+"""The Dragon backend at its import path in `rhapsody-py`."""
 
 from __future__ import annotations
 

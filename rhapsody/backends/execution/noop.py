@@ -1,4 +1,4 @@
-"""The no-op backend under its module's name in `rhapsody-py`."""
+"""The no-op backend at its import path in `rhapsody-py`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,19 @@
+"""Import path of the configuration objects in `rhapsody-py`; see `rhapsody.inference`."""
+
+from __future__ import annotations
+
+from rhapsody.inference.dragon_config import (
+    BatchingConfig,
+    DynamicWorkerConfig,
+    GuardrailsConfig,
+    HardwareConfig,
+    ModelConfig,
+)
+
+__all__ = [
+    "BatchingConfig",
+    "DynamicWorkerConfig",
+    "GuardrailsConfig",
+    "HardwareConfig",
+    "ModelConfig",
+]

@@ -1,0 +1,1 @@
+"""The parts of every backend: its life, its owner, its tasks and the service loop."""

@@ -1,0 +1,271 @@
+"""The history of one owner's tasks: counts by state, records of the latest, and failures."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from rhapsody.backends.protocol import Attempt, Task, TaskStates, task_name
+from rhapsody.errors import message_of
+
+__all__ = ["STATES", "Failure", "RecordedTask", "TaskHistory", "TaskRecord", "percentile"]
+
+STATES = (
+    TaskStates.PENDING,
+    TaskStates.RUNNING,
+    TaskStates.DONE,
+    TaskStates.FAILED,
+    TaskStates.CANCELED,
+)
+"""All states, in the order in which a task passes through them."""
+RECORDS = 20_000
+"""Maximum number of records, of the latest tasks; about 5 MB. Counts cover all tasks."""
+CROWD = 256
+"""Active tasks from which on throughput matters more than the latency of each."""
+REASONS = 200
+"""Maximum number of reasons for failures; further ones are counted together."""
+REASON_CHARACTERS = 500
+
+
+class TaskRecord(NamedTuple):
+    """One task. Times are in seconds, by `time.monotonic`.
+
+    Attributes:
+        uid: The task's uid.
+        name: The name of its function or executable, or "prompt".
+        place: The node or model server that ran it; "" if unknown.
+        state: The task's state.
+        submitted: When the backend received it.
+        started: When it began to run. None: it did not, or its backend does not report starts.
+        ended: When it ended. None: it is still active.
+        reason: Why it failed, in words; "" for any other end.
+    """
+
+    uid: str
+    name: str
+    place: str
+    state: str
+    submitted: float
+    started: float | None
+    ended: float | None
+    reason: str
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from submission to end."""
+        return None if self.ended is None else self.ended - self.submitted
+
+    @property
+    def waiting(self) -> float | None:
+        """Seconds from submission to start."""
+        return None if self.started is None else self.started - self.submitted
+
+    @property
+    def running(self) -> float | None:
+        """Seconds from start to end."""
+        if self.started is None or self.ended is None:
+            return None
+        return self.ended - self.started
+
+
+FIELDS = len(TaskRecord._fields)
+
+
+class RecordedTask(Protocol):
+    """The attributes of a task that a history reads; see `Work`."""
+
+    uid: str
+    kind: str | None
+    task: Task
+    place: str
+    state: str
+    submitted: float
+    started: float | None
+    attempt: Attempt | None
+
+    @property
+    def history(self) -> TaskHistory:
+        """The history that records this task."""
+
+
+class Failure(NamedTuple):
+    """A reason for failures, and how often it occurred.
+
+    Attributes:
+        reason: The exception's class and message.
+        number: How many tasks failed for this reason.
+        uid: The uid of the first of these tasks.
+    """
+
+    reason: str
+    number: int
+    uid: str
+
+
+class TaskHistory:
+    """Counts the tasks of one owner by state, and keeps the latest records.
+
+    Writers must hold a lock, so that one thread writes at a time. Reading needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self._counts = dict.fromkeys(STATES, 0)
+        # The fields of all records in one deque: an object for each record would make the garbage
+        # collector run more often, which costs more than everything else here.
+        self._ended: deque[Any] = deque(maxlen=RECORDS * FIELDS)
+        # The failed attempts of tasks that may be repeated, by task.
+        self._attempts: dict[Hashable, tuple[Any, ...]] = {}
+        self._failures: dict[str, Failure] = {}
+        self._batches: deque[tuple[float, int]] = deque(maxlen=RECORDS)
+
+    def count_submitted(self, number: int) -> None:
+        """Count new tasks as pending."""
+        self._counts[TaskStates.PENDING] += number
+
+    def take_back(self, attempt: Attempt) -> None:
+        """Count the failure of the attempt before this one no more: the task is repeated."""
+        record = self._attempts.pop(attempt.task, None)
+        if record is None:
+            return
+        *_, state, _, _, _, reason = record
+        self._counts[state] -= 1
+        failure = self._failures[reason]
+        if failure.number > 1:
+            self._failures[reason] = failure._replace(number=failure.number - 1)
+        else:
+            del self._failures[reason]
+
+    def count_started(self) -> None:
+        """Count one pending task as running."""
+        self._counts[TaskStates.PENDING] -= 1
+        self._counts[TaskStates.RUNNING] += 1
+
+    def record_end(self, work: RecordedTask, state: str, error: BaseException | None) -> None:
+        """Count a task's end and keep its record.
+
+        Args:
+            work: The task, still in its previous state.
+            state: DONE, FAILED or CANCELED.
+            error: The exception of a failed task.
+        """
+        self._counts[work.state] -= 1
+        self._counts[state] += 1
+        reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error)
+        record = _values(work, state, time.monotonic(), reason)
+        attempt = work.attempt
+        if attempt is None or attempt.is_last or state != TaskStates.FAILED:
+            self._ended.extend(record)
+            return
+        self._attempts[attempt.task] = record
+        if len(self._attempts) > RECORDS:  # its owner has not repeated the oldest for long
+            self._ended.extend(self._attempts.pop(next(iter(self._attempts))))
+
+    def add(self, record: TaskRecord) -> None:
+        """Add a task from another source; of one that is still active only its state."""
+        self._counts[record.state] += 1
+        if record.ended is not None:
+            if record.state == TaskStates.FAILED:
+                reason = self._count_failure(record.uid, record.reason or "no reason was given")
+                record = record._replace(reason=reason)
+            self._ended.extend(record)
+
+    def _failed(self, uid: str, error: BaseException | None) -> str:
+        reason = "no reason was given"
+        if error is not None:
+            message = message_of(error).replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
+            reason = f"{type(error).__name__}: {message}"
+        return self._count_failure(uid, reason)
+
+    def _count_failure(self, uid: str, reason: str) -> str:
+        """Count a failure, and return the reason under which it is counted."""
+        known = self._failures.get(reason)
+        if known is None and len(self._failures) >= REASONS:
+            reason = "other reasons"
+            known = self._failures.get(reason)
+        number, first = (known.number, known.uid) if known is not None else (0, uid)
+        self._failures[reason] = Failure(reason, number + 1, first)
+        return reason
+
+    def record_batch(self, size: int) -> None:
+        """Keep the time and the size of a batch of prompts that was sent."""
+        self._batches.append((time.monotonic(), size))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of tasks by state, without states that no task is in."""
+        return {state: number for state, number in self._counts.items() if number}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many tasks are active that a millisecond makes no difference to them."""
+        counts = self._counts
+        return counts[TaskStates.PENDING] + counts[TaskStates.RUNNING] >= CROWD
+
+    @property
+    def number_ended(self) -> int:
+        """Number of tasks that have ended."""
+        return sum(self._counts[state] for state in TaskStates.terminal_states)
+
+    def records(self, latest: int | None = None) -> list[TaskRecord]:
+        """Return the records of the latest tasks that ended, in the order of their ends."""
+        fields = list(self._ended.copy())  # atomic, while other threads append
+        for failed in self._attempts.copy().values():
+            fields += failed
+        if latest is not None:
+            fields = fields[-latest * FIELDS :]
+        columns = (fields[column::FIELDS] for column in range(FIELDS))
+        return [TaskRecord(*record) for record in zip(*columns, strict=True)]
+
+    def active(self, works: Iterable[RecordedTask]) -> list[TaskRecord]:
+        """Return records of active tasks, without tasks that another history records."""
+        return [
+            TaskRecord._make(_values(work, work.state, None, ""))
+            for work in works
+            if work.history is self
+        ]
+
+    def failures(self) -> list[Failure]:
+        """Return the reasons for failures, the most frequent first."""
+        return sorted(self._failures.copy().values(), key=lambda failure: -failure.number)
+
+    def batches(self) -> list[tuple[float, int]]:
+        """Return the times and sizes of the latest batches of prompts."""
+        return list(self._batches.copy())
+
+    def latency_seconds(self, latest: int | None = None) -> dict[str, float]:
+        """Return statistics of the times from submission to end, in seconds.
+
+        Returns:
+            `count`, `mean`, `p50`, `p90`, `p99` and `max`; without tasks only `count`.
+        """
+        found = [record.latency for record in self.records(latest)]
+        latencies = sorted(latency for latency in found if latency is not None)
+        if not latencies:
+            return {"count": 0}
+        return {
+            "count": len(latencies),
+            "mean": sum(latencies) / len(latencies),
+            "p50": percentile(latencies, 50),
+            "p90": percentile(latencies, 90),
+            "p99": percentile(latencies, 99),
+            "max": latencies[-1],
+        }
+
+
+def _values(work: RecordedTask, state: str, ended: float | None, reason: str) -> tuple[Any, ...]:
+    """Return the fields of a record as a plain tuple, which is faster to create."""
+    name = task_name(work.task, work.kind)
+    return work.uid, name, work.place, state, work.submitted, work.started, ended, reason
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return a percentile by nearest rank: the least number that `percent` % do not exceed.
+
+    Args:
+        ordered: At least one number, in ascending order.
+        percent: 1 to 100.
+    """
+    return ordered[-(-len(ordered) * percent // 100) - 1]

@@ -1,0 +1,563 @@
+"""Worker plugin that runs calls on Dask's workers, reports their starts and interrupts them.
+
+Dask does not interrupt a task that is running: it forgets a cancelled one, whose function runs on.
+So every backend has a plugin on every worker. The plugin knows the calls that run there, reports
+when they start, and interrupts them on request: an executable by its process group, an async
+function at its next await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import io
+import logging
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import format_tb
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+from dask.sizeof import sizeof
+from distributed import Reschedule, WorkerPlugin, get_worker
+from distributed.threadpoolexecutor import ThreadPoolExecutor, thread_state, threads_lock
+from distributed.worker_state_machine import SecedeEvent
+
+from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
+from rhapsody.backends.executables.blocking_child import Interruption
+from rhapsody.backends.executables.descriptors import executables_within_limit
+from rhapsody.backends.executables.executable import Executable
+from rhapsody.backends.executables.guard import GuardedGroups
+from rhapsody.backends.workers.limits import ResourceLimits
+from rhapsody.errors import TaskExecutionError, as_exception, message_of
+from rhapsody.processes import SECRET_VARIABLES
+
+__all__ = [
+    "INTERRUPT_SECONDS",
+    "FailedExecutable",
+    "RemoteCall",
+    "RemoteCallPlugin",
+    "dump",
+    "interrupt_calls",
+    "run_call",
+]
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.05
+"""Time for which starts are collected before they are reported together."""
+
+INTERRUPT_SECONDS = 5.0
+"""How long to wait for the end of an interrupted call."""
+
+MAX_INTERRUPTED = 10_000
+"""Number of interrupted calls that are remembered, in case they start later."""
+
+RESCHEDULE_SECONDS = 0.05
+"""Pause before a call is sent back to the scheduler, which may send it here again."""
+
+RESULT_SECONDS = 0.2
+"""How long Dask may take to store the result of a call that has ended."""
+
+FETCH_SECONDS = 10.0
+"""How long results may stay on a worker that is to be restarted, until they are fetched."""
+
+MAX_CHECKED_BYTES = 1024 * 1024
+"""Results up to this size are pickled once before Dask gets them, to see whether they can be."""
+
+REPORTED_BYTES = 8 * 1024
+"""A result up to this size is reported with the end of its call, and need not be fetched. The
+scheduler keeps the latest 1,000 reports."""
+
+PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
+"""Types whose pickling runs no user code."""
+
+TRACEBACK_FRAMES = 16, 48
+"""Number of outer and inner frames of a traceback that are sent. Dask pickles a traceback
+recursively; one of 400 frames exceeds the recursion limit there, and the task never ends."""
+
+MAX_CAUSES = 10
+"""Number of causes and contexts of an exception that are sent, for the same reason."""
+
+
+class FailedExecutable(Exception):
+    """An executable's exit code is not 0; carries all its result fields.
+
+    Raised rather than returned, so that Dask counts the task as failed and honours `retries`.
+    """
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return str(self.fields["exception"])
+
+
+@dataclass(frozen=True)
+class RemoteCall:
+    """A function or an executable, as it is sent to a worker.
+
+    Attributes:
+        uid: The task's uid.
+        key: The task's key in Dask.
+        token: Identifies this call; a key can be used again.
+        plugin: Name of the backend's plugin on the workers.
+        executable: The executable, or None for a function.
+        function: The pickled function, or empty for an executable.
+        arguments: The pickled `(args, kwargs)` of the function.
+        keep: Whether the result stays on the worker.
+    """
+
+    uid: str
+    key: str
+    token: str
+    plugin: str
+    executable: Executable | None = None
+    function: bytes = b""
+    arguments: bytes = b""
+    keep: bool = False
+
+    def load(self, data: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Return function, args and kwargs, with every future replaced by its data.
+
+        Raises:
+            TaskExecutionError: Something in them cannot be imported or rebuilt here.
+        """
+        _loading.data = data
+        try:
+            args, kwargs = pickle.loads(self.arguments)
+            return pickle.loads(self.function), args, kwargs
+        except Exception as error:
+            raise TaskExecutionError(
+                self.uid,
+                f"a worker could not load its function or arguments: {type(error).__name__}: "
+                f"{error}; what the main script does not define must be importable on workers",
+            ) from error
+        finally:
+            del _loading.data
+
+
+_loading = threading.local()
+
+
+def _data_at(position: int) -> Any:
+    return _loading.data[position]
+
+
+class _FuturePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Replaces futures at any depth by their position in a list."""
+
+    def __init__(self, file: Any, future_type: type, futures: list[Any]) -> None:
+        super().__init__(file)
+        self._future_type = future_type
+        self._futures = futures
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, self._future_type):
+            self._futures.append(obj)
+            return _data_at, (len(self._futures) - 1,)
+        return super().reducer_override(obj)
+
+
+def dump(obj: Any, future_type: type, futures: list[Any]) -> bytes:
+    """Pickle an object, closures and lambdas included.
+
+    Args:
+        obj: Any object.
+        future_type: The class of futures.
+        futures: Futures found in the object are appended; `RemoteCall.load` inserts their data.
+    """
+    with io.BytesIO() as file:
+        _FuturePickler(file, future_type, futures).dump(obj)
+        return file.getvalue()
+
+
+class _ActiveCall:
+    """One call in a thread of the worker."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.started = time.monotonic()
+        self.thread = threading.current_thread()
+        self.is_seceded = False
+        self.ended: Future[None] = Future()
+        self.is_interrupted = False
+        self.output: dict[str, Any] = {}
+        """Result fields of an interrupted executable."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._interruption: Interruption | None = None
+
+    @property
+    def can_be_interrupted(self) -> bool:
+        return self._task is not None or self._interruption is not None
+
+    def run_awaitable(self, awaitable: Awaitable[Any]) -> Any:
+        # On a loop of its own: a function may block that one, while a worker whose own loop is
+        # blocked sends no heartbeats and is removed by the scheduler.
+        return asyncio.run(self._await(awaitable))
+
+    async def _await(self, awaitable: Awaitable[Any]) -> Any:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.is_interrupted and self._task is not None:
+            self._task.cancel()
+        return await awaitable
+
+    def run_executable(self, executable: Executable, children: GuardedGroups) -> dict[str, Any]:
+        with Interruption() as self._interruption:
+            if self.is_interrupted:
+                self._interruption.set()
+            return executable.run_blocking(
+                children, interruption=self._interruption, interrupted=self.output.update
+            )
+
+    def interrupt(self) -> None:
+        self.is_interrupted = True
+        if self._interruption is not None:
+            self._interruption.set()
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
+    """The calls of one backend on one worker.
+
+    Args:
+        name: The plugin's name, and the topic of the Dask events by which it reports.
+        marks_directory: Directory for the marks of running calls. None: one beside the worker's
+            own directory.
+    """
+
+    def __init__(self, name: str, marks_directory: Path | None = None) -> None:
+        self.name = name
+        self._marks_directory = marks_directory
+        self._head_pid = os.getpid()
+
+    def setup(self, worker: Any) -> None:
+        """Prepare the worker; called by Dask."""
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._active: dict[str, _ActiveCall] = {}
+        self._interrupted: dict[str, None] = {}
+        self._started: list[RemoteCall] = []
+        self._report_pending = False
+        self._ended: list[tuple[str, bytes, bool, float]] = []
+        self.children = GuardedGroups()
+        self._marks: CallMarks | None = None
+        self._limits: ResourceLimits | None = None
+        self.is_restarting = False
+        """Whether the worker runs no more calls, because a task lowered its limits."""
+        if os.getpid() != self._head_pid:
+            for variable in SECRET_VARIABLES:
+                os.environ.pop(variable, None)
+            if worker.nanny:  # not the process group of a terminal, or of a batch job
+                with contextlib.suppress(PermissionError):  # it leads a session already
+                    os.setpgid(0, 0)  # a task that signals its group must not reach the program
+            executables_within_limit(worker.state.nthreads)  # raises the limit of open files
+            self._limits = ResourceLimits()
+            self._open_marks()
+
+    def _open_marks(self) -> None:
+        directory = self._marks_directory or Path(self._worker.local_directory).parent / self.name
+        try:
+            private_directory(directory)
+            self._marks = CallMarks(directory, self._worker.address)
+        except OSError as error:  # for example a full disk
+            logger.warning("calls on a Dask worker are not marked as running: %s", error)
+        # By a request: a worker that is just starting has no stream to the scheduler yet.
+        if died := collect_marks(directory):
+            self._worker.loop.add_callback(self._report_died, died)
+
+    async def _report_died(self, died: dict[str, list[str]]) -> None:
+        with contextlib.suppress(Exception):  # the scheduler has gone, or this worker ends already
+            await self._worker.scheduler.log_event(topic=self.name, msg={"died": died})
+
+    async def teardown(self, worker: Any) -> None:
+        """Interrupt all calls, as the worker closes or the plugin is removed; called by Dask."""
+        await self.interrupt(list(self._active))
+        await asyncio.to_thread(self.children.close)
+        marks, self._marks = self._marks, None
+        if marks is not None:
+            marks.close()
+
+    @contextlib.contextmanager
+    def running(self, call: RemoteCall) -> Iterator[_ActiveCall]:
+        """Register a call while it runs in this thread."""
+        active = _ActiveCall(call.key)
+        with self._lock:
+            active.is_interrupted = call.token in self._interrupted
+            self._active[call.token] = active
+            self._started.append(call)
+            first = not self._report_pending
+            self._report_pending = True
+            marks = self._marks
+            slot = marks.add(call.token) if marks is not None else 0
+        if first:
+            self._worker.loop.add_callback(self._report_soon)
+        try:
+            yield active
+        finally:
+            with self._lock:
+                self._active.pop(call.token, None)
+                if marks is not None and marks is self._marks:
+                    marks.remove(slot)
+                if active.is_seceded:
+                    thread_state.proceed = False  # Dask has replaced its thread
+            active.ended.set_result(None)
+            if self._limits is not None and not self._limits.restore():
+                self._on_limits_lowered()
+
+    def _on_limits_lowered(self) -> None:
+        # A task has lowered a limit that this process cannot raise again.
+        if not self._worker.nanny:
+            logger.warning(
+                "a task lowered a resource limit of its Dask worker for later tasks; a worker with "
+                "a nanny would be restarted"
+            )
+        elif not self.is_restarting:
+            logger.warning("a task lowered a resource limit of its Dask worker, which is restarted")
+            self.is_restarting = True
+            self._worker.loop.add_callback(self._restart)
+
+    async def _restart(self) -> None:
+        # Dask would run calls again whose results were lost with the worker. It reports neither
+        # that a result is stored nor that it was fetched.
+        while self._active:  # noqa: ASYNC110
+            await asyncio.sleep(RESCHEDULE_SECONDS)
+        await asyncio.sleep(RESULT_SECONDS)
+        deadline = time.monotonic() + FETCH_SECONDS
+        while self._worker.data and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(RESCHEDULE_SECONDS)
+        with contextlib.suppress(Exception):  # it is closing already
+            await self._worker.close_gracefully(restart=True)
+
+    def _report_soon(self) -> None:
+        asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_started)
+
+    def _report_started(self) -> None:
+        with self._lock:
+            started = [call.key for call in self._started if call.token in self._active]
+            self._started.clear()
+            self._report_pending = False
+        if started:
+            self._log_event(started=started)
+
+    def _log_event(self, **event: Any) -> None:
+        message = {
+            "worker": self._worker.address,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **event,
+        }
+        self._worker.log_event(self.name, message)
+
+    def report_end(self, call: RemoteCall, result: bytes, is_plain: bool, seconds: float) -> None:
+        """Report the pickled result of a call, before Dask learns of its end.
+
+        Args:
+            call: The call.
+            result: Its result, pickled.
+            is_plain: Whether unpickling it runs no user code.
+            seconds: How long the call took.
+        """
+        with self._lock:
+            first = not self._ended
+            self._ended.append((call.key, result, is_plain, seconds))
+        if first:
+            self._worker.loop.add_callback(self._report_ended)
+
+    def _report_ended(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        self._log_event(ended=ended)
+
+    async def interrupt(self, tokens: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Interrupt calls and wait for their ends. A call that starts later is interrupted too.
+
+        A sync function cannot be interrupted: it runs on, and is not waited for. Another thread of
+        the worker takes its place, since the scheduler sends new tasks to the worker.
+
+        Returns:
+            The result fields of the interrupted executables, by token.
+        """
+        with self._lock:
+            calls = {token: self._active[token] for token in tokens if token in self._active}
+            self._interrupted.update(dict.fromkeys(tokens))
+            while len(self._interrupted) > MAX_INTERRUPTED:
+                del self._interrupted[next(iter(self._interrupted))]
+        for call in calls.values():
+            call.interrupt()
+        running = []
+        for call in calls.values():
+            if call.can_be_interrupted:
+                running.append(call)
+            else:
+                self._replace_thread(call)
+        if running:
+            ends = [asyncio.wrap_future(call.ended) for call in running]
+            await asyncio.wait(ends, timeout=INTERRUPT_SECONDS)
+        return {token: call.output for token, call in calls.items() if call.output}
+
+    def _replace_thread(self, call: _ActiveCall) -> None:
+        """Do for a call in another thread what `distributed.secede` does for the caller."""
+        executor = self._worker.executors["default"]
+        if not isinstance(executor, ThreadPoolExecutor):  # of a worker with an executor of its own
+            return
+        with self._lock:
+            if call.is_seceded or call not in self._active.values():
+                return
+            call.is_seceded = True
+            with threads_lock:
+                executor._threads.discard(call.thread)
+                executor._adjust_thread_count()
+        self._worker.handle_stimulus(
+            SecedeEvent(
+                key=call.key,
+                compute_duration=time.monotonic() - call.started,
+                stimulus_id=f"rhapsody-interrupt-{time.time()}",
+            )
+        )
+
+
+async def interrupt_calls(
+    name: str, tokens: Sequence[str], dask_worker: Any
+) -> dict[str, dict[str, Any]]:
+    """Interrupt calls on a worker; passed to `Client.run`.
+
+    Args:
+        name: The plugin's name.
+        tokens: Tokens of the calls.
+        dask_worker: Set by Dask.
+
+    Returns:
+        The result fields of the interrupted executables, by token.
+    """
+    plugin: RemoteCallPlugin | None = dask_worker.plugins.get(name)
+    return {} if plugin is None else await plugin.interrupt(tokens)
+
+
+def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
+    """Run one call to its end, in a thread of a worker.
+
+    Args:
+        call: The call.
+        data: Results of earlier tasks, which replace the futures among the arguments.
+
+    Returns:
+        What the function returned, or the result fields of the executable.
+
+    Raises:
+        FailedExecutable: The executable's exit code is not 0.
+        Reschedule: The worker runs no more calls.
+        Exception: What the function raised, or a `TaskExecutionError` that names it if it cannot
+            be pickled or set on a future.
+    """
+    plugin: RemoteCallPlugin = get_worker().plugins[call.plugin]
+    if plugin.is_restarting:
+        time.sleep(RESCHEDULE_SECONDS)
+        raise Reschedule
+    with plugin.running(call) as active:
+        try:
+            began = time.perf_counter()
+            result = _result(call, data, active, plugin)
+            if not active.is_interrupted:
+                _report_small(call, result, plugin, time.perf_counter() - began)
+            return result
+        except BaseException as error:
+            if active.is_interrupted:
+                # The result is dropped. An exception would make Dask retry the task if it arrived
+                # before the cancellation.
+                return None
+            if isinstance(error, FailedExecutable):
+                raise
+            raise _picklable(call.uid, error) from None
+
+
+def _result(
+    call: RemoteCall, data: Sequence[Any], active: _ActiveCall, plugin: RemoteCallPlugin
+) -> Any:
+    if active.is_interrupted:
+        return None
+    if call.executable is not None:
+        fields = active.run_executable(call.executable, plugin.children)
+        if "exception" in fields:
+            raise FailedExecutable(fields)
+        return fields
+    function, args, kwargs = call.load(data)
+    result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        result = active.run_awaitable(result)
+    return result
+
+
+def _report_small(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, seconds: float) -> None:
+    """Report a small result, and refuse one that cannot be pickled."""
+    # One result that cannot be pickled fails the transfer of all results that are fetched with
+    # it. Large ones are not checked, since that would pickle them twice.
+    if call.keep or sizeof(result) > MAX_CHECKED_BYTES:
+        return
+    is_plain = call.executable is not None or type(result) in PLAIN_TYPES
+    try:
+        data = pickle.dumps(result, protocol=5) if is_plain else cloudpickle.dumps(result)
+    except Exception as error:
+        raise TaskExecutionError(
+            call.uid, f"its result, a {type(result).__name__}, cannot be pickled: {error}"
+        ) from error
+    if len(data) <= REPORTED_BYTES:
+        plugin.report_end(call, data, is_plain, seconds)
+
+
+def _picklable(uid: str, error: BaseException) -> Exception:
+    exception = as_exception(error, uid)
+    _limit_depth(exception)
+    try:
+        str(exception), repr(exception).encode()  # Dask sends both
+        pickle.loads(cloudpickle.dumps(exception))
+    except BaseException:  # many exceptions can be pickled but not rebuilt
+        message = message_of(error).encode(errors="backslashreplace").decode()
+        exception = TaskExecutionError(uid, f"it raised {type(error).__name__}: {message}")
+        exception = exception.with_traceback(error.__traceback__)
+    try:
+        "".join(format_tb(exception.__traceback__)).encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 breaks the worker's connection
+        return exception.with_traceback(None)
+    return exception
+
+
+def _limit_depth(error: BaseException) -> None:
+    """Shorten the traceback of an exception and of its causes, and their chain."""
+    level: list[BaseException] = [error]
+    for depth in range(MAX_CAUSES + 1):
+        following: list[BaseException] = []
+        for link in level:
+            _shorten(link.__traceback__)
+            if depth == MAX_CAUSES:
+                for name in ("__cause__", "__context__"):
+                    BaseException.__setattr__(link, name, None)  # also of a frozen dataclass
+            else:
+                members = getattr(link, "exceptions", ())  # of an ExceptionGroup
+                members = members if isinstance(members, tuple) else ()
+                found = (link.__cause__, link.__context__, *members)
+                following += [e for e in found if isinstance(e, BaseException)]
+        level = list({id(link): link for link in following}.values())
+
+
+def _shorten(traceback: TracebackType | None) -> None:
+    frames = []
+    while traceback is not None:
+        frames.append(traceback)
+        traceback = traceback.tb_next
+    outer, inner = TRACEBACK_FRAMES
+    if len(frames) > outer + inner:
+        frames[outer - 1].tb_next = frames[-inner]

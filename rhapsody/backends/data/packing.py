@@ -1,0 +1,174 @@
+"""Values pickled into segments: a small pickle stream, and the places of the data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from rhapsody.backends.data.mappings import Mappings
+from rhapsody.backends.data.segments import Segments, Span
+from rhapsody.backends.data.tensors import reduce_tensor
+from rhapsody.backends.data.writer import SegmentWriter
+
+__all__ = ["THRESHOLD", "Packed", "Packer"]
+
+THRESHOLD = 256 * 1024
+"""Bytes from which a value goes into a segment; smaller ones are copied faster through a socket."""
+
+SHARED_BYTES = 64 * 1024
+"""Bytes from which a buffer that lies in a segment already is left there."""
+
+
+class Packed(NamedTuple):
+    """A pickled value with data in segments.
+
+    Attributes:
+        stream: The pickle stream, or where it is.
+        buffers: Its out-of-band buffers, or where they are.
+    """
+
+    stream: bytes | Span
+    buffers: tuple[Span | bytes | bytearray, ...]
+
+    @property
+    def segments(self) -> set[str]:
+        """The names of its segments."""
+        return {span.segment for span in (self.stream, *self.buffers) if isinstance(span, Span)}
+
+
+class _Pieces(list[Any]):
+    """A file for a pickler: keeps the pieces, of which large `bytes` objects are not copied."""
+
+    write = list.append
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = reduce_tensor(obj)
+        return super().reducer_override(obj) if reduced is None else reduced
+
+
+class Packer:
+    """Pickles values, large ones into segments, and loads them.
+
+    Args:
+        segments: The segments.
+        writer: Writes the segments of this process.
+        on_unused: Called with the name of a segment that a loaded value no longer uses, and with
+            whether the segment may be written again; see `Mappings`.
+    """
+
+    def __init__(
+        self, segments: Segments, writer: SegmentWriter, on_unused: Callable[[str, bool], None]
+    ) -> None:
+        self._segments = segments
+        self._writer = writer
+        self._on_unused = on_unused
+        self._mappings = Mappings(segments, on_unused)
+
+    def pack(self, value: Any) -> bytes | Packed:
+        """Pickle a value.
+
+        Data that an earlier value brought in a segment, and that nobody has changed, stays there.
+
+        Returns:
+            The pickle of a small value.
+
+        Raises:
+            OSError: There is no room for the data.
+            Exception: The value cannot be pickled.
+        """
+        pieces, buffers = _Pieces(), list[pickle.PickleBuffer]()
+        _Pickler(pieces, protocol=5, buffer_callback=buffers.append).dump(value)
+        if not buffers and len(pieces) == 1 and len(pieces[0]) < THRESHOLD:
+            return bytes(pieces[0])
+        views = [buffer.raw() for buffer in buffers]
+        stream = [memoryview(piece).cast("B") for piece in pieces]
+        if _size(stream) + _size(views) < THRESHOLD:
+            return _inline(stream, views)
+        places = [self._find(view) for view in views]
+        new = [view for view, place in zip(views, places, strict=True) if place is None]
+        if _size(stream) + _size(new) < THRESHOLD:
+            there = [place or _copy(view) for place, view in zip(places, views, strict=True)]
+            return Packed(b"".join(stream), tuple(there))
+        return self._write(stream, views, places)
+
+    def _find(self, view: memoryview) -> Span | None:
+        return self._mappings.find(view) if view.nbytes >= SHARED_BYTES else None
+
+    def _write(
+        self,
+        stream: Sequence[memoryview],
+        views: Sequence[memoryview],
+        places: Sequence[Span | None],
+    ) -> Packed:
+        new = [v for v, place in zip(views, places, strict=True) if place is None and v.nbytes]
+        after = stream if _size(stream) >= SHARED_BYTES else ()
+        name, offsets = self._writer.write(new, after)
+        spans = iter(
+            Span(name, offset, view.nbytes, view.readonly)
+            for view, offset in zip(new, offsets[:-1], strict=True)
+        )
+        buffers = tuple(
+            place or (next(spans) if view.nbytes else _copy(view))
+            for place, view in zip(places, views, strict=True)
+        )
+        if not after:
+            return Packed(b"".join(stream), buffers)
+        return Packed(Span(name, offsets[-1], _size(stream), True), buffers)
+
+    def load(self, packed: Packed) -> Any:
+        """Load a value. Each call returns one of its own, which its owner may change.
+
+        Raises:
+            Exception: Its data is lost, or an object in it cannot be rebuilt.
+        """
+        unmapped = packed.segments
+        try:
+            buffers = self._map(packed, unmapped)
+            stream = packed.stream
+            if not isinstance(stream, Span):
+                return pickle.loads(stream, buffers=buffers)
+            # From a file: large `bytes` objects are read into their places, and other threads run.
+            with os.fdopen(self._segments.open(stream.segment), "rb") as file:
+                file.seek(stream.offset)
+                return pickle.Unpickler(file, buffers=buffers).load()
+        finally:
+            for segment in unmapped:
+                self._on_unused(segment, True)
+
+    def _map(self, packed: Packed, unmapped: set[str]) -> list[Any]:
+        spans = [span for span in packed.buffers if isinstance(span, Span)]
+        views = {}
+        for segment in {span.segment for span in spans}:
+            inside = [span for span in spans if span.segment == segment]
+            begin = min(span.offset for span in inside)
+            end = max(span.offset + span.length for span in inside)
+            views[segment] = self._mappings.map(segment, begin, end - begin)
+            unmapped.discard(segment)
+        return [
+            _part(span, *views[span.segment]) if isinstance(span, Span) else span
+            for span in packed.buffers
+        ]
+
+
+def _part(span: Span, view: memoryview, first: int) -> memoryview:
+    part = view[span.offset - first : span.offset - first + span.length]
+    return part.toreadonly() if span.readonly else part
+
+
+def _size(views: Sequence[memoryview]) -> int:
+    return sum(view.nbytes for view in views)
+
+
+def _copy(view: memoryview) -> bytes | bytearray:
+    return bytes(view) if view.readonly else bytearray(view)
+
+
+def _inline(stream: Sequence[memoryview], views: Sequence[memoryview]) -> bytes | Packed:
+    joined = b"".join(stream)
+    return Packed(joined, tuple(map(_copy, views))) if views else joined

@@ -1,0 +1,1 @@
+"""Executables as child processes, and the guard that ends them if this process is killed."""

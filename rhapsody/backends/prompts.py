@@ -1,0 +1,434 @@
+"""The base of backends that complete prompts: tasks, `generate` and `stream`."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Protocol
+
+from rhapsody.backends.base import BaseBackend
+from rhapsody.backends.core.execution import Location
+from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.backends.core.work import Work, refuse_unknown
+from rhapsody.backends.protocol import GENERATE_KINDS, PROMPT_KINDS
+from rhapsody.errors import (
+    BackendError,
+    PartialFailureError,
+    PromptError,
+    UnsupportedTaskError,
+)
+from rhapsody.inference.gather import gather_outcomes
+from rhapsody.inference.kinds import (
+    EXPECTED_PROMPTS,
+    GENERATE,
+    ChatTurn,
+    is_prompt,
+    pooling_inputs,
+    pooling_result,
+)
+from rhapsody.inference.prompts import Completion, Prompt
+from rhapsody.inference.structured import parsed_response, with_schema
+from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
+from rhapsody.streaming import OnText, TextCallback, stream_pieces
+
+__all__ = ["Messages", "PromptBackend", "PromptService"]
+
+Messages = Sequence[Mapping[str, Any]]
+
+OPTIONS = frozenset({"timeout"})
+"""Keys of `task_backend_specific_kwargs` that apply to prompts."""
+
+
+class PromptService(Protocol):
+    """Completes prompts for a backend, on the service loop."""
+
+    @property
+    def window(self) -> int:
+        """How many prompts of one request may be in progress at a time."""
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        on_sent: Callable[[Any], None] | None = None,
+        on_text: Callable[[str], Any] | None = None,
+        priority: int = 0,
+    ) -> Completion:
+        """Complete one prompt.
+
+        Args:
+            prompt: A text, chat messages, or an input of another kind.
+            system_prompt: The system message before it.
+            sampling: The sampling parameters.
+            on_sent: Called with the server each time the prompt is sent to one.
+            on_text: Called with each piece of the response as it arrives.
+            priority: Prompts of higher priority are sent first.
+
+        Raises:
+            PromptError: The server refused the prompt.
+            ReplicaError: No server could complete it.
+        """
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return counts of prompts, and the state of the servers under `replicas`."""
+
+
+class PromptBackend(BaseBackend):
+    """Completes the prompts of tasks by a service that subclasses start and stop."""
+
+    task_kinds = PROMPT_KINDS
+    server_noun = "replica"
+    """What reports call one server of the model."""
+    _service: PromptService | None = None
+
+    @property
+    @abstractmethod
+    def model_name(self) -> str:
+        """Name of the served model."""
+
+    @property
+    def ai_kinds(self) -> frozenset[str] | None:
+        """The kinds of AI task that the model takes; None if they are not known yet."""
+        return GENERATE_KINDS
+
+    @property
+    def replicas(self) -> list[dict[str, Any]]:
+        """The servers: index, address, state, in_flight (prompts), and more of a server of ours."""
+        replicas: list[dict[str, Any]] = self.get_statistics().get("replicas", [])
+        return replicas
+
+    def check(self, work: Work) -> None:
+        """Check the kind, prompt, `on_text` and `model` of a task."""
+        super().check(work)
+        refuse_unknown(work, OPTIONS, self.name)
+        self._check_kind(work.uid, work.task)
+        _check_prompt(work.uid, work.task["prompt"], _kind_of(work.task))
+        if work.task.get("on_text") is not None:
+            _check_stream(work.uid, work.task)
+        self._check_model(work.uid, work.task)
+
+    def _check_kind(self, uid: str, task: Mapping[str, Any]) -> None:
+        kinds, kind = self.ai_kinds, _kind_of(task)
+        if kinds is not None and kind not in kinds:
+            raise UnsupportedTaskError(
+                uid,
+                f"backend '{self.name}' takes AI tasks of the kinds {', '.join(sorted(kinds))}, "
+                f"not '{kind}'; use a backend whose model takes it",
+            )
+
+    def _check_model(self, uid: str, task: Mapping[str, Any]) -> None:
+        model = task.get("model")
+        known = self.model_name  # empty: not known before the start
+        if model is not None and known and model != known:
+            raise UnsupportedTaskError(
+                uid, f"backend '{self.name}' serves the model '{known}', not '{model}'"
+            )
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        """Complete the task's prompts. `on_text` is called on the owner's loop.
+
+        Returns:
+            `response`, with `stdout` and `return_value` the same object, `usage` (tokens),
+            `finish_reason`, and if requested `parsed` and `response_logprobs`. For the other kinds,
+            see `AITask`.
+        """
+        task, sent = work.task, partial(self._sent, work)
+        self._check_model(work.uid, task)
+        self._check_kind(work.uid, task)
+        if _kind_of(task) != GENERATE:
+            return await self._pool(task, sent)
+        if task.get("tools"):
+            return await self._take_turn(task, sent)
+        prompt, system_prompt = task["prompt"], task.get("system_prompt")
+        priority = task.get("priority") or 0
+        sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
+        response_format = sampling.get("response_format")
+        if not _is_one(prompt):
+            outcomes = await self._complete_all(prompt, system_prompt, sampling, sent, priority)
+            return _result_fields([_parsed(o, response_format) for o in outcomes], single=False)
+        completion = await self._complete(
+            prompt, system_prompt, with_schema(sampling), sent, _text_feed(work), priority
+        )
+        parsed = completion, parsed_response(completion, response_format)
+        return _result_fields([parsed], single=True)
+
+    async def _take_turn(
+        self, task: Mapping[str, Any], sent: Callable[[Any], None]
+    ) -> dict[str, Any]:
+        """Respond to a chat with tools. The result fields include the `message` of the model."""
+        sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
+        options = {**with_schema(sampling), "tools": task["tools"]}
+        if task.get("tool_choice") is not None:
+            options["tool_choice"] = task["tool_choice"]
+        turn = ChatTurn(task["prompt"], options)
+        completion = await self._complete(turn, None, None, sent, None, task.get("priority") or 0)
+        message = completion.message or {"role": "assistant", "content": completion.texts[0]}
+        called = bool(message.get("tool_calls"))
+        wanted = None if called else sampling.get("response_format")
+        parsed = completion, parsed_response(completion, wanted)
+        return {**_result_fields([parsed], single=True), "message": dict(message)}
+
+    async def _pool(self, task: Mapping[str, Any], sent: Callable[[Any], None]) -> dict[str, Any]:
+        """Embed, score or classify the inputs of a task."""
+        kind = _kind_of(task)
+        inputs, single = pooling_inputs(kind, task["prompt"])
+        priority = task.get("priority") or 0
+        outcomes = await self._complete_all(inputs, None, {}, sent, priority)
+        if single and isinstance(outcomes[0], BaseException):
+            raise outcomes[0]
+        errors = [one if isinstance(one, BaseException) else None for one in outcomes]
+        done = [one for one in outcomes if not isinstance(one, BaseException)]
+        if any(errors):
+            each = [
+                None
+                if isinstance(one, BaseException)
+                else pooling_result(kind, [one.data], [one.labels], single=True)
+                for one in outcomes
+            ]
+            raise PartialFailureError(each, errors)
+        rows, labels = [one.data for one in done], [one.labels for one in done]
+        response = pooling_result(kind, rows, labels, single=single)
+        same = {"response": response, "stdout": response, "return_value": response}
+        return {**same, "usage": _total_usage(done)}
+
+    def _sent(self, work: Work, server: Any) -> None:
+        place = f"{self.server_noun} {server.index}"
+        work.location = Location(worker=place)
+        self.report_running(work, place)
+
+    async def _complete_all(
+        self,
+        prompts: Sequence[Any],
+        system_prompt: str | None,
+        sampling: Mapping[str, Any],
+        on_sent: Callable[[Any], None] | None = None,
+        priority: int = 0,
+    ) -> list[Completion | BaseException]:
+        sampling = with_schema(sampling)
+        return await gather_outcomes(
+            (
+                self._complete(prompt, system_prompt, sampling, on_sent, priority=priority)
+                for prompt in prompts
+            ),
+            at_once=self._running_service().window,
+        )
+
+    def _complete(
+        self,
+        prompt: Prompt,
+        system_prompt: str | None,
+        sampling: Mapping[str, Any] | None,
+        on_sent: Callable[[Any], None] | None,
+        on_text: Callable[[str], Any] | None = None,
+        priority: int = 0,
+    ) -> Coroutine[Any, Any, Completion]:
+        service = self._running_service()
+        return service.complete(prompt, system_prompt, sampling, on_sent, on_text, priority)
+
+    def _running_service(self) -> PromptService:
+        if self._service is None:
+            raise BackendError(self.name, "it is not running; await backend.initialize() first")
+        return self._service
+
+    async def generate(
+        self,
+        prompts: str | Messages | Sequence[str | Messages],
+        timeout: float | None = 300,
+        *,
+        system_prompt: str | None = None,
+        return_exceptions: bool = False,
+        priority: int = 0,
+        **sampling: Any,
+    ) -> list[Any]:
+        """Complete prompts. Starts the backend if it is not running.
+
+        Args:
+            prompts: Texts or chats; a single text or chat is a list of one.
+            timeout: Longest time for all prompts, in seconds; None: no limit.
+            system_prompt: The system message before every prompt.
+            return_exceptions: Return the exception of a failed prompt in its place, instead of
+                raising.
+            priority: Prompts of higher priority are handled first. A waiting prompt gains a step a
+                minute.
+            **sampling: Sampling parameters, such as `max_tokens=64`. `response_format` is a
+                pydantic model class, or a dict as OpenAI's API has it.
+
+        Returns:
+            One response per prompt, in order: a str, or a list of str with `n` above 1. If
+            `response_format` is a pydantic model class, its instances instead of str.
+
+        Raises:
+            PartialFailureError: Prompts failed; it has the results and the errors, in order.
+            TimeoutError: It took longer than `timeout`. (`asyncio.TimeoutError` on Python 3.10.)
+            TypeError: A sampling parameter is unknown.
+            UnsupportedTaskError: There are no prompts, or one has the wrong type.
+        """
+        _check_sampling(sampling)
+        _check_prompt("generate", prompts)
+        each: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        generating = service_loop().run(self._generate(each, system_prompt, sampling, priority))
+        try:
+            outcomes = await asyncio.wait_for(generating, timeout)
+        except asyncio.TimeoutError:
+            text = f"{len(each)} prompts did not finish within the timeout of {timeout} s"
+            raise asyncio.TimeoutError(text) from None
+        response_format = sampling.get("response_format")
+        parsed = [_parsed(outcome, response_format) for outcome in outcomes]
+        if not return_exceptions:
+            parsed = list(_all_or_raise(parsed))
+        objects = is_model_class(response_format)
+        return [
+            one if isinstance(one, BaseException) else (one[1] if objects else one[0].response)
+            for one in parsed
+        ]
+
+    async def _generate(
+        self,
+        prompts: Sequence[Any],
+        system_prompt: str | None,
+        sampling: Mapping[str, Any],
+        priority: int,
+    ) -> list[Completion | BaseException]:
+        await self._ensure_started()
+        return await self._complete_all(prompts, system_prompt, sampling, priority=priority)
+
+    async def stream(
+        self,
+        prompt: str | Messages,
+        *,
+        system_prompt: str | None = None,
+        priority: int = 0,
+        **sampling: Any,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the response to one prompt piece by piece, as it is generated.
+
+        Args:
+            prompt: A text or a chat.
+            system_prompt: The system message before it.
+            priority: Prompts of higher priority are handled first.
+            **sampling: Sampling parameters, such as `max_tokens=64`.
+
+        Raises:
+            PromptError: The model refused the prompt.
+            ReplicaError: The server died; what has been yielded stays.
+            TaskCancelledError: The backend was shut down.
+            TypeError: A sampling parameter is unknown.
+            UnsupportedTaskError: There are several prompts, or `n` is above 1.
+        """
+        _check_sampling(sampling)
+        task = {
+            "uid": "stream",
+            "prompt": prompt,
+            "system_prompt": system_prompt,
+            "priority": priority,
+            **sampling,
+        }
+        text_stream = stream_pieces(lambda on_text: self.run_one({**task, "on_text": on_text}))
+        async with aclosing(text_stream) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return the number of batches and prompts so far, pending prompts, and the replicas."""
+        return self._service.get_statistics() if self._service is not None else {}
+
+
+def _is_one(prompt: Any) -> bool:
+    return isinstance(prompt, str) or isinstance(prompt[0], Mapping)
+
+
+def _kind_of(task: Mapping[str, Any]) -> str:
+    return task.get("kind") or GENERATE
+
+
+def _check_prompt(uid: str, prompt: Any, kind: str = GENERATE) -> None:
+    if prompt == "" or not _is_prompt(kind, prompt):
+        expected = EXPECTED_PROMPTS.get(kind, EXPECTED_PROMPTS[GENERATE])
+        raise UnsupportedTaskError(uid, f"'prompt' must be {expected}, got {prompt!r:.80}")
+
+
+def _is_prompt(kind: str, prompt: Any) -> bool:
+    if kind != GENERATE:
+        return is_prompt(kind, prompt)
+    if not isinstance(prompt, (list, tuple)):
+        return isinstance(prompt, str)
+    # The model server checks chats, so that a bad one fails alone.
+    one_chat = all(isinstance(item, Mapping) for item in prompt)
+    return bool(prompt) and (one_chat or all(isinstance(p, (str, list, tuple)) for p in prompt))
+
+
+def _check_stream(uid: str, task: Mapping[str, Any]) -> None:
+    if not callable(task["on_text"]):
+        raise UnsupportedTaskError(uid, f"'on_text' must be callable, got {task['on_text']!r:.80}")
+    if not _is_one(task["prompt"]) or task.get("n") not in (None, 1):
+        raise UnsupportedTaskError(uid, "streaming requires a single prompt with n=1")
+
+
+def _text_feed(work: Work) -> OnText | None:
+    on_text = work.task.get("on_text")
+    if on_text is None:
+        return None
+    callback = TextCallback(work.uid, on_text)
+    return lambda text: work.attachment.call(partial(callback, text))
+
+
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    unknown = sampling.keys() - SAMPLING_FIELDS
+    if unknown:
+        raise TypeError(
+            f"unknown sampling parameter {min(unknown)!r}; known: "
+            f"{', '.join(sorted(SAMPLING_FIELDS))}"
+        )
+
+
+_Parsed = tuple[Completion, Any]
+"""A completion, and the object parsed from it by `response_format`, if any."""
+
+
+def _parsed(outcome: Completion | BaseException, response_format: Any) -> _Parsed | BaseException:
+    if isinstance(outcome, BaseException):
+        return outcome
+    try:
+        return outcome, parsed_response(outcome, response_format)
+    except PromptError as error:
+        return error
+
+
+def _all_or_raise(outcomes: Sequence[_Parsed | BaseException]) -> list[_Parsed]:
+    errors = [o if isinstance(o, BaseException) else None for o in outcomes]
+    if any(errors):
+        results = [None if isinstance(o, BaseException) else o[0].response for o in outcomes]
+        raise PartialFailureError(results, errors)
+    return [o for o in outcomes if not isinstance(o, BaseException)]
+
+
+def _result_fields(outcomes: Sequence[_Parsed | BaseException], *, single: bool) -> dict[str, Any]:
+    """Return the result fields of a task with a single prompt or a list of prompts."""
+    parsed = _all_or_raise(outcomes)
+    completions = [completion for completion, _ in parsed]
+
+    def shaped(values: list[Any]) -> Any:
+        return values[0] if single else values
+
+    response = shaped([completion.response for completion in completions])
+    fields = {
+        "response": response,
+        "stdout": response,
+        "return_value": response,
+        "usage": _total_usage(completions),
+        "finish_reason": shaped([completion.finish_reason for completion in completions]),
+    }
+    if any(value is not None for _, value in parsed):
+        fields["parsed"] = shaped([value for _, value in parsed])
+    if any(completion.logprobs is not None for completion in completions):
+        fields["response_logprobs"] = shaped([c.response_logprobs for c in completions])
+    return fields
+
+
+def _total_usage(completions: Sequence[Completion]) -> dict[str, int]:
+    kinds = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {kind: sum(c.usage.get(kind, 0) for c in completions) for kind in kinds}

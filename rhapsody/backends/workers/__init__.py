@@ -1,0 +1,1 @@
+"""Worker processes: the program they run, their messages and connections, and the scheduler."""

@@ -1,0 +1,99 @@
+"""Capture of what functions print, even if they run concurrently."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+__all__ = ["captured", "restore_stdio", "route_stdio"]
+
+_streams: dict[str, Any] = {}
+"""The streams that `route_stdio` has set."""
+
+_files: ContextVar[dict[str, TextIO] | None] = ContextVar("files", default=None)
+
+
+class _Routed(io.TextIOBase):
+    """A standard stream that writes to the file of the running task, if its output is captured."""
+
+    def __init__(self, name: str, stream: Any) -> None:
+        self._name = name
+        self._stream = stream
+
+    def _target(self) -> Any:
+        files = _files.get()
+        return self._stream if files is None else files[self._name]
+
+    def write(self, text: str) -> int:
+        return int(self._target().write(text))
+
+    def flush(self) -> None:
+        self._target().flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._target().fileno())
+
+    def reconfigure(self, **options: Any) -> None:
+        self._target().reconfigure(**options)
+
+    def isatty(self) -> bool:
+        return False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(self._target().encoding)
+
+    @property
+    def buffer(self) -> Any:
+        return self._target().buffer
+
+
+def route_stdio() -> None:
+    """Make `sys.stdout` and `sys.stderr` respect `captured`, and flush them after each line."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(line_buffering=True)
+        _streams[name] = _Routed(name, stream)
+    restore_stdio()
+
+
+def restore_stdio() -> None:
+    """Set `sys.stdout` and `sys.stderr` again, which a task may have replaced."""
+    for name, stream in _streams.items():
+        setattr(sys, name, stream)
+
+
+class captured:  # noqa: N801 - used like a function, as in contextlib
+    """Context in which prints go to `<path>.stdout` and `<path>.stderr`; None captures nothing.
+
+    Not a generator function: an exception that accepts no attributes cannot pass through one.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if self._path is None:
+            return
+        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+        self._out = open(f"{self._path}.stdout", "w", encoding="utf-8")
+        try:
+            self._err = open(f"{self._path}.stderr", "w", encoding="utf-8")
+        except BaseException:
+            self._out.close()
+            raise
+        self._token = _files.set({"stdout": self._out, "stderr": self._err})
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            _files.reset(self._token)
+            self._out.close()
+            self._err.close()
