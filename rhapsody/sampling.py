@@ -1,4 +1,4 @@
-"""The sampling parameters that a prompt may carry to its engine."""
+"""The sampling parameters of a prompt, which are passed to its engine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SAMPLING_FIELDS = frozenset(
         "top_p",
     }
 )
-"""Under the names that vLLM and the OpenAI API give them; passed on as they are."""
+"""Names of vLLM and the OpenAI API; their values are passed on unchanged."""
 
 
 def is_model_class(response_format: Any) -> TypeGuard[Any]:
-    """Say whether a `response_format` is a pydantic model class; pydantic is not imported."""
+    """Return whether a `response_format` is a pydantic model class, without importing pydantic."""
     return isinstance(response_format, type) and hasattr(response_format, "model_json_schema")

@@ -1,4 +1,4 @@
-"""Streaming: a response's text, piece by piece, on its way to a callback or an iterator."""
+"""Streaming: the text of a response, piece by piece, for a callback or an iterator."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["OnText", "TextCallback", "called_here", "pieces_of"]
+__all__ = ["OnText", "TextCallback", "queued_callbacks", "stream_pieces"]
 
 logger = logging.getLogger(__name__)
 
 OnText = Callable[[str], Any]
-"""Called with each piece of a response; the pieces joined are the response."""
+"""Called with each piece of a response's text; joined, the pieces are the whole text."""
 
 
 class TextCallback:
-    """A task's `on_text`, called until it raises: that is logged, and the task goes on.
+    """A task's `on_text`, which is called until it raises; the task itself continues.
 
     Args:
         uid: The task's uid.
@@ -31,7 +31,7 @@ class TextCallback:
         self._on_text: OnText | None = on_text
 
     def __call__(self, text: str) -> None:
-        """Hand out a piece."""
+        """Call the callback with a piece of text; an exception is logged."""
         if self._on_text is None:
             return
         try:
@@ -41,42 +41,44 @@ class TextCallback:
             self._on_text = None
 
 
-async def pieces_of(answer: Callable[[OnText], Awaitable[Any]]) -> AsyncGenerator[str, None]:
-    """Yield what a coroutine hands to a callback, then raise what it raised.
+async def stream_pieces(run: Callable[[OnText], Awaitable[Any]]) -> AsyncGenerator[str, None]:
+    """Run a coroutine and yield the texts that it passes to a callback.
 
-    Leaving this early cancels the coroutine and waits for its end.
+    An exception of the coroutine is raised after the last piece. Closing the generator early
+    cancels the coroutine and waits for its end.
 
     Args:
-        answer: Called with the callback, which is for this loop only.
+        run: Called with the callback, which may be used only on this event loop.
     """
-    pieces: asyncio.Queue[str | None] = asyncio.Queue()  # no longer than the response
-    answering = asyncio.ensure_future(answer(pieces.put_nowait))
-    answering.add_done_callback(lambda _: pieces.put_nowait(None))
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()  # bounded by the response
+    running = asyncio.ensure_future(run(pieces.put_nowait))
+    running.add_done_callback(lambda _: pieces.put_nowait(None))
     try:
         while (piece := await pieces.get()) is not None:
             yield piece
-        await answering
+        await running
     finally:
-        answering.cancel()
-        await asyncio.wait([answering])
-        if not answering.cancelled():
-            answering.exception()  # of no use to those who have left
+        running.cancel()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # retrieved, so that asyncio does not log it
 
 
 @contextmanager
-def called_here(
+def queued_callbacks(
     tasks: Sequence[MutableMapping[str, Any]],
 ) -> Iterator[SimpleQueue[Callable[[], None] | None]]:
-    """Have the callbacks of tasks called by a thread that blocks, and not on the service loop.
+    """Queue calls of the tasks' `on_text` for a blocked thread, which then makes the calls.
 
     Args:
-        tasks: Tasks, of which some may have an `on_text`.
+        tasks: The tasks; not all need an `on_text`.
 
     Yields:
-        The calls to make.
+        The queue of calls.
     """
     calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-    given = [(task, task["on_text"]) for task in tasks if callable(task.get("on_text"))]
+    mappings = [task for task in tasks if isinstance(task, MutableMapping)]  # others are refused
+    given = [(task, task["on_text"]) for task in mappings if callable(task.get("on_text"))]
     for task, on_text in given:
         call = TextCallback(task.get("uid", "task"), on_text)
         task["on_text"] = partial(_put_call, calls, call)

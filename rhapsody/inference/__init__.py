@@ -1,1 +1,1 @@
-"""From a prompt to a response: batcher, pool, replicas, gateway. It knows nothing of tasks."""
+"""From a prompt to a response: batcher, pool, replicas, gateway. It does not import tasks."""

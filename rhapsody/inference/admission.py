@@ -1,20 +1,20 @@
-"""The bound on prompts that are queued or in flight."""
+"""Admission control: the bound on prompts that are queued or in flight."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 
-from rhapsody.api.errors import OverloadedError
+from rhapsody.errors import OverloadedError
 
 __all__ = ["Admission"]
 
 
 class Admission:
-    """Counts prompts in and out; first come, first served.
+    """Limits the number of pending prompts. Waiting prompts are admitted in order.
 
     Args:
-        limit: Most prompts inside at a time.
+        limit: Maximum number of prompts pending at a time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -24,31 +24,31 @@ class Admission:
         self._empty: list[asyncio.Future[None]] = []
 
     def try_enter(self, prompts: int = 1) -> None:
-        """Let prompts in, or refuse them all.
+        """Admit several prompts: all of them or none.
 
         Raises:
-            OverloadedError: There is no room, or others wait for it.
+            OverloadedError: The limit is reached, or other prompts are waiting.
         """
         if self._waiting or self.pending + prompts > self.limit:
             raise OverloadedError(self.pending + len(self._waiting), self.limit)
         self.pending += prompts
 
     async def enter(self) -> None:
-        """Let one prompt in as soon as there is room."""
+        """Admit one prompt; wait while the limit is reached."""
         if not self._waiting and self.pending < self.limit:
             self.pending += 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever leaves hands its place over, so the count stays as it is
+            await turn  # `leave` has counted this prompt already
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()
             raise
 
     def leave(self, prompts: int = 1) -> None:
-        """Let prompts out; their places go to those who wait."""
+        """Count prompts as finished, and admit waiting ones in their place."""
         self.pending -= prompts
         while self._waiting and self.pending < self.limit:
             turn = self._waiting.popleft()
@@ -61,8 +61,8 @@ class Admission:
                     waiting.set_result(None)
             self._empty.clear()
 
-    async def until_empty(self) -> None:
-        """Wait until nobody is inside."""
+    async def wait_empty(self) -> None:
+        """Wait until no prompt is pending."""
         if self.pending:
             waiting = asyncio.get_running_loop().create_future()
             self._empty.append(waiting)

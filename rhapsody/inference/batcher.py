@@ -1,14 +1,15 @@
-"""The batcher: single prompts in, batches out, with no wait that helps nobody.
+"""The batcher: groups prompts into batches without delaying prompts that could start.
 
 vLLM batches continuously by itself, so a fixed window in front of it only adds latency. While the
-replicas have room, what has arrived leaves at the end of the current pass of the loop. While they
-are busy to their limit, prompts gather, and leave when there is room, when `max_batch_size` of
-them wait, or when the oldest has waited `max_wait` seconds.
+replicas have room, waiting prompts are sent at the end of the current pass of the loop. While all
+replicas are busy, prompts queue, and are sent when there is room, when `max_batch_size` prompts
+wait, or when the oldest has waited `max_wait` seconds. Which of them are sent follows their order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,33 +18,38 @@ __all__ = ["Batcher", "Clock"]
 
 T = TypeVar("T", bound=Hashable)
 
+SMALL_QUEUE = 1024
+ITEMS_PER_PASS = 1024
+"""Items sent in one pass of the loop, unless a single batch is larger."""
+
 
 class Clock(Protocol):
-    """What the batcher needs of a loop's clock; an asyncio loop is one."""
+    """The clock and timers that the batcher needs; an asyncio loop has them."""
 
     def time(self) -> float:
-        """Return monotonic seconds."""
+        """Return the time in seconds; it never goes back."""
 
     def call_later(self, delay: float, callback: Callable[[], Any]) -> Any:
-        """Call back after `delay` seconds; the handle returned has `cancel()`."""
+        """Call `callback` after `delay` seconds. The handle returned has `cancel()`."""
 
     def call_soon(self, callback: Callable[[], Any]) -> Any:
-        """Call back at the end of the current pass."""
+        """Call `callback` in the next pass."""
 
 
 class Batcher(Generic[T]):
-    """Gathers items and dispatches them in batches; it knows nothing of what they are.
+    """Queues items of any type and dispatches them in batches.
 
     Args:
-        dispatch: Sends one batch; what it returns ends when all of the batch has ended, and the
-            next batch does not wait for that. The call itself takes the capacity that the batch
-            needs: `capacity` is asked again right after it.
-        capacity: How many items could start at once now: 0 where all are busy to their limit,
-            None where nothing is ready, and then nothing leaves.
-        max_batch_size: Most items in a batch.
-        max_wait: Longest time an item waits while something is ready, in seconds.
-        on_batch: Told of each batch that leaves: how long each of its items waited, in seconds.
-        clock: The running loop where None.
+        dispatch: Sends one batch. The coroutine that it returns ends when the whole batch has
+            ended; the next batch does not wait for that. The call itself must reserve the capacity
+            that the batch needs, since `capacity` is called again right after it.
+        capacity: Returns how many items could start now: 0 if all replicas are busy, None if no
+            replica is ready. Nothing is sent while it returns None.
+        max_batch_size: Maximum number of items in a batch.
+        max_wait: Longest time an item waits while a replica is ready, in seconds.
+        order: The place of an item: items with lower numbers are sent first; None: as they arrive.
+        on_batch: Called for each batch with its items, and the seconds that each has waited.
+        clock: The clock and timers; None: those of the running loop.
     """
 
     def __init__(
@@ -53,7 +59,8 @@ class Batcher(Generic[T]):
         *,
         max_batch_size: int,
         max_wait: float,
-        on_batch: Callable[[list[float]], None] | None = None,
+        order: Callable[[T], float] | None = None,
+        on_batch: Callable[[list[T], list[float]], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._dispatch = dispatch
@@ -62,7 +69,12 @@ class Batcher(Generic[T]):
         self._max_wait = max_wait
         self._on_batch = on_batch
         self._clock: Clock = clock or asyncio.get_running_loop()
+        self._order = order
         self._waiting: OrderedDict[T, float] = OrderedDict()
+        """When each item arrived, the oldest first."""
+        self._queue: list[tuple[float, int, T]] = []
+        """A heap by order and arrival. It may hold items that do not wait any more."""
+        self._last = self._first = 0
         self._sending: set[asyncio.Task[None]] = set()
         self._flush_due = False
         self._timer: Any = None
@@ -73,44 +85,62 @@ class Batcher(Generic[T]):
     def put(self, item: T) -> None:
         """Add an item at the end."""
         self._waiting[item] = self._clock.time()
+        self._last += 1
+        self._push(item, self._last)
         self.wake()
 
+    def _push(self, item: T, arrival: int) -> None:
+        heapq.heappush(self._queue, (self._order(item) if self._order else 0, arrival, item))
+
     def put_back(self, items: Iterable[T]) -> None:
-        """Add items at the front, in their order: they were sent and came back."""
-        # As old as the oldest here: the first one in the queue tells how long it has waited.
+        """Add items before those of the same order, to be sent again."""
+        # `_oldest_wait` looks at the first item only, so these count as waiting since then.
         since = next(iter(self._waiting.values()), self._clock.time())
         for item in reversed(list(items)):
             self._waiting[item] = since
             self._waiting.move_to_end(item, last=False)
+            self._first -= 1
+            self._push(item, self._first)
         self.wake()
 
     def remove(self, item: T) -> bool:
-        """Take an item out. Returns False where it does not wait here."""
-        return self._waiting.pop(item, None) is not None
+        """Remove an item. Returns False if it is not waiting."""
+        if self._waiting.pop(item, None) is None:
+            return False
+        if len(self._queue) > 2 * len(self._waiting) + SMALL_QUEUE:
+            self._queue = [entry for entry in self._queue if entry[2] in self._waiting]
+            heapq.heapify(self._queue)
+        return True
 
     def clear(self) -> list[T]:
-        """Take everything out that waits, and return it."""
+        """Remove all waiting items and return them."""
         items = list(self._waiting)
         self._waiting.clear()
+        self._queue.clear()
         return items
 
     def wake(self) -> None:
-        """Look again at the end of this pass: an item came, or there is room."""
+        """Check at the end of this pass whether items can be sent."""
         if self._waiting and not self._flush_due:
             self._flush_due = True
             self._clock.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
+        sent = 0
         while self._waiting:
             size = self._next_size()
             if not size:
                 break
+            if sent and sent + size > ITEMS_PER_PASS:
+                self.wake()
+                break
             self._send(size)
+            sent += size
         self._set_timer()
 
     def _next_size(self) -> int:
-        """How many may leave now."""
+        """Return how many items may be sent now."""
         capacity = self._capacity()
         if capacity is None:
             return 0
@@ -126,10 +156,16 @@ class Batcher(Generic[T]):
 
     def _send(self, size: int) -> None:
         now = self._clock.time()
-        taken = [self._waiting.popitem(last=False) for _ in range(size)]
+        batch: list[T] = []
+        waits: list[float] = []
+        while len(batch) < size:
+            item = heapq.heappop(self._queue)[2]
+            since = self._waiting.pop(item, None)
+            if since is not None:
+                batch.append(item)
+                waits.append(now - since)
         if self._on_batch is not None:
-            self._on_batch([now - since for _, since in taken])
-        batch = [item for item, _ in taken]
+            self._on_batch(batch, waits)
         sending = asyncio.get_running_loop().create_task(self._dispatch(batch))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
@@ -143,7 +179,7 @@ class Batcher(Generic[T]):
             self._timer = self._clock.call_later(rest, self.wake)
 
     async def close(self) -> None:
-        """Stop sending: batches on their way are cancelled and awaited."""
+        """Stop sending. Batches in flight are cancelled and awaited."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

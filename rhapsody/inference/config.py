@@ -1,101 +1,120 @@
-"""What an inference service is to be: checked before any process starts."""
+"""The configuration of an inference service, checked before any process starts."""
 
 from __future__ import annotations
 
-import difflib
-import errno
 import os
+import re
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, Field, InstanceOf
 
-from rhapsody.api.errors import ConfigurationError, MissingExtraError, ResourceError
+from rhapsody.allocation import allocation, is_under_dragon
+from rhapsody.errors import ConfigurationError, MissingExtraError
+from rhapsody.gpus import this_machine
 from rhapsody.inference import engines
-from rhapsody.inference.engines import Engine
-from rhapsody.inference.launchers.dragon import allocation, require_runtime
-from rhapsody.inference.launchers.local import this_host
-from rhapsody.inference.placement import Claims, Place
+from rhapsody.inference.clients import ApiKey, check_key, parse_keys
+from rhapsody.inference.config_file import embedded_options, read_config_file
+from rhapsody.inference.engines import ServerCommand
+from rhapsody.inference.ports import check_port
+from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.vllm.options import options_from
 from rhapsody.inference.vllm.versions import arguments_known, server_root
+from rhapsody.validation import Count, Fault, NonEmptyStr, StrictModel, ZeroOrMore
 
-__all__ = [
-    "CLAIMS",
-    "EMBEDDED_KEYS",
-    "InferenceConfig",
-    "check_port",
-    "port_error",
-    "read_config_file",
-]
+__all__ = ["InferenceConfig"]
 
-EMBEDDED_KEYS: dict[str, tuple[type, float | None]] = {
-    "max-model-len": (int, 2),
-    "max-num-seqs": (int, 1),
-    "seed": (int, None),
-    "token-delay-ms": (float, 0),
-}
-"""Keys of a configuration file that the embedded model takes: their kind, and their least value."""
-
-CLAIMS = Claims()
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+"""An origin as browsers send it: a scheme, a host and maybe a port, without a path."""
 
 
-@dataclass(frozen=True)
-class InferenceConfig:
-    """The parameters of `DragonVllmInferenceBackend`, which says what each means."""
+def _check_api_key(key: str | None) -> str | None:
+    return None if key is None else check_key(key)
 
-    model_name: str
-    config_file: str | os.PathLike[str] | None = None
-    engine: str = "vllm"
-    launcher: str | None = None
-    num_nodes: int = 1
-    num_gpus: int = 1
-    tp_size: int = 1
-    offset: int = 0
-    host: str | None = None
-    port: int = 8000
-    use_service: bool = True
-    api_key: str | None = field(default=None, repr=False)
-    max_batch_size: int = 1024
-    max_batch_wait_ms: float = 500
-    max_pending: int = 65536
-    max_retries: int = 2
-    max_restarts: int = 5
-    startup_timeout: float = 600.0
-    health_interval: float = 2.0
-    hang_timeout: float = 60.0
 
-    def __post_init__(self) -> None:
-        if not self.model_name or not isinstance(self.model_name, str):
-            raise ConfigurationError(
-                f"model_name must be the name or path of a model, not {self.model_name!r}"
-            )
-        for name, (kind, least) in _LEAST.items():
-            _check_number(name, getattr(self, name), kind, least)
-        if self.port > 65535:
-            raise ConfigurationError(f"port must be at most 65535, not {self.port}")
-        if self.engine not in ("vllm", "embedded"):
-            raise ConfigurationError(f"engine must be 'vllm' or 'embedded', not {self.engine!r}")
-        if self.launcher not in (None, "dragon", "local"):
-            raise ConfigurationError(f"launcher must be 'dragon' or 'local', not {self.launcher!r}")
-        if not isinstance(self.config_file, (str, os.PathLike, type(None))):
-            raise ConfigurationError(f"config_file must be a path, not {self.config_file!r}")
-        if not isinstance(self.host, (str, type(None))):
-            raise ConfigurationError(f"host must be a name or an address, not {self.host!r}")
-        if not isinstance(self.use_service, bool):
-            raise ConfigurationError(f"use_service must be True or False, not {self.use_service!r}")
-        key = self.api_key
-        if key is not None and not (
-            isinstance(key, str) and key.isprintable() and key.split() == [key]
-        ):
-            raise ConfigurationError("api_key must be text without spaces and line breaks")
+def _check_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return tuple(origins)
+
+
+class InferenceConfig(StrictModel):
+    """The parameters of `DragonVllmInferenceBackend`, documented there."""
+
+    model_name: Annotated[NonEmptyStr, Field(description="the name or path of a model")]
+    config_file: Annotated[
+        InstanceOf[str] | InstanceOf[os.PathLike[str]] | None, Field(description="a path")
+    ] = None
+    sections: Annotated[
+        dict[str, Any] | None,
+        Field(repr=False, description="sections of a configuration file of Dragon's service"),
+    ] = None
+    """What a `ModelConfig` holds, in place of a `config_file`."""
+    engine: Annotated[
+        str, Field(pattern="^(vllm|embedded)$", description="'vllm' or 'embedded'")
+    ] = "vllm"
+    launcher: Annotated[
+        str | None, Field(pattern="^(dragon|local)$", description="'dragon' or 'local'")
+    ] = None
+    num_nodes: Count = 1
+    num_gpus: ZeroOrMore = 1
+    tp_size: Count = 1
+    offset: ZeroOrMore = 0
+    host: Annotated[str | None, Field(description="a host name or an address")] = None
+    port: Annotated[int, Field(ge=0, le=65535, description="a whole number from 0 to 65535")] = 8000
+    use_service: Annotated[bool, Field(description="a boolean")] = True
+    api_key: Annotated[
+        str | None,
+        AfterValidator(_check_api_key),
+        Field(
+            repr=False,
+            description="non-empty text without spaces and line breaks, also if it is set as "
+            "RHAPSODY_API_KEY; remove both to require no key",
+        ),
+    ] = None
+    api_keys: Annotated[
+        dict[str, str | dict[str, Any] | InstanceOf[ApiKey]],
+        Field(description="a dict of keys by name"),
+    ] = Field(default_factory=dict, repr=False)
+    cors_origins: Annotated[
+        list[str] | tuple[str, ...],
+        AfterValidator(_check_origins),
+        Field(description="a list of origins such as 'https://app.example', or ['*'] for all"),
+    ] = ()
+    max_batch_size: Count = 1024
+    max_batch_wait_ms: Annotated[float, Field(ge=0, description="a number of at least 0")] = 500
+    max_pending: Count = 65536
+    max_retries: ZeroOrMore = 2
+    max_restarts: ZeroOrMore = 5
+    restart_window: Annotated[float, Field(ge=0, description="a number of at least 0")] = 60.0
+    spares: ZeroOrMore = 0
+    prefix_routing: Annotated[bool, Field(description="a boolean")] = True
+    startup_timeout: Annotated[float, Field(ge=0.1, description="a number of at least 0.1")] = 600.0
+    health_interval: Annotated[float, Field(ge=0.05, description="a number of at least 0.05")] = 2.0
+    hang_timeout: Annotated[float, Field(ge=0.1, description="a number of at least 0.1")] = 60.0
+
+    @classmethod
+    def refuse(cls, fault: Fault) -> Exception:
+        """Return a ConfigurationError."""
+        return ConfigurationError(fault.message)
+
+    def keys(self) -> dict[str, ApiKey]:
+        """Return the keys by the names of their clients; `api_key` is the one of "default".
+
+        Raises:
+            ConfigurationError: A key is invalid, or two clients have the same one.
+        """
+        return parse_keys(self.api_keys, self.api_key)
 
     def bind_address(self) -> str | None:
-        """Say where the gateway listens: `host`, or this machine's name; None is everywhere.
+        """Return the address that the gateway listens on.
 
-        Everywhere is for machines whose own name cannot be looked up, which may take seconds.
+        This may block for seconds while the host name is resolved.
+
+        Returns:
+            `host` if it is set, else this machine's name; None (all addresses) if that name cannot
+            be resolved.
         """
         if self.host is not None:
             return self.host
@@ -105,61 +124,69 @@ class InferenceConfig:
             return None
         return socket.gethostname()
 
-    def check(self) -> Engine:
-        """Refuse what cannot be, in one sentence; look at files and ports.
+    def check(self) -> ServerCommand:
+        """Check the parameters against each other, the configuration file, and the port.
 
         Returns:
-            How to start a server, with the options of the configuration file.
+            The command of a server, with the options of the configuration file.
 
         Raises:
-            ConfigurationError: A combination is impossible, or the file is wrong.
-            MissingExtraError: vLLM or Dragon is asked for and not installed.
-            ResourceError: The port is taken.
+            ConfigurationError: The parameters exclude each other, or the file is invalid.
+            MissingExtraError: vLLM is not installed.
+            ResourceError: The port is in use.
         """
-        if self.launcher != "local":
-            require_runtime()
+        if self.launcher != "local" and not is_under_dragon():
+            raise ConfigurationError(
+                "launcher='dragon' places servers on the nodes of a Dragon allocation, and the "
+                "dragon command did not start this program; pass launcher='local' to start the "
+                "servers on this machine, or, on an allocation, start it with: dragon my_script.py"
+            )
         if self.num_gpus and self.tp_size > self.num_gpus:
             raise ConfigurationError(
-                f"tp_size={self.tp_size} needs as many GPUs on a node, and num_gpus="
-                f"{self.num_gpus}; raise num_gpus or lower tp_size"
+                f"tp_size={self.tp_size} must not exceed num_gpus={self.num_gpus}, the GPUs per "
+                "node; raise num_gpus or lower tp_size"
             )
         if not self.num_gpus and self.tp_size != 1:
             raise ConfigurationError(
-                f"num_gpus=0 runs on the CPU, where tp_size must be 1, not {self.tp_size}"
+                f"with num_gpus=0 (on the CPU) tp_size must be 1, not {self.tp_size}"
             )
         if self.launcher == "local" and self.offset + self.num_nodes > 1:
             raise ConfigurationError(
-                f"launcher='local' has this one node, and num_nodes={self.num_nodes} from "
-                f"offset={self.offset} asks for more; use num_nodes=1 and offset=0"
+                "launcher='local' serves on this machine only; use num_nodes=1 and offset=0, not "
+                f"num_nodes={self.num_nodes} and offset={self.offset}"
             )
-        engine = self._engine()
+        self.keys()
+        command = self._command()
         if self.use_service and self.port:
             check_port(self.bind_address(), self.port)
-        return engine
+        return command
 
-    def _engine(self) -> Engine:
+    def _command(self) -> ServerCommand:
         path = self.config_file
-        where = f"config_file {os.fspath(path)!r}" if path is not None else ""
-        loaded = read_config_file(path)
+        where = f"config_file {os.fspath(path)!r}" if path is not None else "ModelConfig"
+        loaded = self.sections or read_config_file(path)
         if self.engine == "embedded":
-            return engines.embedded(self.model_name, _embedded_options(where, loaded))
+            if self.sections:
+                llm = self.sections.get("llm", {})
+                loaded = {key: llm[key] for key in ("max_model_len",) if key in llm}
+            return engines.embedded(self.model_name, embedded_options(where, loaded))
         root = server_root()
         if root is None:
             raise MissingExtraError("engine='vllm'", "vllm", "vllm-dragon")
         known = arguments_known(root)
-        options = options_from(where, loaded, self, known.names)
-        return engines.vllm(self.model_name, self.tp_size, options, known)
+        options = options_from(where, loaded, vars(self), known.names)
+        return engines.vllm(self.model_name, self.tp_size, options, known, on_cpu=not self.num_gpus)
 
     def places(self) -> list[Place]:
-        """Give each replica its node and GPUs; `CLAIMS.release` gives them back.
+        """Return the node and GPUs of each replica, until `CLAIMS.release` frees the GPUs.
 
         Raises:
-            ResourceError: There are not as many nodes or GPUs as asked for.
+            ResourceError: There are too few nodes or GPUs.
         """
-        hosts = [this_host()] if self.launcher == "local" else allocation()
-        embedded = self.engine == "embedded"  # looks for no GPU
+        nodes = [this_machine()] if self.launcher == "local" else allocation()
+        embedded = self.engine == "embedded"  # it needs no GPU
         places = CLAIMS.place(
-            hosts,
+            nodes,
             num_nodes=self.num_nodes,
             num_gpus=0 if embedded else self.num_gpus,
             tp_size=self.tp_size,
@@ -168,116 +195,15 @@ class InferenceConfig:
         each = max(1, self.num_gpus // self.tp_size) if embedded else 1
         return [place for place in places for _ in range(each)]
 
+    def spare_places(self, places: Sequence[Place]) -> list[Place]:
+        """Return the node and GPUs of each spare replica, on the nodes of the others.
 
-_LEAST: dict[str, tuple[type, float]] = {
-    "num_nodes": (int, 1),
-    "num_gpus": (int, 0),
-    "tp_size": (int, 1),
-    "offset": (int, 0),
-    "port": (int, 0),
-    "max_batch_size": (int, 1),
-    "max_batch_wait_ms": (float, 0),
-    "max_pending": (int, 1),
-    "max_retries": (int, 0),
-    "max_restarts": (int, 0),
-    "startup_timeout": (float, 0.1),
-    "health_interval": (float, 0.05),
-    "hang_timeout": (float, 0.1),
-}
+        Args:
+            places: The places of the other replicas.
 
-
-def _check_number(name: str, value: Any, kind: type, least: float | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        wanted = "a whole number" if kind is int else "a number"
-        raise ConfigurationError(f"{name} must be {wanted}, not {value!r}")
-    if least is not None and not value >= least:
-        raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
-
-
-def read_config_file(path: str | os.PathLike[str] | None) -> Mapping[Any, Any]:
-    """Read a YAML file of keys and values.
-
-    Args:
-        path: The file; None has none.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or is no mapping.
-    """
-    if path is None:
-        return {}
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"config_file {os.fspath(path)!r} cannot be read: {error.strerror}"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        # Its own words show a piece of the file, where there may be a secret.
-        mark = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        problem = f"{error.problem or error.context}{mark}"
-        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"config_file {os.fspath(path)!r} is no YAML: {reason}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, Mapping):
-        raise ConfigurationError(
-            f"config_file {os.fspath(path)!r} must hold 'key: value' lines, "
-            f"not a {type(loaded).__name__}"
-        )
-    return loaded
-
-
-def _embedded_options(where: str, loaded: Mapping[Any, Any]) -> dict[str, Any]:
-    options = {str(key).replace("_", "-"): value for key, value in loaded.items()}
-    for key, value in options.items():
-        if key not in EMBEDDED_KEYS:
-            near = difflib.get_close_matches(key, EMBEDDED_KEYS, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ConfigurationError(
-                f"{where}: unknown key '{key}'; {hint}"
-                f"the embedded engine knows {', '.join(sorted(EMBEDDED_KEYS))}"
-            )
-        _check_number(f"{where}: {key}", value, *EMBEDDED_KEYS[key])
-    return options
-
-
-def check_port(address: str | None, port: int) -> None:
-    """Refuse a port that is taken.
-
-    Args:
-        address: A name or an address of this machine; None is every one.
-        port: The port.
-
-    Raises:
-        ResourceError: Something listens there, or the address is not this machine's.
-    """
-    absent: OSError | None = None
-    free = False
-    try:
-        for family, kind, proto, _, target in socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            try:
-                with socket.socket(family, kind, proto) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(target)
-                free = True
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-                absent = error  # a machine without IPv6 may still know an address of that kind
-        if absent is not None and not free:
-            raise absent
-    except OSError as error:
-        raise port_error(address, port, error) from error
-
-
-def port_error(address: str | None, port: int, error: OSError) -> ResourceError:
-    """Say that a server cannot listen at an address, and what to do."""
-    where = f"{address or 'any address'}, port {port}"
-    advice = "choose another port=, or 0 for any free"
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        advice = "choose a host= that is this machine's, such as '127.0.0.1'"
-    return ResourceError(None, "port", f"{where}: {error.strerror or error}; {advice}")
+        Raises:
+            ResourceError: The nodes have too few free GPUs.
+        """
+        nodes = list(dict.fromkeys(place.node for place in places))
+        gpus = self.tp_size if places[0].gpus else 0
+        return CLAIMS.place_more(nodes, self.spares, gpus)

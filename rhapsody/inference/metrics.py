@@ -1,10 +1,11 @@
-"""What a service measures of itself, in Prometheus' terms, with the replicas' own beside it."""
+"""Prometheus metrics of an inference service, with those of its replicas."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -18,8 +19,18 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
+class ClientUsage(Protocol):
+    """The usage of one HTTP client."""
+
+    name: str
+    prompts: int
+    refused: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Metrics:
-    """Counters and histograms of one service, in a registry of their own."""
+    """Counters and histograms of one service, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,6 +47,7 @@ class Metrics:
         self._queue_seconds = Histogram(
             "rhapsody_queue_seconds",
             "Time of a prompt in the batcher",
+            ["priority"],
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
@@ -48,6 +60,7 @@ class Metrics:
         self._prompt_seconds = Histogram(
             "rhapsody_prompt_seconds",
             "Time of a prompt from arrival to outcome",
+            ["priority"],
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
@@ -57,37 +70,88 @@ class Metrics:
         self._replicas = Gauge(
             "rhapsody_replicas", "Replicas by state", ["state"], registry=self.registry
         )
+        self._client_prompts = Gauge(
+            "rhapsody_client_prompts",
+            "Prompts by HTTP client, and those that its rate refused",
+            ["client", "outcome"],
+            registry=self.registry,
+        )
+        self._client_tokens = Gauge(
+            "rhapsody_client_tokens",
+            "Tokens by HTTP client",
+            ["client", "kind"],
+            registry=self.registry,
+        )
+        self._routed = Gauge(
+            "rhapsody_prefix_routed_prompts",
+            "Prompts with a long beginning, by whether a replica was chosen that has it",
+            ["cached"],
+            registry=self.registry,
+        )
         self.batches = 0
         self.batched = 0
 
-    def batch(self, waits: list[float]) -> None:
-        """Record a batch: how long each of its prompts waited, in seconds."""
+    def record_batch(self, priorities: Sequence[int], waits: Sequence[float]) -> None:
+        """Record a batch.
+
+        Args:
+            priorities: The priority of each prompt of the batch.
+            waits: Seconds that each prompt of the batch has waited.
+        """
         self.batches += 1
         self.batched += len(waits)
         self._batch_size.observe(len(waits))
-        for wait in waits:
-            self._queue_seconds.observe(wait)
+        for priority, wait in zip(priorities, waits, strict=True):
+            self._queue_seconds.labels(_kind_of(priority)).observe(wait)
 
-    def first_piece(self, seconds: float) -> None:
-        """Record the time to a stream's first text."""
+    def record_first_piece(self, seconds: float) -> None:
+        """Record the time until the first text of a stream."""
         self._first_seconds.observe(seconds)
 
-    def outcome(self, outcome: str, seconds: float, usage: Mapping[str, int] | None = None) -> None:
-        """Record the end of a prompt: "done", "error" or "cancelled"."""
+    def record_outcome(
+        self,
+        outcome: str,
+        seconds: float,
+        usage: Mapping[str, int] | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Record the outcome of a prompt.
+
+        Args:
+            outcome: "done", "error" or "cancelled".
+            seconds: Time since the prompt was submitted.
+            usage: Its tokens, if it was completed.
+            priority: Its priority.
+        """
         self._prompts.labels(outcome).inc()
-        self._prompt_seconds.observe(seconds)
+        self._prompt_seconds.labels(_kind_of(priority)).observe(seconds)
         if usage:
             self._tokens.labels("prompt").inc(usage.get("prompt_tokens", 0))
             self._tokens.labels("completion").inc(usage.get("completion_tokens", 0))
 
+    def set_clients(self, clients: Iterable[ClientUsage]) -> None:
+        """Set the usage of each HTTP client."""
+        self._client_prompts.clear()
+        self._client_tokens.clear()
+        for client in clients:
+            self._client_prompts.labels(client.name, "accepted").set(client.prompts)
+            self._client_prompts.labels(client.name, "refused").set(client.refused)
+            self._client_tokens.labels(client.name, "prompt").set(client.prompt_tokens)
+            self._client_tokens.labels(client.name, "completion").set(client.completion_tokens)
+
+    def set_routed(self, hits: int, misses: int) -> None:
+        """Set how many prompts with a long beginning were routed to it, and how many were not."""
+        self._routed.labels("yes").set(hits)
+        self._routed.labels("no").set(misses)
+
     def expose(self, pending: int, states: Iterable[str], replicas: Mapping[int, str]) -> bytes:
-        """Return everything in Prometheus' text format.
+        """Return all metrics in Prometheus' text format.
 
         Args:
-            pending: Prompts queued or in flight now.
+            pending: Prompts queued or in flight.
             states: The state of each replica.
-            replicas: Each replica's own metrics, as text, by its number; a label `replica` is
-                added to them.
+            replicas: The metrics of each replica as text, by its index. They are exposed with a
+                label `replica`.
         """
         self._pending.set(pending)
         self._replicas.clear()
@@ -98,8 +162,13 @@ class Metrics:
         return generate_latest(self.registry) + generate_latest(others)
 
 
+def _kind_of(priority: int) -> str:
+    """Return the label of a priority. Each value of its own would make too many series."""
+    return "urgent" if priority > 0 else "low" if priority < 0 else "normal"
+
+
 class _Merged:
-    """The families of several expositions, told apart by a label."""
+    """The metric families of all replicas, with a label `replica`."""
 
     def __init__(self, texts: Mapping[int, str]) -> None:
         self._texts = texts
@@ -110,7 +179,7 @@ class _Merged:
             try:
                 found = list(text_string_to_metric_families(text))
             except ValueError as error:
-                logger.warning("the metrics of model server %d cannot be read: %s", index, error)
+                logger.warning("the metrics of model server %d cannot be parsed: %s", index, error)
                 continue
             for family in found:
                 merged = families.setdefault(

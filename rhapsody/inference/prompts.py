@@ -1,42 +1,56 @@
-"""One prompt on its way to a model and its response on the way back."""
+"""A prompt as a request to a model server, and its completion."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from rhapsody.api.errors import PromptError
+from rhapsody.errors import PromptError
+from rhapsody.inference.kinds import CHAT, ChatTurn, PoolingInput
+from rhapsody.inference.prefix_keys import LONGEST_PREFIX, Keys, prefix_keys
 
-__all__ = ["Completion", "PromptRequest", "as_messages"]
+__all__ = ["Completion", "Prompt", "PromptRequest", "as_messages", "order_of"]
+
+AGEING_SECONDS = 60.0
+"""A step of priority counts as much as a wait of this time, so that no prompt waits forever."""
 
 Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | PoolingInput | ChatTurn
+"""A text or chat messages to respond to, an input of another kind, or a chat with tools."""
 
 _ids = count(1)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model made of one prompt.
+    """The result of one prompt.
 
     Attributes:
-        texts: One text per response asked for (`n`).
-        finish_reasons: Why each ended: "stop" or "length".
+        texts: The text of each response (`n`).
+        finish_reasons: Why each response ended: "stop" or "length".
         usage: `prompt_tokens`, `completion_tokens` and `total_tokens`.
-        logprobs: Per response, one entry per token; None where they were not asked for.
+        logprobs: One entry per token for each response; None if they were not requested.
+        data: The numbers of a `PoolingInput`, float32 in little-endian order. It has no texts.
+        labels: The labels of these numbers, for "classify".
+        message: The message of the model, if it was a chat with tools.
     """
 
     texts: list[str]
     finish_reasons: list[str]
     usage: dict[str, int]
     logprobs: list[list[dict[str, Any]]] | None = None
+    data: bytes = b""
+    labels: Sequence[str] = ()
+    message: Mapping[str, Any] | None = None
 
     @property
     def response(self) -> str | list[str]:
-        """The text, or the list of texts where more than one was asked for."""
+        """The text, or the list of texts if there are several."""
         return self.texts[0] if len(self.texts) == 1 else self.texts
 
     @property
@@ -53,16 +67,23 @@ class Completion:
         return self.logprobs[0] if len(self.logprobs) == 1 else self.logprobs
 
 
-def as_messages(prompt: str | Sequence[Message], system_prompt: str | None) -> dict[str, Any]:
-    """Put a prompt the way the batch route takes it.
+def as_messages(prompt: Prompt, system_prompt: str | None) -> dict[str, Any]:
+    """Return a prompt in the form that the batch route takes.
 
     Args:
-        prompt: A text, which the server makes one user message of, or chat messages.
-        system_prompt: Goes first, as a message of its own.
+        prompt: A text, which the server turns into one user message, chat messages, or an input of
+            another kind.
+        system_prompt: The first message, if given.
 
     Returns:
-        `prompt` and `messages`, one of them None.
+        `prompt` and `messages`, one of them None; for an input, also its `kind` and `document`.
     """
+    if isinstance(prompt, PoolingInput):
+        fields = {"prompt": prompt.text, "messages": None, "kind": prompt.kind}
+        return {**fields, "document": prompt.document}
+    if isinstance(prompt, ChatTurn):
+        chat = {"prompt": None, "messages": list(prompt.messages), "kind": CHAT}
+        return {**chat, "options": dict(prompt.options)}
     if isinstance(prompt, str):
         if system_prompt is None:
             return {"prompt": prompt, "messages": None}
@@ -74,103 +95,153 @@ def as_messages(prompt: str | Sequence[Message], system_prompt: str | None) -> d
     return {"prompt": None, "messages": messages}
 
 
-class PromptRequest:
-    """One prompt from its arrival to its one outcome: a completion, an error, or cancelled.
+def order_of(priority: int, arrival: float | None = None) -> int:
+    """Return the place of a prompt: those with lower numbers are handled first.
+
+    It is the time of arrival in milliseconds, earlier by a minute for each step of priority.
 
     Args:
-        prompt: A text or chat messages.
-        system_prompt: Goes before it.
+        priority: Its priority; higher is first.
+        arrival: When it arrived, by `time.monotonic`; None: now.
+    """
+    since = time.monotonic() if arrival is None else arrival
+    return int((since - priority * AGEING_SECONDS) * 1000)
+
+
+class PromptRequest:
+    """One prompt with its outcome: a completion, an error, or cancelled.
+
+    Args:
+        prompt: A text, chat messages, or an input of another kind.
+        system_prompt: The system message before it.
         sampling: The engine's sampling parameters.
-        on_text: Called with pieces of the text as they come. It may not block: the connection is
-            the whole batch's.
-        on_sent: Called with the server that gets the prompt, each time.
+        on_text: Called with each piece of the text as it arrives. It must not block, since all
+            prompts of a batch share one connection.
+        on_sent: Called with the replica each time the prompt is sent to one.
+        priority: Prompts of higher priority are handled first.
+        order: Its place among others; None: by its priority and arrival.
     """
 
-    __slots__ = ("_future", "_on_sent", "_on_text", "attempts", "body", "first_at", "id", "replica")
+    __slots__ = (
+        "_future",
+        "_on_sent",
+        "_on_text",
+        "attempts",
+        "body",
+        "first_text_at",
+        "id",
+        "order",
+        "priority",
+        "replica",
+    )
 
     def __init__(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         on_text: Callable[[str], Any] | None = None,
         on_sent: Callable[[Any], None] | None = None,
+        priority: int = 0,
+        order: int | None = None,
     ) -> None:
+        self.priority = priority
+        self.order = order_of(priority) if order is None else order
         self.id = f"p{next(_ids)}"
         self.body = {
             "id": self.id,
             **as_messages(prompt, system_prompt),
             "sampling": dict(sampling or {}),
             "stream": on_text is not None,
+            "order": self.order,
         }
         self.attempts = 0
         self.replica: Any = None
         self._on_sent = on_sent
         self._on_text = on_text
-        self.first_at: float | None = None
-        """When the first text was handed out, by `time.monotonic`."""
+        self.first_text_at: float | None = None
+        """Time of the first call of `on_text`, by `time.monotonic`."""
         self._future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
 
+    def prefix_keys(self) -> Keys:
+        """Return the hashes of the prompt's beginnings; none for a kind that does not gain."""
+        if "document" in self.body:
+            return ()
+        if isinstance(self.body["prompt"], str):
+            return prefix_keys(self.body["prompt"])
+        parts: list[str] = []
+        size = 0
+        for message in self.body["messages"] or ():
+            parts.append(f"{message.get('role')}\0{message.get('content')}\0")
+            size += len(parts[-1])
+            if size >= LONGEST_PREFIX:
+                break
+        return prefix_keys("".join(parts))
+
     def sent_to(self, replica: Any) -> None:
-        """Note which server has the prompt now."""
+        """Record the replica that has the prompt now."""
         self.replica = replica
         if self._on_sent is not None:
             self._on_sent(replica)
 
     @property
     def done(self) -> bool:
-        """Whether the outcome is known, or nobody waits for it any more."""
+        """Whether it has its outcome, or is closed."""
         return self._future.done()
 
     @property
     def can_retry(self) -> bool:
-        """Whether another replica may start over: not once text has been handed out."""
-        return self.first_at is None
+        """Whether another replica may start over; False once text has been passed on."""
+        return self.first_text_at is None
 
     def add_piece(self, text: str) -> None:
-        """Hand out a piece of the text, unless nobody waits any more."""
+        """Pass a piece of the text on, unless the prompt is done."""
         if self._on_text is None or not text or self.done:
             return
-        if self.first_at is None:
-            self.first_at = time.monotonic()
+        if self.first_text_at is None:
+            self.first_text_at = time.monotonic()
         self._on_text(text)
 
-    def finish(self, completion: Completion) -> None:
-        """Set the outcome, unless there is one."""
+    def complete(self, completion: Completion) -> None:
+        """Set the completion, unless there is an outcome."""
         if not self._future.done():
             self._future.set_result(completion)
 
     def fail(self, error: Exception) -> None:
-        """Set an error as the outcome, unless there is one."""
+        """Set the error, unless there is an outcome."""
         if not self._future.done():
             self._future.set_exception(error)
 
-    def abandon(self) -> None:
-        """Nobody waits for the outcome any more."""
+    def close(self) -> None:
+        """Drop the outcome: nothing waits for it."""
         if not self._future.cancel() and not self._future.cancelled():
-            self._future.exception()  # looked at, so that asyncio does not complain
+            self._future.exception()  # marked as retrieved, so that asyncio logs no warning
 
     async def completion(self) -> Completion:
-        """Wait for the outcome.
+        """Wait for the outcome and return the completion.
 
         Raises:
             PromptError: The server refused the prompt.
-            ReplicaError: No replica could answer it.
+            ReplicaError: No replica could complete it.
         """
         return await self._future
 
-    def take_event(self, event: Mapping[str, Any]) -> None:
-        """Take one line of the batch route's answer."""
+    def handle_event(self, event: Mapping[str, Any]) -> None:
+        """Apply one event of the batch route's response."""
         kind = event["type"]
         if kind == "delta":
             self.add_piece(event["text"])
+        elif kind == "done" and "data" in event:
+            data, labels = base64.b64decode(event["data"]), event["labels"]
+            self.complete(Completion([], [], event["usage"], data=data, labels=labels))
         elif kind == "done":
-            self.finish(
+            self.complete(
                 Completion(
                     event["texts"],
                     event["finish_reasons"],
                     event["usage"],
                     event.get("logprobs"),
+                    message=event.get("message"),
                 )
             )
         else:

@@ -1,4 +1,4 @@
-"""One inference service: batcher, pool and gateway under one life, on the loop that starts it."""
+"""The inference service: the replicas of one model, with bounds, metrics and the HTTP gateway."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rhapsody.api.errors import ReplicaError
+from rhapsody.errors import ReplicaError
 from rhapsody.inference.admission import Admission
-from rhapsody.inference.batcher import Batcher
-from rhapsody.inference.config import CLAIMS, InferenceConfig
-from rhapsody.inference.engines import Engine
-from rhapsody.inference.gateway import Gateway
+from rhapsody.inference.config import InferenceConfig
+from rhapsody.inference.engines import ServerCommand
+from rhapsody.inference.http.gateway import Gateway
 from rhapsody.inference.launchers.dragon import DragonLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.metrics import Metrics
-from rhapsody.inference.placement import Place
-from rhapsody.inference.pool import Pool
-from rhapsody.inference.prompts import Completion, PromptRequest
-from rhapsody.inference.replica import Replica
+from rhapsody.inference.pacing import Pace
+from rhapsody.inference.prompts import Completion, Prompt, PromptRequest
+from rhapsody.inference.protocol.process import HANG_VARIABLE, KEY_VARIABLE
+from rhapsody.inference.replicas.placement import CLAIMS, Place
+from rhapsody.inference.replicas.pool import ReplicaPool
+from rhapsody.inference.replicas.replica import Replica
 from rhapsody.scratch import Scratch
 from rhapsody.waiting import done_within
 
@@ -32,223 +33,251 @@ logger = logging.getLogger(__name__)
 
 
 class InferenceService:
-    """Answers prompts by the replicas of one model.
+    """Completes prompts with the replicas of one model.
 
-    Everything here runs on the loop that calls `start`.
+    Made by `create`. All methods but `kill` must be called on the loop that ran `create`.
 
     Args:
-        config: What to serve, and how.
-        on_batch: Called with the number of prompts in each batch that leaves.
+        config: The checked configuration.
+        command: The command that starts a server.
+        places: The node and the GPUs of each replica, spares last; released by `stop`.
+        scratch: The directory for sockets and logs, removed by `stop`.
+        on_batch: Called with the number of prompts in each batch that is sent.
     """
 
-    def __init__(self, config: InferenceConfig, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: InferenceConfig,
+        command: ServerCommand,
+        places: Sequence[Place],
+        scratch: Scratch,
+        on_batch: Callable[[int], None],
+    ) -> None:
         self.config = config
+        self._command = command
+        self._places = list(places)
+        self._scratch = scratch
         self._on_batch = on_batch
+        self._open: set[PromptRequest] = set()
+        self.draining = False
         self.metrics = Metrics()
         self.admission = Admission(config.max_pending)
-        self.gateway: Gateway | None = None
-        self.draining = False
-        self.pool: Pool | None = None
-        self._batcher: Batcher[PromptRequest] | None = None
-        self._scratch: Scratch | None = None
-        self._places: list[Place] = []
-        self._open: set[PromptRequest] = set()
+        self.pool = ReplicaPool(
+            self._make_replicas,
+            max_retries=config.max_retries,
+            max_restarts=config.max_restarts,
+            restart_window=config.restart_window,
+            startup_timeout=config.startup_timeout,
+            health_interval=config.health_interval,
+            hang_timeout=config.hang_timeout,
+            max_batch_size=config.max_batch_size,
+            max_batch_wait=config.max_batch_wait_ms / 1000,
+            prefix_routing=config.prefix_routing,
+            on_batch=self._record_batch,
+        )
+        self.fetches_media = command.fetches_media
+        self.has_priorities = command.has_priorities
+        self.gateway = Gateway(config, self) if config.use_service else None
+
+    @classmethod
+    async def create(
+        cls, config: InferenceConfig, on_batch: Callable[[int], None]
+    ) -> InferenceService:
+        """Check the configuration and make a service. No process is started.
+
+        Args:
+            config: What to serve.
+            on_batch: Called with the number of prompts in each batch that is sent.
+
+        Raises:
+            ConfigurationError: The configuration is impossible.
+            MissingExtraError: A package that it needs is not installed.
+            ResourceError: The port is taken, or there are too few nodes or GPUs.
+        """
+        # The checks resolve host names and read files, which blocks.
+        command = await asyncio.to_thread(config.check)
+        places = await asyncio.to_thread(config.places)
+        try:
+            places += await asyncio.to_thread(config.spare_places, places)
+            scratch = await asyncio.to_thread(Scratch, "model")
+        except BaseException:
+            CLAIMS.release(places)
+            raise
+        return cls(config, command, places, scratch, on_batch)
 
     async def start(self) -> None:
         """Start the replicas, wait until they are ready, and open the gateway.
 
         Raises:
-            ConfigurationError: The configuration is impossible; nothing was started.
-            ResourceError: The port is taken; nothing was started.
-            ReplicaError: A server could not start, with its last lines; nothing is left running.
+            ResourceError: The port is taken.
+            ReplicaError: A server could not start; the error has its last log lines. All servers
+                have been stopped.
         """
-        # It looks names up and reads a file: not on the loop.
-        engine = await asyncio.to_thread(self.config.check)
-        self._places = await asyncio.to_thread(self.config.places)
-        self._scratch = await asyncio.to_thread(Scratch, "model")
-        self.pool = Pool(
-            self._make_replicas(engine, self._scratch.path),
-            max_retries=self.config.max_retries,
-            max_restarts=self.config.max_restarts,
-            startup_timeout=self.config.startup_timeout,
-            health_interval=self.config.health_interval,
-            put_back=self._put_back,
-            on_failure=self._fail_waiting,
-        )
-        self._batcher = Batcher(
-            self.pool.dispatch,
-            self.pool.capacity,
-            max_batch_size=self.config.max_batch_size,
-            max_wait=self.config.max_batch_wait_ms / 1000,
-            on_batch=self._note_batch,
-        )
         try:
             await self.pool.start()
-            if self.config.use_service:
-                self.gateway = Gateway(self)
+            if self.gateway is not None:
                 await self.gateway.start()
         except BaseException:
             await self.stop()
             raise
 
-    def _note_batch(self, waits: list[float]) -> None:
-        self.metrics.batch(waits)
-        self._on_batch(len(waits))
+    def _record_batch(self, prompts: list[PromptRequest], waits: list[float]) -> None:
+        self.metrics.record_batch([prompt.priority for prompt in prompts], waits)
+        self._on_batch(len(prompts))
 
-    def _make_replicas(self, engine: Engine, directory: Path) -> list[Replica]:
+    def _make_replicas(self, on_room: Callable[[], None]) -> list[Replica]:
         environment = {
-            **engine.environment,
-            "RHAPSODY_REPLICA_KEY": secrets.token_urlsafe(32),
-            "RHAPSODY_HANG_SECONDS": str(self.config.hang_timeout),
+            **self._command.environment,
+            KEY_VARIABLE: secrets.token_urlsafe(32),
+            HANG_VARIABLE: str(self.config.hang_timeout),
         }
         launcher = LocalLauncher if self.config.launcher == "local" else DragonLauncher
+        pace = Pace()
+        folder = Path.cwd()
         return [
             Replica(
                 index,
-                engine.command,
+                self._command.arguments,
                 environment,
-                directory,
-                engine.limit,
+                self._scratch.path,
+                self._command.limit,
                 launcher(place),
-                self._wake,
+                on_room,
                 place,
+                pace,
+                self._command.advice,
+                folder / f"{self.config.engine}-server-{index}.log",
+                spare=index >= len(self._places) - self.config.spares,
             )
             for index, place in enumerate(self._places)
         ]
 
     async def drain(self, seconds: float) -> None:
-        """Let in nothing new, and wait for what is inside, but not longer than so many seconds."""
+        """Accept no new prompts, and wait until the pending ones have ended.
+
+        Args:
+            seconds: Longest time to wait.
+        """
         self.draining = True
-        if not await done_within(self.admission.until_empty(), seconds):
+        if not await done_within(self.admission.wait_empty(), seconds):
             logger.warning(
-                "%d prompts were not answered within drain_seconds=%g and are ended",
+                "%d prompts did not finish within drain_seconds=%g and are stopped",
                 self.admission.pending,
                 seconds,
             )
 
     def check_open(self) -> None:
-        """Refuse what comes while the service drains.
+        """Check that the service accepts prompts.
 
         Raises:
-            ReplicaError: It does.
+            ReplicaError: It is draining.
         """
         if self.draining:
-            raise ReplicaError("the inference service is shutting down and takes nothing new")
+            raise ReplicaError("the inference service is shutting down and accepts no new prompts")
 
     async def stop(self) -> None:
-        """Close the gateway, end the replicas, fail what still waits."""
-        ended = ReplicaError("the inference service was shut down")
-        if self.pool is not None and self.pool.failure is None:
-            self.pool.failure = ended  # prompts that wait to be let in get this from now on
+        """Close the gateway, stop the replicas, and fail all unfinished prompts."""
+        error = ReplicaError("the inference service was shut down")
+        self.pool.close(error)  # prompts that wait for admission get this error from now on
         if self.gateway is not None:
             await self.gateway.stop()
-            self.gateway = None
         for request in list(self._open):
-            request.fail(ended)
-        if self._batcher is not None:
-            self._batcher.clear()
-            await self._batcher.close()
-        if self.pool is not None:
-            await self.pool.stop()
+            request.fail(error)
+        await self.pool.stop()
         CLAIMS.release(self._places)
         self._places = []
-        if self._scratch is not None:
-            self._scratch.remove()
+        self._scratch.remove()
 
     def kill(self) -> None:
-        """End the servers at once, at the exit of this process."""
-        if self.pool is not None:
-            self.pool.kill()
-        if self._scratch is not None:
-            self._scratch.remove()
-
-    def _wake(self) -> None:
-        if self._batcher is not None:
-            self._batcher.wake()
-
-    def _put_back(self, requests: Any) -> None:
-        assert self._batcher is not None
-        self._batcher.put_back(requests)
-
-    def _fail_waiting(self, error: ReplicaError) -> None:
-        for request in self._batcher.clear() if self._batcher is not None else ():
-            request.fail(error)
+        """Kill the servers at once, at the exit of this process."""
+        self.pool.kill()
+        self._scratch.remove()
 
     async def complete(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt,
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         on_sent: Callable[[Replica], None] | None = None,
         on_text: Callable[[str], Any] | None = None,
+        priority: int = 0,
     ) -> Completion:
-        """Answer one prompt; wait where `max_pending` are inside already.
+        """Complete one prompt. It waits while `max_pending` prompts are pending.
 
-        `on_sent` is called with the server that gets the prompt, each time; `on_text` with each
-        piece of the response, as it comes.
-        Cancelling it takes the prompt out of the queue, or stops the server's work on it.
+        Cancelling this takes the prompt out of the queue, or stops the server's work on it.
+
+        Args:
+            prompt: A text, chat messages, or an input of another kind.
+            system_prompt: The system message before it.
+            sampling: The engine's sampling parameters.
+            on_sent: Called with the replica each time the prompt is sent to one.
+            on_text: Called with each piece of the response as it arrives.
+            priority: Prompts of higher priority are handled first.
 
         Raises:
             PromptError: The server refused the prompt.
-            ReplicaError: No server could answer it.
+            ReplicaError: No server could complete it.
         """
         self.check_open()
         await self.admission.enter()
         try:
-            return await self.complete_admitted(prompt, system_prompt, sampling, on_sent, on_text)
+            return await self.complete_admitted(
+                prompt, system_prompt, sampling, on_sent, on_text, priority
+            )
         finally:
             self.admission.leave()
 
     async def complete_admitted(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt,
         system_prompt: str | None = None,
         sampling: Mapping[str, Any] | None = None,
         on_sent: Callable[[Replica], None] | None = None,
         on_text: Callable[[str], Any] | None = None,
+        priority: int = 0,
+        order: int | None = None,
     ) -> Completion:
-        """Answer one prompt that has been let in already."""
-        assert self._batcher is not None
-        assert self.pool is not None
+        """Complete one prompt that `admission` has let in. Arguments as for `complete`."""
         if self.pool.failure is not None:
             raise self.pool.failure
-        request = PromptRequest(prompt, system_prompt, sampling, on_text, on_sent)
+        request = PromptRequest(prompt, system_prompt, sampling, on_text, on_sent, priority, order)
         since = time.monotonic()
         usage, outcome = None, "error"
         self._open.add(request)
-        self._batcher.put(request)
+        self.pool.put(request)
         try:
             completion = await request.completion()
             usage, outcome = completion.usage, "done"
             return completion
         except asyncio.CancelledError:
             outcome = "cancelled"
-            self._withdraw(request)
+            self.pool.cancel(request)
             raise
         finally:
             self._open.discard(request)
-            request.abandon()
-            if request.first_at is not None:
-                self.metrics.first_piece(request.first_at - since)
-            self.metrics.outcome(outcome, time.monotonic() - since, usage)
+            request.close()
+            if request.first_text_at is not None:
+                self.metrics.record_first_piece(request.first_text_at - since)
+            seconds = time.monotonic() - since
+            self.metrics.record_outcome(outcome, seconds, usage, priority)
 
-    def _withdraw(self, request: PromptRequest) -> None:
-        assert self._batcher is not None
-        if not self._batcher.remove(request) and request.replica is not None:
-            request.replica.cancel(request.id)
+    @property
+    def window(self) -> int:
+        """How many prompts of one request should be in progress at a time."""
+        return self.pool.window
 
     @property
     def healthy(self) -> bool:
         """Whether at least one server takes prompts."""
-        return not self.draining and self.pool is not None and bool(self.pool.ready)
+        return not self.draining and bool(self.pool.ready)
 
     def get_statistics(self) -> dict[str, Any]:
-        """Count batches and prompts, and describe the replicas."""
+        """Return counts of batches and prompts, and the state of the replicas."""
         batches, batched = self.metrics.batches, self.metrics.batched
         return {
             "batches": batches,
             "batched_prompts": batched,
             "mean_batch_size": batched / batches if batches else None,
             "pending_prompts": self.admission.pending,
-            "replicas": [replica.as_dict() for replica in self.pool.replicas] if self.pool else [],
+            "replicas": [replica.as_dict() for replica in self.pool.replicas],
         }

@@ -1,4 +1,4 @@
-"""Structured output: what `response_format` asks for, and responses parsed by it."""
+"""Structured output: `response_format` as sent to servers, and responses parsed by it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rhapsody.api.errors import PromptError
+from rhapsody.errors import PromptError
 from rhapsody.inference.prompts import Completion
 from rhapsody.sampling import is_model_class
+from rhapsody.validation import plain_numbers
 
 __all__ = ["parsed_response", "with_schema"]
 
@@ -16,27 +17,31 @@ PARSED_KINDS = ("json_schema", "json_object")
 
 
 def with_schema(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sampling parameters as they are sent: a model class becomes its JSON schema."""
-    sent = dict(sampling)
-    wanted = sent.get("response_format")
-    if is_model_class(wanted):
-        schema = {"name": wanted.__name__, "schema": wanted.model_json_schema()}
+    """Return sampling parameters in the form that is sent.
+
+    A pydantic model class is replaced by its JSON schema, and NumPy scalars by numbers.
+    """
+    sent = {name: plain_numbers(value) for name, value in sampling.items()}
+    format_ = sent.get("response_format")
+    if is_model_class(format_):
+        schema = {"name": format_.__name__, "schema": format_.model_json_schema()}
         sent["response_format"] = {"type": "json_schema", "json_schema": schema}
     return sent
 
 
 def parsed_response(completion: Completion, response_format: Any) -> Any:
-    """Return the response as the object that it describes, in the shape of `response`.
+    """Parse a response by its `response_format`.
 
     Args:
-        completion: What the model made of the prompt.
-        response_format: What was asked for; None where nothing was, or texts.
+        completion: The completion.
+        response_format: A pydantic model class, a dict as in OpenAI's API, or None.
 
     Returns:
-        Instances where a model class was asked for, what JSON says where JSON was, else None.
+        For a model class, its instance; for JSON formats, the decoded value; otherwise None. A
+        list of them if the completion has several texts.
 
     Raises:
-        PromptError: The text is not of that form, such as one that `max_tokens` has cut.
+        PromptError: A text does not match the format, for example because `max_tokens` cut it.
     """
     if not is_model_class(response_format) and (
         not isinstance(response_format, Mapping) or response_format.get("type") not in PARSED_KINDS
@@ -48,10 +53,10 @@ def parsed_response(completion: Completion, response_format: Any) -> Any:
         try:
             objects.append(read(text))
         except ValueError as error:
-            cut = "it was cut at max_tokens; allow more: " if reason == "length" else ""
+            cut = "it was cut at max_tokens, raise it: " if reason == "length" else ""
             what = " ".join(str(error).split())
             raise PromptError(
-                f"the response is not of the form that response_format asks for: {cut}{what:.300}",
+                f"the response does not match response_format: {cut}{what:.300}",
                 422,
                 "ResponseFormatError",
                 "response_format",

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from rhapsody.inference.embedded.model import DEFAULT_MAX_MODEL_LEN
+from rhapsody.inference.embedded.model import DEFAULT_LABELS, DEFAULT_MAX_MODEL_LEN
 from rhapsody.inference.embedded.server import ServerOptions, StartError, serve
 
 logger = logging.getLogger(__name__)
@@ -32,31 +32,38 @@ def _milliseconds(text: str) -> float:
     return number / 1000
 
 
+def _labels(text: str) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in text.split(","))
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(
+            f"must be different names, with commas between; got {text}"
+        )
+    return labels
+
+
 def parse_options(arguments: list[str]) -> ServerOptions:
-    """Read the command line.
+    """Parse the command line; an error ends the process with status 2.
 
     Args:
         arguments: The arguments without the program's name.
-
-    Returns:
-        The options; a mistake ends the process with status 2, as argparse does.
     """
     parser = argparse.ArgumentParser(
         prog="python -m rhapsody.inference.embedded",
         description="Serve a small n-gram model (not a real one) over a replica's routes.",
     )
-    parser.add_argument("--model", required=True, metavar="NAME", help="name it is served under")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--uds", metavar="PATH", help="Unix socket to listen on")
-    where.add_argument("--port", type=_at_least(0), help="port to listen on, 0 for a free one")
+    parser.add_argument("--model", required=True, metavar="NAME", help="name of the model")
+    address = parser.add_mutually_exclusive_group(required=True)
+    address.add_argument("--uds", metavar="PATH", help="Unix socket to listen on")
+    address.add_argument("--port", type=_at_least(0), help="port to listen on, 0 for a free one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--max-model-len", type=_at_least(2), default=DEFAULT_MAX_MODEL_LEN)
     parser.add_argument("--max-num-seqs", type=_at_least(1), default=256)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--labels", type=_labels, default=DEFAULT_LABELS, help="names, by commas")
     for name, moment in (("--token-delay-ms", "between tokens"), ("--start-delay-ms", "at start")):
-        help_text = f"for tests and drills: wait {moment}"
+        help_text = f"for tests and drills: delay {moment}"
         parser.add_argument(name, type=_milliseconds, default=0.0, metavar="MS", help=help_text)
-    parser.add_argument("--fail-at-start", metavar="MESSAGE", help="for drills: die with this")
+    parser.add_argument("--fail-at-start", metavar="MESSAGE", help="for drills: fail with this")
     given = parser.parse_args(arguments)
     return ServerOptions(
         model=given.model,
@@ -66,6 +73,7 @@ def parse_options(arguments: list[str]) -> ServerOptions:
         max_model_len=given.max_model_len,
         max_num_seqs=given.max_num_seqs,
         seed=given.seed,
+        labels=given.labels,
         token_delay=given.token_delay_ms,
         start_delay=given.start_delay_ms,
         fail_at_start=given.fail_at_start,
@@ -76,7 +84,7 @@ def main() -> int:
     """Run the server.
 
     Returns:
-        The exit status: 0 after a signal to stop, 1 where it could not start.
+        The exit status: 0 after a signal to stop, 1 if the server could not start.
     """
     options = parse_options(sys.argv[1:])
     logging.basicConfig(

@@ -1,27 +1,28 @@
-"""The chat template: from a list of messages to the one text that the model reads."""
+"""The chat template: renders a list of messages as one text for the model."""
 
 from __future__ import annotations
 
-from rhapsody.inference.embedded.errors import RequestError
+import json
+
+from rhapsody.inference.protocol.errors import RequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 END = "<|end|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
+TOOL = "<|tool|>"
 
 
 def render_chat(messages: object) -> str:
-    """Write a conversation as the text that ends where the model's answer begins.
+    """Render a chat as one text, which ends where the model's reply begins.
 
     Args:
-        messages: A list of `{"role": ..., "content": ...}` with a role of system, developer, user,
-            assistant or tool, and a str or a list of `{"type": "text", "text": ...}` as content.
-
-    Returns:
-        The conversation as one text.
+        messages: A list of `{"role": ..., "content": ...}`. The role is system, developer, user,
+            assistant or tool; the content is a str or a list of `{"type": "text", "text": ...}`. A
+            message of the assistant may have `tool_calls` instead.
 
     Raises:
-        RequestError: The messages are not of that form; the error names the message at fault.
+        RequestError: A message is malformed; the error names it.
     """
     if not isinstance(messages, list) or not messages:
         raise RequestError(
@@ -40,24 +41,30 @@ def render_chat(messages: object) -> str:
                 f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.80}.",
                 f"{where}.role",
             )
-        for name in ("tool_calls", "function_call", "audio"):
+        for name in ("function_call", "audio"):
             if message.get(name):
                 raise RequestError(
                     f"{where}.{name} is not supported by the embedded model.", f"{where}.{name}"
                 )
-        text = _content(message.get("content"), f"{where}.content")
+        content, calls = message.get("content"), message.get("tool_calls")
+        if calls and (role != "assistant" or not isinstance(calls, list)):
+            raise RequestError(
+                f"{where}.tool_calls must be a list in a message of the assistant, got "
+                f"{calls!r:.80}.",
+                f"{where}.tool_calls",
+            )
+        text = "" if calls and content is None else _content(content, f"{where}.content")
+        if calls:
+            text += json.dumps([call.get("function") for call in calls if isinstance(call, dict)])
         parts.append(f"<|{role}|>\n{text}{END}\n")
     return "".join(parts) + f"{ASSISTANT}\n"
 
 
 def render_prompt(prompt: str) -> str:
-    """Write a lone prompt as a conversation of one user message.
+    """Render a prompt as a chat of one user message.
 
     Args:
-        prompt: The prompt.
-
-    Returns:
-        What `render_chat` gives for one user message with that content.
+        prompt: The user message.
 
     Raises:
         RequestError: The prompt is empty.

@@ -1,4 +1,4 @@
-"""What the routes share: bodies in, JSON out, errors in one shape, the secret on every path."""
+"""HTTP helpers of the embedded server: JSON bodies, error responses, the key of every path."""
 
 from __future__ import annotations
 
@@ -10,46 +10,34 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from rhapsody.inference.embedded.errors import RequestError
+from rhapsody.inference.protocol.errors import RequestError, error_body
+from rhapsody.inference.protocol.process import KEY_HEADER, missing_key
+
+__all__ = ["dumps", "errors_as_json", "json_response", "read_object", "require_key"]
 
 logger = logging.getLogger(__name__)
 
-KEY_HEADER = "X-Rhapsody-Key"
-
 
 def dumps(value: object) -> bytes:
-    """Write JSON in ASCII: half of a surrogate pair in a prompt is no reason to fail.
-
-    Args:
-        value: What to write.
-
-    Returns:
-        Compact JSON.
-    """
+    """Return a value as compact JSON in ASCII, which can hold a lone surrogate of a prompt."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def json_response(value: object, status: int = 200) -> web.Response:
-    """Answer with JSON.
+    """Return a JSON response.
 
     Args:
         value: The body.
         status: The HTTP status.
-
-    Returns:
-        The response.
     """
     return web.Response(body=dumps(value), status=status, content_type="application/json")
 
 
 async def read_object(request: web.Request) -> dict[str, object]:
-    """Read a body that has to be a JSON object.
+    """Read a request's body, which must be a JSON object.
 
     Args:
         request: The request.
-
-    Returns:
-        The object.
 
     Raises:
         RequestError: The body is not UTF-8, not JSON, or not an object.
@@ -66,25 +54,6 @@ async def read_object(request: web.Request) -> dict[str, object]:
     return value
 
 
-def error_body(error: RequestError) -> dict[str, object]:
-    """The one shape of all errors.
-
-    Args:
-        error: What went wrong.
-
-    Returns:
-        The JSON body as OpenAI's clients read it.
-    """
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.kind,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
 def _error_response(
     error: RequestError, headers: Mapping[str, str] | None = None
 ) -> web.StreamResponse:
@@ -95,14 +64,11 @@ def _error_response(
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every error of a route, and of the router itself, the one shape.
+    """Turn every error of a route, and of the router itself, into a JSON response.
 
     Args:
         request: The request.
-        handler: What answers it.
-
-    Returns:
-        The handler's response, or the error's.
+        handler: The next handler.
     """
     try:
         return await handler(request)
@@ -118,24 +84,20 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return _error_response(RequestError(f"Internal error: {error!r}", code=500))
 
 
-def demand_key(key: str | None) -> Middleware:
-    """Make the middleware that lets only those in who know the secret, on every path.
+def require_key(key: str | None) -> Middleware:
+    """Return the middleware that refuses requests without the key, on every path.
 
     Args:
-        key: The secret; None lets everybody in.
-
-    Returns:
-        The middleware.
+        key: The key; None: every request is accepted.
     """
-    secret = None if key is None else key.encode("utf-8", "surrogateescape")
+    expected = None if key is None else key.encode("utf-8", "surrogateescape")
 
     @web.middleware
     async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if secret is not None:
+        if expected is not None:
             given = request.headers.get(KEY_HEADER, "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, secret):
-                message = f"A valid {KEY_HEADER} header is required."
-                raise RequestError(message, KEY_HEADER, code=401)
+            if not hmac.compare_digest(given, expected):
+                raise missing_key()
         return await handler(request)
 
     return check_key

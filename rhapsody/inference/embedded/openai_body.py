@@ -1,20 +1,22 @@
-"""Bodies of OpenAI requests: what is used, what is passed over, what is refused."""
+"""Bodies of OpenAI requests: the fields that are used, ignored or refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rhapsody.inference.embedded.chat import render_chat
-from rhapsody.inference.embedded.errors import RequestError
 from rhapsody.inference.embedded.sampling import PARAMETERS, Sampling
+from rhapsody.inference.embedded.structure.tool_calls import ToolCall, ToolUse
+from rhapsody.inference.protocol.errors import RequestError
 
-# They say who asks, where to keep it and how urgent it is: the text would be the same.
-_HARMLESS = frozenset(
+__all__ = ["OpenAIRequest", "check_model", "read_chat", "read_completion", "unknown_model"]
+
+# They do not change the text.
+_IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
-        "priority",
         "prompt_cache_key",
         "prompt_cache_retention",
         "request_id",
@@ -25,15 +27,14 @@ _HARMLESS = frozenset(
         "user",
     }
 )
-# They would change the result: only the values that ask for nothing are accepted.
-_NOTHING: dict[str, tuple[object, ...]] = {
+# They would change the text: only values without an effect are accepted.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True, False),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "functions": ([],),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -44,14 +45,16 @@ _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 @dataclass(frozen=True)
 class OpenAIRequest:
-    """A checked request.
+    """A validated request.
 
     Args:
-        prompts: What the model is to read, one or (completions only) several.
-        sampling: How it is to answer each.
-        stream: Whether the answer comes in pieces.
-        include_usage: Whether a stream ends with the usage.
-        echo: Whether the answer repeats the prompt (completions only).
+        prompts: The prompts; more than one only on `/v1/completions`.
+        sampling: The sampling parameters of each prompt.
+        stream: Whether the response is streamed.
+        include_usage: Whether a stream ends with the token usage.
+        echo: Whether each completion starts with its prompt (`/v1/completions` only).
+        order: Requests with lower numbers run first.
+        calls: Calls of tools, which the model makes instead of writing a text.
     """
 
     prompts: list[str]
@@ -59,52 +62,58 @@ class OpenAIRequest:
     stream: bool
     include_usage: bool
     echo: bool
+    order: int = 0
+    calls: list[ToolCall] = field(default_factory=list)
 
 
 def read_chat(body: Mapping[str, object], model: str) -> OpenAIRequest:
-    """Check the body of `/v1/chat/completions`.
+    """Validate the body of `/v1/chat/completions`.
 
     Args:
         body: The body.
         model: The name that the model is served under.
 
     Returns:
-        The request, its conversation rendered as one prompt.
+        The request, its messages rendered as one prompt.
 
     Raises:
-        RequestError: A field is missing, wrong, or asks for what the model cannot do.
+        RequestError: A field is missing, invalid, or not supported by the model.
     """
     rest = dict(body)
-    _check_model(rest.pop("model", None), model)
+    check_model(rest.pop("model", None), model)
     messages = rest.pop("messages", None)
     completion = rest.pop("max_completion_tokens", None)
     if completion is not None:
         if rest.get("max_tokens") not in (None, completion):
             raise RequestError(
-                "max_tokens and max_completion_tokens say different things.",
+                "max_tokens and max_completion_tokens must not differ.",
                 "max_completion_tokens",
             )
         rest["max_tokens"] = completion
     stream, include_usage = _streaming(rest)
+    order = _order(rest)
+    given = [rest.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls")]
+    tools = ToolUse.parse(*given)
     sampling = _sampling(rest)
-    return OpenAIRequest([render_chat(messages)], sampling, stream, include_usage, echo=False)
+    prompts = [render_chat(messages)]
+    calls: list[ToolCall] = []
+    if tools is not None and isinstance(messages, list):
+        calls = tools.calls(messages, sampling.seed)
+    return OpenAIRequest(prompts, sampling, stream, include_usage, False, order, calls)
 
 
 def read_completion(body: Mapping[str, object], model: str) -> OpenAIRequest:
-    """Check the body of `/v1/completions`.
+    """Validate the body of `/v1/completions`.
 
     Args:
         body: The body.
         model: The name that the model is served under.
 
-    Returns:
-        The request.
-
     Raises:
-        RequestError: A field is missing, wrong, or asks for what the model cannot do.
+        RequestError: A field is missing, invalid, or not supported by the model.
     """
     rest = dict(body)
-    _check_model(rest.pop("model", None), model)
+    check_model(rest.pop("model", None), model)
     prompt = rest.pop("prompt", None)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts:
@@ -117,22 +126,21 @@ def read_completion(body: Mapping[str, object], model: str) -> OpenAIRequest:
         )
     echo = _flag(rest, "echo")
     stream, include_usage = _streaming(rest)
-    return OpenAIRequest(prompts, _sampling(rest), stream, include_usage, echo)
+    order = _order(rest)
+    return OpenAIRequest(prompts, _sampling(rest), stream, include_usage, echo, order)
 
 
-def _check_model(name: object, served: str) -> None:
+def check_model(name: object, served: str) -> None:
+    """Raise RequestError (404) if a request names another model than the served one."""
     if name is not None and name != served:
         raise unknown_model(name)
 
 
 def unknown_model(name: object) -> RequestError:
-    """The error for a model that is not served here.
+    """Return the error for a model that is not served, with vLLM's text and status.
 
     Args:
-        name: What was asked for.
-
-    Returns:
-        The error, with the words and the status that vLLM gives it.
+        name: The requested model.
     """
     shown = name if isinstance(name, str) else repr(name)
     return RequestError(f"The model `{shown}` does not exist.", "model", code=404)
@@ -145,13 +153,20 @@ def _flag(rest: dict[str, object], name: str) -> bool:
     return bool(value)
 
 
+def _order(rest: dict[str, object]) -> int:
+    order = rest.pop("priority", None) or 0  # vLLM's name; lower is first
+    if not isinstance(order, int):
+        raise RequestError(f"priority must be an integer, got {order!r:.80}.", "priority")
+    return order
+
+
 def _streaming(rest: dict[str, object]) -> tuple[bool, bool]:
     stream = _flag(rest, "stream")
     options = rest.pop("stream_options", None)
     if options is None:
         return stream, False
     if not stream:
-        raise RequestError("stream_options needs stream=true.", "stream_options")
+        raise RequestError("stream_options is allowed only with stream=true.", "stream_options")
     if not isinstance(options, dict):
         message = f"stream_options must be an object, got {options!r:.80}."
         raise RequestError(message, "stream_options")
@@ -164,15 +179,15 @@ def _streaming(rest: dict[str, object]) -> tuple[bool, bool]:
 
 
 def _sampling(rest: dict[str, object]) -> Sampling:
-    """What is left of a body: sampling parameters, and fields to pass over or refuse."""
+    """Parse the remaining fields: sampling parameters, and fields to ignore or refuse."""
     values = {}
     for name, value in rest.items():
-        if name in _NOTHING:
-            if value is not None and value not in _NOTHING[name]:
+        if name in _NEUTRAL:
+            if value is not None and value not in _NEUTRAL[name]:
                 message = f"{name}={value!r:.80} is not supported by the embedded model."
                 raise RequestError(message, name)
         elif name in PARAMETERS:
             values[name] = value
-        elif name not in _HARMLESS and value is not None:
+        elif name not in _IGNORED and value is not None:
             raise RequestError(f"{name} is not supported by the embedded model.", name)
     return Sampling.parse(values)

@@ -11,19 +11,23 @@ from functools import partial
 
 from aiohttp import web
 
-from rhapsody.inference.embedded.http import dumps, error_body, json_response, read_object
+from rhapsody.inference.embedded.http import dumps, json_response, read_object
 from rhapsody.inference.embedded.openai_body import (
     OpenAIRequest,
     read_chat,
     read_completion,
     unknown_model,
 )
-from rhapsody.inference.embedded.scheduler import Job, Scheduler
+from rhapsody.inference.embedded.scheduler import PromptScheduler, ScheduledPrompt
+from rhapsody.inference.embedded.structure.tool_calls import CALLED, known_text, message_of
+from rhapsody.inference.protocol.errors import error_body
+
+__all__ = ["OpenAIRoutes"]
 
 FINGERPRINT = "rhapsody-embedded-ngram"
 DESCRIPTION = (
     "A small n-gram model in plain Python for quickstarts, tests and drills. "
-    "It is not a real model: its answers mean nothing."
+    "It is not a real model: its responses mean nothing."
 )
 
 
@@ -31,12 +35,11 @@ class OpenAIRoutes:
     """`/v1/models`, `/v1/completions` and `/v1/chat/completions`.
 
     Args:
-        scheduler: Where the prompts go.
+        scheduler: Runs the prompts.
         model: The name that the model is served under.
     """
 
-    def __init__(self, scheduler: Scheduler, model: str) -> None:
-        """Remember when the serving began, which the list of models tells."""
+    def __init__(self, scheduler: PromptScheduler, model: str) -> None:
         self._scheduler = scheduler
         self._model = model
         self._created = int(time.time())
@@ -54,27 +57,21 @@ class OpenAIRoutes:
         router.add_post("/v1/chat/completions", self.chat_completions)
 
     async def models(self, request: web.Request) -> web.Response:
-        """List the one model.
+        """Return OpenAI's list of models, which has one entry.
 
         Args:
-            request: The request; nothing of it is read.
-
-        Returns:
-            OpenAI's list of models.
+            request: The request; it is not read.
         """
         return json_response({"object": "list", "data": [self._card()]})
 
     async def one_model(self, request: web.Request) -> web.Response:
-        """Describe the model.
+        """Return OpenAI's description of the model.
 
         Args:
             request: Its path names the model.
 
-        Returns:
-            OpenAI's description of a model.
-
         Raises:
-            RequestError: Another model is asked for (404).
+            RequestError: The path names another model (404).
         """
         name = request.match_info["id"]
         if name != self._model:
@@ -82,7 +79,7 @@ class OpenAIRoutes:
         return json_response(self._card())
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """Answer a conversation.
+        """Complete a chat.
 
         Args:
             request: OpenAI's chat request.
@@ -91,13 +88,13 @@ class OpenAIRoutes:
             OpenAI's chat completion, or a stream of its chunks.
 
         Raises:
-            RequestError: The request is not acceptable.
+            RequestError: The request is invalid.
         """
-        asked = read_chat(await read_object(request), self._model)
-        return await self._answer(request, asked, _ChatShape(self._model))
+        parsed = read_chat(await read_object(request), self._model)
+        return await self._complete(request, parsed, _ChatFormat(self._model))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        """Continue a text, or several.
+        """Complete one text or several.
 
         Args:
             request: OpenAI's completion request.
@@ -106,10 +103,10 @@ class OpenAIRoutes:
             OpenAI's completion, or a stream of its chunks.
 
         Raises:
-            RequestError: The request is not acceptable.
+            RequestError: The request is invalid.
         """
-        asked = read_completion(await read_object(request), self._model)
-        return await self._answer(request, asked, _TextShape(self._model))
+        parsed = read_completion(await read_object(request), self._model)
+        return await self._complete(request, parsed, _TextFormat(self._model))
 
     def _card(self) -> dict[str, object]:
         return {
@@ -124,29 +121,29 @@ class OpenAIRoutes:
             "description": DESCRIPTION,
         }
 
-    async def _answer(
-        self, request: web.Request, asked: OpenAIRequest, shape: _Shape
+    async def _complete(
+        self, request: web.Request, parsed: OpenAIRequest, form: _Format
     ) -> web.StreamResponse:
-        answer = _Answer(self._scheduler, asked, shape)
+        run = _RequestRun(self._scheduler, parsed, form)
         try:
-            answer.submit()
-            if asked.stream:
+            run.submit()
+            if parsed.stream:
                 response = _event_stream()
                 await response.prepare(request)
-                # Where the client has gone, nobody is left to tell.
+                # The client may have disconnected.
                 with contextlib.suppress(ConnectionResetError):
-                    await answer.write_to(response)
+                    await run.stream(response)
                 return response
-            await answer.finished()
-            return json_response(answer.whole())
+            await run.wait()
+            return json_response(run.completion())
         finally:
-            answer.close()
+            run.close()
 
 
-class _Shape:
-    """How the parts of an answer are written."""
+class _Format:
+    """OpenAI's JSON objects of one route."""
 
-    whole = ""
+    completion = ""
     chunk = ""
     prefix = ""
 
@@ -162,41 +159,41 @@ class _Shape:
         return {**self._head, "object": kind, "choices": choices}
 
     def first(self, index: int) -> dict[str, object] | None:
-        """The choice of the first chunk, None where there is nothing to say yet."""
+        """Return the choice of the first chunk, None if the route has no such chunk."""
         raise NotImplementedError
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, object]:
-        """The choice of one chunk."""
+    def delta(self, index: int, text: str, reason: str | None) -> dict[str, object]:
+        """Return the choice of a chunk."""
         raise NotImplementedError
 
     def choice(self, index: int, text: str, reason: str) -> dict[str, object]:
-        """One choice of a whole answer."""
+        """Return a choice of a plain response."""
         raise NotImplementedError
 
 
-class _ChatShape(_Shape):
-    whole = "chat.completion"
+class _ChatFormat(_Format):
+    completion = "chat.completion"
     chunk = "chat.completion.chunk"
     prefix = "chatcmpl"
 
     def first(self, index: int) -> dict[str, object]:
         return _choice(index, None, delta={"role": "assistant", "content": ""})
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, object]:
+    def delta(self, index: int, text: str, reason: str | None) -> dict[str, object]:
         return _choice(index, reason, delta={"content": text} if text else {})
 
     def choice(self, index: int, text: str, reason: str) -> dict[str, object]:
         return _choice(index, reason, message={"role": "assistant", "content": text})
 
 
-class _TextShape(_Shape):
-    whole = chunk = "text_completion"
+class _TextFormat(_Format):
+    completion = chunk = "text_completion"
     prefix = "cmpl"
 
     def first(self, index: int) -> None:
         return None
 
-    def piece(self, index: int, text: str, reason: str | None) -> dict[str, object]:
+    def delta(self, index: int, text: str, reason: str | None) -> dict[str, object]:
         return _choice(index, reason, text=text)
 
     def choice(self, index: int, text: str, reason: str) -> dict[str, object]:
@@ -207,104 +204,119 @@ def _choice(index: int, reason: str | None, **content: object) -> dict[str, obje
     return {"index": index, **content, "logprobs": None, "finish_reason": reason}
 
 
-class _Answer:
-    """The answer to one request: its jobs, and the chunks that are ready to be sent."""
+class _RequestRun:
+    """The prompts of one request in progress, and their chunks that are not sent yet."""
 
-    def __init__(self, scheduler: Scheduler, asked: OpenAIRequest, shape: _Shape) -> None:
+    def __init__(self, scheduler: PromptScheduler, request: OpenAIRequest, form: _Format) -> None:
         self._scheduler = scheduler
-        self._asked = asked
-        self._shape = shape
-        self._jobs: list[Job] = []
-        self._open = len(asked.prompts)
+        self._request = request
+        self._format = form
+        self._prompts: list[ScheduledPrompt] = []
+        self._open = len(request.prompts)
         self._chunks: list[bytes] = []
         self._ready = asyncio.Event()
 
     def submit(self) -> None:
-        for position, prompt in enumerate(self._asked.prompts):
-            first = position * self._asked.sampling.n
+        for position, prompt in enumerate(self._request.prompts):
+            first = position * self._request.sampling.n
             on_delta: Callable[[int, str], None] | None = None
-            if self._asked.stream:
+            if self._request.stream and not self._request.calls:
                 on_delta = partial(self._on_delta, first)
             on_end = partial(self._on_end, first)
-            self._jobs.append(
-                self._scheduler.submit(prompt, self._asked.sampling, on_end, on_delta)
+            self._prompts.append(
+                self._scheduler.submit(
+                    *(prompt, self._request.sampling, on_end, on_delta, self._request.order),
+                    known_text(self._request.calls),
+                )
             )
 
     def close(self) -> None:
-        """End what nobody listens to any more."""
-        for job in self._jobs:
-            self._scheduler.cancel(job)
+        """Cancel the prompts that are still in progress: their client has disconnected."""
+        for scheduled in self._prompts:
+            self._scheduler.cancel(scheduled)
 
-    async def finished(self) -> None:
+    async def wait(self) -> None:
+        """Wait until all prompts have ended; raise the first one's error."""
         while self._open:
             self._ready.clear()
             await self._ready.wait()
-        for job in self._jobs:
-            if job.error is not None:
-                raise job.error
+        for scheduled in self._prompts:
+            if scheduled.error is not None:
+                raise scheduled.error
 
-    def whole(self) -> dict[str, object]:
+    def completion(self) -> dict[str, object]:
+        """Return the body of the plain response."""
         choices: list[dict[str, object]] = []
-        for prompt, job in zip(self._asked.prompts, self._jobs, strict=True):
-            before = prompt if self._asked.echo else ""
-            for text, reason in zip(job.texts, job.finish_reasons, strict=True):
-                choices.append(self._shape.choice(len(choices), before + text, reason))
-        return {**self._shape.frame(self._shape.whole, choices), "usage": self._usage()}
+        for prompt, scheduled in zip(self._request.prompts, self._prompts, strict=True):
+            before = prompt if self._request.echo else ""
+            for text, reason in zip(scheduled.texts, scheduled.finish_reasons, strict=True):
+                calls = self._request.calls
+                choices.append(
+                    _choice(len(choices), CALLED, message=message_of(calls))
+                    if calls
+                    else self._format.choice(len(choices), before + text, reason)
+                )
+        return {**self._format.frame(self._format.completion, choices), "usage": self._usage()}
 
-    async def write_to(self, response: web.StreamResponse) -> None:
-        self._send_beginnings()
+    async def stream(self, response: web.StreamResponse) -> None:
+        """Send the chunks as soon as they are ready."""
+        self._put_first_chunks()
         while self._open or self._chunks:
             if not self._chunks:
                 self._ready.clear()
                 await self._ready.wait()
             chunks, self._chunks = self._chunks, []
             await response.write(b"".join(chunks))
-        if self._asked.include_usage:
-            frame = {**self._shape.frame(self._shape.chunk, []), "usage": self._usage()}
+        if self._request.include_usage:
+            frame = {**self._format.frame(self._format.chunk, []), "usage": self._usage()}
             await response.write(_event(frame))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
 
-    def _send_beginnings(self) -> None:
-        """What comes before the first token: roles, and prompts to be echoed."""
-        n = self._asked.sampling.n
-        beginnings: list[dict[str, object]] = []
-        for position, prompt in enumerate(self._asked.prompts):
+    def _put_first_chunks(self) -> None:
+        """Put the roles and the echoed prompts before all tokens."""
+        n = self._request.sampling.n
+        choices: list[dict[str, object]] = []
+        for position, prompt in enumerate(self._request.prompts):
             for index in range(position * n, (position + 1) * n):
-                choice = self._shape.first(index)
-                if self._asked.echo:
-                    choice = self._shape.piece(index, prompt, None)
+                choice = self._format.first(index)
+                if self._request.echo:
+                    choice = self._format.delta(index, prompt, None)
                 if choice is not None:
-                    beginnings.append(choice)
-        # Tokens may have come while the head of the response was written.
-        self._chunks[:0] = [self._chunk(choice) for choice in beginnings]
+                    choices.append(choice)
+        # Chunks of tokens may have been added while the response's headers were sent.
+        self._chunks[:0] = [self._chunk(choice) for choice in choices]
 
     def _on_delta(self, first: int, index: int, text: str) -> None:
-        self._send(self._shape.piece(first + index, text, None))
+        self._put(self._format.delta(first + index, text, None))
 
-    def _on_end(self, first: int, job: Job) -> None:
+    def _on_end(self, first: int, scheduled: ScheduledPrompt) -> None:
         self._open -= 1
         self._ready.set()
-        if not self._asked.stream:
+        if not self._request.stream:
             return
-        if job.error is not None:
-            self._chunks.append(_event(error_body(job.error)))
+        if scheduled.error is not None:
+            self._chunks.append(_event(error_body(scheduled.error)))
             return
-        for index, reason in enumerate(job.finish_reasons):
-            self._send(self._shape.piece(first + index, "", reason))
+        for index, reason in enumerate(scheduled.finish_reasons):
+            if self._request.calls:
+                called = message_of(self._request.calls)["tool_calls"]
+                self._put(_choice(first + index, None, delta={"tool_calls": called}))
+                reason = CALLED
+            self._put(self._format.delta(first + index, "", reason))
 
-    def _send(self, choice: dict[str, object]) -> None:
+    def _put(self, choice: dict[str, object]) -> None:
         self._chunks.append(self._chunk(choice))
         self._ready.set()
 
     def _chunk(self, choice: dict[str, object]) -> bytes:
-        frame = self._shape.frame(self._shape.chunk, [choice])
-        if self._asked.include_usage:
+        frame = self._format.frame(self._format.chunk, [choice])
+        if self._request.include_usage:
             frame["usage"] = None
         return _event(frame)
 
     def _usage(self) -> dict[str, int]:
-        usages = [job.usage for job in self._jobs]
+        usages = [scheduled.usage for scheduled in self._prompts]
         return {name: sum(usage[name] for usage in usages) for name in usages[0]}
 
 

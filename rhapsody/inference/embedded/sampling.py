@@ -1,20 +1,21 @@
-"""Sampling parameters: what a request may ask for, checked the way vLLM checks it."""
+"""Sampling parameters of the embedded model, validated as vLLM validates them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from rhapsody.inference.embedded.errors import RequestError
+from rhapsody.inference.protocol.errors import RequestError
 
 DEFAULT_MAX_TOKENS = 64
 MAX_CHOICES = 128
-# vLLM: temperatures below this are taken as zero.
+# vLLM treats temperatures below this as zero.
 GREEDY_BELOW = 1e-5
 
-# Parameters that a real model has and this one has not: only the value that changes nothing is
-# accepted (None is accepted for every parameter and means its default).
+# Parameters that this model does not implement: only the values without an effect are accepted.
+# None is accepted for every parameter and means its default.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
@@ -29,7 +30,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0,),
     "prompt_logprobs": (False,),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
@@ -73,24 +73,25 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
-    # True == 1 and False == 0 in Python, but `presence_penalty: false` is a mistake to report.
+    # True == 1 and False == 0 in Python, but `presence_penalty: false` is an error.
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one request are chosen and when they end.
+    """How the tokens of a request are picked, and when a completion ends.
 
     Args:
-        max_tokens: Most tokens to write; None means 64, or what the context has room for.
-        min_tokens: Tokens to write before an end or a stop string counts.
-        temperature: 0 takes the most likely token; higher is bolder.
+        max_tokens: Maximum number of tokens; None: 64, or less if the context has less room.
+        min_tokens: Number of tokens before the model's end and stop strings are respected.
+        temperature: 0 picks the most likely token; higher values make others more likely.
         top_p: Keep the likeliest tokens that together have this probability.
-        top_k: Keep this many of the likeliest tokens; 0 or -1 keeps all.
-        seed: Same seed, same text; None (or -1, as in vLLM) draws a new one.
-        stop: Strings at which the text is cut, themselves left out.
-        n: How many answers to the prompt.
-        ignore_eos: Go on to `max_tokens` where the model would have ended.
+        top_k: Keep this number of the likeliest tokens; 0 or -1 keeps all.
+        seed: The same seed gives the same text; None, or -1 as in vLLM, is a random seed.
+        stop: Strings before which the text is cut.
+        n: Number of completions of the prompt.
+        ignore_eos: Continue to `max_tokens` after the model's own end.
+        response_format: The JSON schema of a response in JSON; None: a response in words.
     """
 
     max_tokens: int | None = None
@@ -102,25 +103,23 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     ignore_eos: bool = False
+    response_format: Mapping[str, Any] | None = None
 
     @property
     def greedy(self) -> bool:
-        """Whether there is nothing left to chance."""
+        """Whether the text does not depend on random numbers."""
         return self.temperature < GREEDY_BELOW or self.top_k == 1
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Sampling:
-        """Check a mapping of parameters, as it comes from JSON or from keyword arguments.
+        """Validate parameters from JSON or from keyword arguments.
 
         Args:
-            values: Parameter names and values; None stands for a parameter's default.
-
-        Returns:
-            The checked parameters.
+            values: Parameter names and values; None means a parameter's default.
 
         Raises:
-            RequestError: A name is unknown, a value is out of its range or of the wrong type, or
-                the parameter is one that the embedded model does not support.
+            RequestError: A name is unknown, a value is out of range or of the wrong type, or the
+                embedded model does not support the parameter.
         """
         known: dict[str, object] = {}
         for name, value in values.items():
@@ -134,7 +133,7 @@ class Sampling:
             elif value is not None and not _is_neutral(value, _NEUTRAL[name]):
                 message = f"{name}={value!r} is not supported by the embedded model."
                 raise RequestError(message, name)
-        sampling = cls(**known)  # type: ignore[arg-type]  # each value is its parser's
+        sampling = cls(**known)  # type: ignore[arg-type]  # each value comes from its parser
         limit = sampling.max_tokens
         if limit is not None and sampling.min_tokens > limit:
             expected = f"at most max_tokens={limit}"
@@ -186,6 +185,23 @@ def _ignore_eos(value: object) -> bool:
     return value
 
 
+def _response_format(value: object) -> Mapping[str, Any] | None:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object", "properties": {"answer": {"type": "string"}}}
+    named = value.get("json_schema") if isinstance(value, Mapping) else None
+    schema = named.get("schema") if isinstance(named, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, Mapping):
+        expected = (
+            '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": '
+            '{"name": ..., "schema": ...}}'
+        )
+        raise _fail("response_format", value, expected)
+    return schema
+
+
 _PARSERS = {
     "max_tokens": _max_tokens,
     "min_tokens": _min_tokens,
@@ -196,6 +212,7 @@ _PARSERS = {
     "stop": _stop_strings,
     "n": _n,
     "ignore_eos": _ignore_eos,
+    "response_format": _response_format,
 }
 
 PARAMETERS = frozenset(_PARSERS) | frozenset(_NEUTRAL)

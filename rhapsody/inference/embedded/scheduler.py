@@ -1,83 +1,83 @@
-"""The scheduler: many prompts at once, a token of each in turn.
+"""The scheduler of the embedded model: many prompts at once, one token of each in turn.
 
-One coroutine writes for all of them and lets the event loop run after every round, so a long
-answer never stands in the way of a short one.
+One coroutine generates all tokens and lets the event loop run after every round, so a long
+completion never delays a short one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from rhapsody.inference.embedded.errors import RequestError
-from rhapsody.inference.embedded.model import NgramModel, Prompt
+from rhapsody.inference.embedded.generation import Steps
+from rhapsody.inference.embedded.model import NgramModel
 from rhapsody.inference.embedded.sampling import Sampling
-from rhapsody.inference.embedded.writer import Writer
+from rhapsody.inference.embedded.structure.steps import KnownText
+from rhapsody.inference.protocol.batch import token_usage
+from rhapsody.inference.protocol.errors import RequestError
+
+__all__ = ["PromptScheduler", "ScheduledPrompt"]
 
 logger = logging.getLogger(__name__)
 
-# A round over many prompts takes milliseconds: the loop runs after this many tokens too.
+# A round over many prompts takes milliseconds: the loop also runs after this many tokens.
 _TOKENS_PER_TURN = 64
 
 DeltaListener = Callable[[int, str], None]
-EndListener = Callable[["Job"], None]
+EndListener = Callable[["ScheduledPrompt"], None]
 
 
-class Job:
-    """One prompt on its way through the scheduler.
+class ScheduledPrompt:
+    """A prompt that waits or runs in the scheduler, with its completions.
 
     Args:
-        prompt: The prompt as the model has read it.
-        writers: Its answers in the making.
-        on_end: Called once with the job, when it is finished, failed or cancelled.
-        on_delta: Called with the answer's index and its new text, as the text comes.
+        length: The number of tokens of the prompt.
+        generations: Its completions in progress.
+        on_end: Called once with this object, when it is finished, failed or cancelled.
+        on_delta: Called with a completion's index and its new text.
     """
 
     def __init__(
         self,
-        prompt: Prompt,
-        writers: list[Writer],
+        length: int,
+        generations: Sequence[Steps],
         on_end: EndListener,
         on_delta: DeltaListener | None = None,
     ) -> None:
-        """Nothing runs before `Scheduler.submit` takes it."""
-        self.prompt = prompt
-        self.writers = writers
+        self.length = length
+        self.generations = generations
         self.on_end = on_end
         self.on_delta = on_delta
         self.error: RequestError | None = None
 
     @property
     def texts(self) -> list[str]:
-        """The answers so far."""
-        return [writer.text for writer in self.writers]
+        """The completions so far."""
+        return [generation.text for generation in self.generations]
 
     @property
     def finish_reasons(self) -> list[str]:
-        """Why each answer ended; only for a job that has finished."""
-        return [writer.finish_reason or "" for writer in self.writers]
+        """Why each completion ended; valid once all have."""
+        return [generation.finish_reason or "" for generation in self.generations]
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens of the prompt and of all answers, as OpenAI writes them."""
-        completion = sum(writer.count for writer in self.writers)
-        return {
-            "prompt_tokens": self.prompt.length,
-            "completion_tokens": completion,
-            "total_tokens": self.prompt.length + completion,
-        }
+        """Token counts of the prompt and all completions, under OpenAI's names."""
+        completion = sum(generation.tokens for generation in self.generations)
+        return token_usage(self.length, completion)
 
 
-class Scheduler:
-    """Runs jobs in turn, up to a number of them at once; the others wait in their order.
+class PromptScheduler:
+    """Runs a limited number of prompts at once, in turn; the others wait in their order.
 
     Args:
-        model: The model that answers.
-        max_num_seqs: How many prompts are answered at once.
+        model: The model.
+        max_num_seqs: Number of prompts that run at once.
         token_delay: Seconds to wait after each round of tokens, for tests and drills.
-        seed: Where requests without a seed take theirs from; None is different every time.
+        seed: Seeds the requests that name no seed; None: random seeds.
     """
 
     def __init__(
@@ -87,26 +87,28 @@ class Scheduler:
         token_delay: float = 0.0,
         seed: int | None = None,
     ) -> None:
-        """Start with nothing to do; `run` does the work."""
         self.model = model
         self.max_num_seqs = max_num_seqs
         self.token_delay = token_delay
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self._seeds = None if seed is None else random.Random(seed)
-        # Dicts for their order and their quick removal from the middle.
-        self._running: dict[Job, None] = {}
-        self._waiting: dict[Job, None] = {}
+        # A dict keeps the order and allows fast removal from the middle.
+        self._running: dict[ScheduledPrompt, None] = {}
+        self._waiting: set[ScheduledPrompt] = set()
+        self._queue: list[tuple[int, int, ScheduledPrompt]] = []
+        """A heap by order and arrival. It may hold prompts that were cancelled."""
+        self._submitted = 0
         self._work = asyncio.Event()
 
     @property
     def running(self) -> int:
-        """How many prompts are being answered."""
+        """The number of prompts that run."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """How many prompts wait for their turn."""
+        """The number of prompts that wait."""
         return len(self._waiting)
 
     def submit(
@@ -115,87 +117,105 @@ class Scheduler:
         sampling: Sampling,
         on_end: EndListener,
         on_delta: DeltaListener | None = None,
-    ) -> Job:
-        """Take a prompt. The listeners are called from `run`, never from here.
+        order: int = 0,
+        known: str | None = None,
+    ) -> ScheduledPrompt:
+        """Queue a prompt. Its listeners are called from `run`, never from here.
 
         Args:
-            text: The prompt, a rendered chat or a text to continue.
-            sampling: What the request asks for.
-            on_end: Called once with the job, when it is finished, failed or cancelled.
-            on_delta: Called with the answer's index and its new text, as the text comes.
-
-        Returns:
-            The job.
+            text: A rendered chat, or a text to continue.
+            sampling: The request's sampling parameters.
+            on_end: Called once with the prompt, when it is finished, failed or cancelled.
+            on_delta: Called with a completion's index and its new text.
+            order: Prompts with lower numbers run first.
+            known: The text of the completion; None: the model writes it.
 
         Raises:
-            RequestError: The model cannot take this prompt.
+            RequestError: The model cannot process this prompt.
         """
         prompt = self.model.read(text, sampling)
         seed = None if self._seeds is None else self._seeds.getrandbits(63)
-        job = Job(prompt, self.model.writers(prompt, sampling, seed), on_end, on_delta)
-        self.prompt_tokens += prompt.length
-        self._waiting[job] = None
-        self._work.set()
-        return job
+        generations: Sequence[Steps]
+        if known is None:
+            generations = self.model.generations(prompt, sampling, seed)
+        else:
+            generations = [KnownText(known, len(known) + 1) for _ in range(sampling.n)]
+        return self.enqueue(ScheduledPrompt(prompt.length, generations, on_end, on_delta), order)
 
-    def cancel(self, job: Job) -> bool:
-        """End a job where it is; its listener is told.
+    def enqueue(self, scheduled: ScheduledPrompt, order: int = 0) -> ScheduledPrompt:
+        """Queue a prompt that the model has read. Returns it.
 
         Args:
-            job: A job of this scheduler.
+            scheduled: The prompt.
+            order: Prompts with lower numbers run first.
+        """
+        self.prompt_tokens += scheduled.length
+        self._waiting.add(scheduled)
+        self._submitted += 1
+        heapq.heappush(self._queue, (order, self._submitted, scheduled))
+        self._work.set()
+        return scheduled
+
+    def cancel(self, scheduled: ScheduledPrompt) -> bool:
+        """End a prompt early; its listener is called.
+
+        Args:
+            scheduled: A prompt of this scheduler.
 
         Returns:
-            False where it had already ended.
+            False if it had already ended.
         """
-        if job not in self._running and job not in self._waiting:
+        if scheduled not in self._running and scheduled not in self._waiting:
             return False
-        self._end(job, RequestError("The request was cancelled.", code=499))
+        self._end(scheduled, RequestError.cancelled())
         return True
 
     async def run(self) -> None:
-        """Answer what is submitted, until cancelled."""
+        """Generate tokens for submitted prompts until this coroutine is cancelled."""
         while True:
             while not self._running and not self._waiting:
                 self._work.clear()
                 await self._work.wait()
             while self._waiting and len(self._running) < self.max_num_seqs:
-                job = next(iter(self._waiting))
-                del self._waiting[job]
-                self._running[job] = None
+                scheduled = heapq.heappop(self._queue)[2]
+                if scheduled in self._waiting:
+                    self._waiting.remove(scheduled)
+                    self._running[scheduled] = None
             await self._round()
             await asyncio.sleep(self.token_delay)
 
     async def _round(self) -> None:
-        """One token of every answer of every running job."""
+        """Generate one token of every unfinished completion of every running prompt."""
         tokens = 0
-        for job in list(self._running):
-            for index, writer in enumerate(job.writers):
-                if job not in self._running:
+        for scheduled in list(self._running):
+            for index, generation in enumerate(scheduled.generations):
+                if scheduled not in self._running:
                     break  # cancelled while the loop ran
-                if writer.finish_reason is None:
-                    self._advance(job, index, writer)
+                if generation.finish_reason is None:
+                    self._advance(scheduled, index, generation)
                     tokens += 1
                     if tokens % _TOKENS_PER_TURN == 0:
                         await asyncio.sleep(0)
             else:
-                if all(writer.finish_reason for writer in job.writers) and job in self._running:
-                    self._end(job, None)
+                finished = all(one.finish_reason for one in scheduled.generations)
+                if finished and scheduled in self._running:
+                    self._end(scheduled, None)
 
-    def _advance(self, job: Job, index: int, writer: Writer) -> None:
-        before = writer.count
+    def _advance(self, scheduled: ScheduledPrompt, index: int, generation: Steps) -> None:
+        before = generation.tokens
         try:
-            text = writer.advance()
+            text = generation.advance()
         except Exception as error:
-            # One prompt that the model stumbles over must not end the answers to all others.
+            # A prompt that makes the model fail must not end the completions of all others.
             logger.exception("the model failed on a prompt")
-            self._end(job, RequestError(f"The model failed: {error!r}", code=500))
+            self._end(scheduled, RequestError(f"The model failed: {error!r}", code=500))
             return
-        self.generation_tokens += writer.count - before
-        if text and job.on_delta is not None:
-            job.on_delta(index, text)
+        self.generation_tokens += generation.tokens - before
+        if text and scheduled.on_delta is not None:
+            scheduled.on_delta(index, text)
 
-    def _end(self, job: Job, error: RequestError | None) -> None:
-        self._running.pop(job, None)
-        self._waiting.pop(job, None)
-        job.error = error
-        job.on_end(job)
+    def _end(self, scheduled: ScheduledPrompt, error: RequestError | None) -> None:
+        self._running.pop(scheduled, None)
+        self._waiting.discard(scheduled)
+        scheduled.error = error
+        scheduled.on_end(scheduled)

@@ -1,4 +1,4 @@
-"""The server process: one embedded model, the routes of a replica, and a watch on the parent."""
+"""The server process: an embedded model, a replica's routes, and a watch on the parent process."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from rhapsody.inference.embedded.batch_route import BatchRoute
-from rhapsody.inference.embedded.http import demand_key, errors_as_json, json_response
-from rhapsody.inference.embedded.model import DEFAULT_MAX_MODEL_LEN, NgramModel
+from rhapsody.inference.embedded.batch_route import BatchRoutes
+from rhapsody.inference.embedded.http import errors_as_json, json_response, require_key
+from rhapsody.inference.embedded.model import DEFAULT_LABELS, DEFAULT_MAX_MODEL_LEN, NgramModel
 from rhapsody.inference.embedded.openai_routes import OpenAIRoutes
-from rhapsody.inference.embedded.scheduler import Scheduler
+from rhapsody.inference.embedded.pooling.routes import PoolingRoutes
+from rhapsody.inference.embedded.scheduler import PromptScheduler
+from rhapsody.inference.protocol.process import (
+    KEY_VARIABLE,
+    MAX_BODY_BYTES,
+    open_parent_pipe,
+)
 from rhapsody.waiting import done_within
 
 logger = logging.getLogger(__name__)
 
-KEY_VARIABLE = "RHAPSODY_REPLICA_KEY"
-PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
-# A batch of 1,024 prompts as long as the default context allows is about 10 MiB.
-_MAX_BODY = 64 * 1024 * 1024
-# What running requests are given to finish after SIGTERM.
+# Time for running requests to finish after SIGTERM.
 _SHUTDOWN_SECONDS = 2.0
-# sun_path has 108 bytes with the closing zero (macOS: 104).
+# sun_path has 108 bytes with its null byte (macOS: 104).
 _LONGEST_UDS = 107 if sys.platform == "linux" else 103
 
 _METRICS = """\
-# HELP rhapsody_embedded_prompt_tokens_total Tokens of the prompts taken.
+# HELP rhapsody_embedded_prompt_tokens_total Tokens of accepted prompts.
 # TYPE rhapsody_embedded_prompt_tokens_total counter
 rhapsody_embedded_prompt_tokens_total {prompt_tokens}
-# HELP rhapsody_embedded_generation_tokens_total Tokens written.
+# HELP rhapsody_embedded_generation_tokens_total Generated tokens.
 # TYPE rhapsody_embedded_generation_tokens_total counter
 rhapsody_embedded_generation_tokens_total {generation_tokens}
-# HELP rhapsody_embedded_requests_running Prompts being answered.
+# HELP rhapsody_embedded_requests_running Prompts that run.
 # TYPE rhapsody_embedded_requests_running gauge
 rhapsody_embedded_requests_running {running}
-# HELP rhapsody_embedded_requests_waiting Prompts waiting for their turn.
+# HELP rhapsody_embedded_requests_waiting Prompts that wait to run.
 # TYPE rhapsody_embedded_requests_waiting gauge
 rhapsody_embedded_requests_waiting {waiting}
 """
@@ -51,19 +53,20 @@ rhapsody_embedded_requests_waiting {waiting}
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the command line says.
+    """The options of the command line.
 
     Args:
         model: The name that the model is served under.
-        uds: Path of the Unix socket to listen on; None for a port.
+        uds: Path of the Unix socket to listen on; None: a port.
         host: Address to listen on.
-        port: Port to listen on, 0 for any free one.
-        max_model_len: Most tokens of a prompt and its answer together.
-        max_num_seqs: How many prompts are answered at once.
-        seed: Where requests without a seed take theirs from.
+        port: Port to listen on, 0 for a free one.
+        max_model_len: Maximum number of tokens of a prompt and a completion together.
+        max_num_seqs: Number of prompts that run at once.
+        seed: Seeds the requests that name no seed.
+        labels: The labels that texts are classified by.
         token_delay: Seconds between tokens.
-        start_delay: Seconds before it listens.
-        fail_at_start: For drills: die with this message instead of listening.
+        start_delay: Seconds before the server listens.
+        fail_at_start: For drills: fail with this message instead of listening.
     """
 
     model: str
@@ -73,25 +76,23 @@ class ServerOptions:
     max_model_len: int = DEFAULT_MAX_MODEL_LEN
     max_num_seqs: int = 256
     seed: int | None = None
+    labels: tuple[str, ...] = DEFAULT_LABELS
     token_delay: float = 0.0
     start_delay: float = 0.0
     fail_at_start: str | None = None
 
 
 class StartError(RuntimeError):
-    """The server cannot start; the message says why."""
+    """The server cannot start, with the reason as its message."""
 
 
-def build_app(scheduler: Scheduler, model: str, key: str | None) -> web.Application:
-    """Put the routes together.
+def build_app(scheduler: PromptScheduler, model: str, key: str | None) -> web.Application:
+    """Return the application with all routes.
 
     Args:
-        scheduler: Where the prompts go; it runs as long as the application does.
+        scheduler: Runs the prompts, for as long as the application runs.
         model: The name that the model is served under.
-        key: The secret that every request must bring; None asks for none.
-
-    Returns:
-        The application.
+        key: The key that every request must carry; None: no key is required.
     """
 
     async def run_scheduler(app: web.Application) -> AsyncIterator[None]:
@@ -113,61 +114,64 @@ def build_app(scheduler: Scheduler, model: str, key: str | None) -> web.Applicat
         )
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
-    app = web.Application(middlewares=[errors_as_json, demand_key(key)], client_max_size=_MAX_BODY)
+    app = web.Application(
+        middlewares=[errors_as_json, require_key(key)], client_max_size=MAX_BODY_BYTES
+    )
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     OpenAIRoutes(scheduler, model).add_to(app.router)
-    BatchRoute(scheduler).add_to(app.router)
+    PoolingRoutes(scheduler, model).add_to(app.router)
+    BatchRoutes(scheduler).add_to(app.router)
     app.cleanup_ctx.append(run_scheduler)
     return app
 
 
 async def serve(options: ServerOptions) -> None:
-    """Serve until SIGTERM or SIGINT; end the process at once when the parent is gone.
+    """Serve until SIGTERM or SIGINT; exit at once when the parent process is gone.
 
-    The address is written to stdout as one line of JSON once requests are answered there.
+    The address is written to stdout as one line of JSON as soon as the server listens.
 
     Args:
-        options: What to serve and where.
+        options: The options of the command line.
 
     Raises:
-        StartError: It cannot listen there, or was told to fail.
+        StartError: The server cannot listen there, or `fail_at_start` is set.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    watched = _watch_parent(loop, options.uds)
+    pipe = _watch_parent(loop, options.uds)
     key = os.environ.pop(KEY_VARIABLE, None)
     try:
         if options.start_delay and await done_within(stop.wait(), options.start_delay):
             return
         if options.fail_at_start is not None:
             raise StartError(options.fail_at_start)
-        model = NgramModel(max_model_len=options.max_model_len)
-        scheduler = Scheduler(model, options.max_num_seqs, options.token_delay, options.seed)
-        # A client that goes away ends its handler, and with it the answers it waited for.
+        model = NgramModel(None, options.max_model_len, options.labels)
+        scheduler = PromptScheduler(model, options.max_num_seqs, options.token_delay, options.seed)
+        # A client that disconnects cancels its handler, and with it its prompts.
         runner = web.AppRunner(
             build_app(scheduler, options.model, key),
             access_log=None,
             handler_cancellation=True,
-            # Granted twice: before and after aiohttp closes the bodies of running requests.
+            # aiohttp waits twice: before and after it closes the bodies of running requests.
             shutdown_timeout=_SHUTDOWN_SECONDS / 2,
         )
         await runner.setup()
         try:
             address = await _listen(runner, options)
-            logger.info("embedded model %r listening on %s", options.model, address)
+            logger.info("embedded model %r listens on %s", options.model, address)
             sys.stdout.write(json.dumps({"listening": address}) + "\n")
             sys.stdout.flush()
             await stop.wait()
-            logger.info("stopping: %d prompts running", scheduler.running)
+            logger.info("the server stops, with %d prompts running", scheduler.running)
         finally:
             await runner.cleanup()
     finally:
         _remove_socket(options.uds)
-        if watched is not None:
-            loop.remove_reader(watched)
+        if pipe is not None:
+            loop.remove_reader(pipe)
 
 
 async def _listen(runner: web.AppRunner, options: ServerOptions) -> str:
@@ -181,9 +185,9 @@ async def _listen(runner: web.AppRunner, options: ServerOptions) -> str:
     size = len(os.fsencode(options.uds))
     if size > _LONGEST_UDS:
         raise StartError(
-            f"the socket path {options.uds!r} has {size} bytes, at most {_LONGEST_UDS} are possible"
+            f"the socket path {options.uds!r} must have at most {_LONGEST_UDS} bytes, got {size}"
         )
-    # The socket is for its owner alone from its first moment on.
+    # Other users must never be able to connect, not even between bind and chmod.
     before = os.umask(0o077)
     try:
         await web.UnixSite(runner, options.uds).start()
@@ -195,27 +199,21 @@ async def _listen(runner: web.AppRunner, options: ServerOptions) -> str:
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, uds: str | None) -> int | None:
-    """End the process when the other end of the inherited pipe is closed."""
-    text = os.environ.pop(PARENT_VARIABLE, None)
-    if text is None:
-        return None
-
-    def look() -> None:
-        if not os.read(pipe, 4096):
-            _remove_socket(uds)
-            logger.error("the parent process is gone, ending")
-            os._exit(1)
-
+    """Exit at once when the parent closes its end of the inherited pipe."""
     try:
-        pipe = int(text)
-        os.set_inheritable(pipe, False)
-        loop.add_reader(pipe, look)
+        pipe = open_parent_pipe()
+        if pipe is not None:
+            loop.add_reader(pipe, _read_parent, pipe, uds)
     except (ValueError, OSError) as error:
-        raise StartError(
-            f"{PARENT_VARIABLE} must be the number of the open read end of a pipe, "
-            f"got {text!r}: {error}"
-        ) from error
+        raise StartError(str(error)) from error
     return pipe
+
+
+def _read_parent(pipe: int, uds: str | None) -> None:
+    if not os.read(pipe, 4096):
+        _remove_socket(uds)
+        logger.error("the parent process is gone, the server exits")
+        os._exit(1)
 
 
 def _remove_socket(uds: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Tokens: how a text is cut into pieces, and what the pieces say about a prompt."""
+"""Tokens: splitting a text, and finding the question and the topic of a prompt."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rhapsody.inference.embedded.chat import ASSISTANT, END, USER
 Token = str
 Context = tuple[Token, ...]
 
-# The next token is chosen by the three before it.
+# The next token depends on the three before it.
 ORDER = 4
 
 SENTENCE_ENDS = frozenset({".", "!", "?"})
 _TOPIC_WORDS = 4
 
-# Every character belongs to exactly one token, so that the tokens joined are the text again.
-# Lengths are bounded: the number of tokens then says something about the size of any text.
+# Every character belongs to exactly one token: the tokens joined give the text. The length of a
+# token is bounded, so that the number of tokens reflects the size of any text.
 _TOKEN = re.compile(
     r"<\|[a-z]{1,16}\|>"  # marks of the chat template
     r"| ?\d{1,16}(?:\.\d{1,16})?"
@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     r"|\s{1,16}(?!\S)"
     r"|\s"
 )
-# Words that say nothing about what a prompt is about.
+# Words that do not describe the topic of a prompt.
 _COMMON_WORDS = """
     a about after again all also am an and any are as at be because been before being but by can
     could describe did do does each every explain few for from give had has have he her here him
@@ -40,25 +40,22 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def tokenize(text: str) -> list[Token]:
-    """Split a text into tokens.
+    """Split a text into tokens; joined, they give the text.
 
     Args:
         text: Any text.
-
-    Returns:
-        The tokens; joined they are the text again.
     """
     return _TOKEN.findall(text)
 
 
-def tokens_of(text: str) -> Iterator[Token]:
-    """Split a text into tokens as far as they are asked for.
+def iterate_tokens(text: str) -> Iterator[Token]:
+    """Split a text into tokens lazily.
 
     Args:
         text: Any text.
 
     Yields:
-        The tokens of the text in order.
+        The tokens in order.
     """
     for match in _TOKEN.finditer(text):
         yield match.group()
@@ -71,7 +68,7 @@ def sentences_of(text: str) -> list[list[Token]]:
         text: Prose; line breaks do not matter.
 
     Returns:
-        The tokens of each sentence, its end mark last; every word has its space before it.
+        The tokens of each sentence, its end mark last; every word starts with its space.
     """
     sentences: list[list[Token]] = []
     current: list[Token] = []
@@ -86,26 +83,28 @@ def sentences_of(text: str) -> list[list[Token]]:
 
 
 def stem(token: Token) -> str:
-    """A word without what does not change its meaning: case, spaces, the s of a plural.
+    """Return a word in lower case, without spaces and the s of a plural.
 
     Args:
         token: A token or a word.
-
-    Returns:
-        What the forms of one word have in common.
     """
     word = token.strip().casefold()
     return word[:-1] if len(word) > 3 and word.endswith("s") else word
 
 
+def is_common(word: str) -> bool:
+    """Return whether a word, in lower case, says little about what a text is about."""
+    return word in _COMMON
+
+
 def last_question(tokens: list[Token]) -> list[Token] | None:
-    """The last user message of a prompt.
+    """Return the last user message of a prompt.
 
     Args:
         tokens: A whole prompt.
 
     Returns:
-        The message's tokens, None where the prompt is not a chat but a text to continue.
+        The message's tokens; None if the prompt is not a chat but a text to continue.
     """
     if ASSISTANT not in tokens[-2:]:
         return None
@@ -117,15 +116,15 @@ def last_question(tokens: list[Token]) -> list[Token] | None:
 
 
 def topic_of(tokens: list[Token]) -> list[str]:
-    """The words that say what a prompt is about.
+    """Return the words that describe what a prompt is about.
 
     Args:
         tokens: A message or a text.
 
     Returns:
-        The last few telling words, each once, in their order.
+        The last few uncommon words, each once, in order.
     """
     words = (token.strip() for token in tokens)
-    telling = [word for word in words if word[:1].isalnum() and word.casefold() not in _COMMON]
-    distinct = dict.fromkeys(reversed(telling))
+    uncommon = [word for word in words if word[:1].isalnum() and word.casefold() not in _COMMON]
+    distinct = dict.fromkeys(reversed(uncommon))
     return list(islice(distinct, _TOPIC_WORDS))[::-1]

@@ -1,1 +1,1 @@
-"""vLLM as the engine of a replica: its server process, the batch route in it, its options."""
+"""vLLM as the engine of a replica: its server process, the batch route, the options."""

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from rhapsody.api.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError
 from rhapsody.inference.vllm.versions import Arguments
-
-if TYPE_CHECKING:
-    from rhapsody.inference.config import InferenceConfig
+from rhapsody.suggest import did_you_mean, unknown_name
 
 __all__ = ["arguments_of", "options_from"]
 
 logger = logging.getLogger(__name__)
 
-OURS = {
+PARAMETER_KEYS = {
     "model": "model_name",
     "served-model-name": "model_name",
     "tensor-parallel-size": "tp_size",
     "host": "host",
     "port": "port",
 }
-"""Keys for which the constructor has a parameter, which wins."""
+"""Keys with a constructor parameter, which overrides them."""
 
 REFUSED = {
     "api-key": "use the backend's api_key=",
-    "api-server-count": "each replica has one",
+    "api-server-count": "each replica has one server",
     "grpc": "replicas are reached over HTTP",
     "headless": "replicas are reached over HTTP",
-    "middleware": "the batch route is one already, and must be the outermost",
+    "middleware": "the batch route must be the outermost middleware",
     "pipeline-parallel-size": "a replica spans the tp_size GPUs of one node",
-    "root-path": "the gateway passes paths on as they are",
-    "uds": "replicas listen where the launcher says",
+    "root-path": "the gateway forwards paths unchanged",
+    "uds": "the launcher chooses the sockets of replicas",
 }
 REFUSED_PREFIXES = {
-    "data-parallel-": "replicas are what runs in parallel; raise num_gpus or num_nodes",
+    "data-parallel-": "raise num_gpus or num_nodes, which start more replicas",
     "ssl-": "replicas are private; put a proxy with TLS in front of the gateway",
 }
 
@@ -86,7 +83,7 @@ SECTIONS: dict[str, frozenset[str]] = {
         }
     ),
 }
-"""The layout of Dragon's own inference service."""
+"""The sections of Dragon's own inference service, and their keys."""
 
 PARAMETERS = {
     ("required", "model_name"): "model_name",
@@ -103,7 +100,7 @@ ENGINE_KEYS = {
     ("llm", "max_model_len"): "max-model-len",
     ("llm", "vllm_log_level"): "log-level",
 }
-DEFAULTS_OF_PROMPTS = {
+SAMPLING_DEFAULTS = {
     ("llm", "max_tokens"): "max_new_tokens",
     ("llm", "repetition_penalty"): "repetition_penalty",
     ("llm", "temperature"): "temperature",
@@ -113,41 +110,42 @@ DEFAULTS_OF_PROMPTS = {
 
 
 def options_from(
-    where: str, loaded: Mapping[Any, Any], config: InferenceConfig, known: Iterable[str]
+    where: str, loaded: Mapping[Any, Any], parameters: Mapping[str, Any], known: Collection[str]
 ) -> dict[str, Any]:
-    """Check what a file says, and return the options for the server.
+    """Validate the content of a configuration file, and return the server's options.
 
     Args:
-        where: The file, in words.
-        loaded: What it holds.
-        config: The constructor's arguments, which win.
-        known: The options that the installed vLLM has; where none, it is left to vLLM to say.
+        where: The file, for error messages.
+        loaded: The file's content.
+        parameters: The constructor's parameters, which override the file.
+        known: The options of the installed vLLM; if empty, vLLM itself refuses unknown ones.
 
     Raises:
-        ConfigurationError: A key is unknown, or not for users to set.
+        ConfigurationError: A key is unknown, or cannot be set by users.
     """
     sections = {key for key in loaded if key in SECTIONS and isinstance(loaded[key], Mapping)}
     if sections:
-        return _from_sections(where, loaded, config)
+        return _from_sections(where, loaded, parameters)
     options = {str(key).replace("_", "-"): value for key, value in loaded.items()}
-    left_out = {}
+    overridden = {}
     for key in options:
         why = REFUSED.get(key)
         for prefix, reason in REFUSED_PREFIXES.items():
             why = reason if key.startswith(prefix) else why
         if why is not None:
-            raise ConfigurationError(f"{where}: the key '{key}' cannot be set here: {why}")
-        if key in OURS:
-            left_out[key] = OURS[key]
+            raise ConfigurationError(f"{where}: the key '{key}' cannot be set: {why}")
+        if key in PARAMETER_KEYS:
+            overridden[key] = PARAMETER_KEYS[key]
         elif known and key not in known:
-            raise _unknown(where, f"key '{key}'", key, known, "vLLM")
-    for key, parameter in left_out.items():
-        _note_override(where, key, options.pop(key), parameter, config)
+            hint = did_you_mean(key, known, cutoff=0.5) or "see: vllm serve --help"
+            raise ConfigurationError(f"{where}: unknown key '{key}'; {hint}")
+    for key, parameter in overridden.items():
+        _note_override(where, key, options.pop(key), parameter, parameters)
     return options
 
 
 def _from_sections(
-    where: str, loaded: Mapping[Any, Any], config: InferenceConfig
+    where: str, loaded: Mapping[Any, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
     options: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
@@ -156,55 +154,49 @@ def _from_sections(
         if section in ("run_type", "token"):
             continue
         if section not in SECTIONS or not isinstance(values, Mapping):
-            raise _unknown(where, f"section '{section}'", str(section), SECTIONS, "this layout")
+            raise ConfigurationError(f"{where}: {unknown_name('section', str(section), SECTIONS)}")
         for key, value in values.items():
             place = (section, key)
             if key not in SECTIONS[section]:
-                name = f"key '{key}' in section '{section}'"
-                raise _unknown(where, name, str(key), SECTIONS[section], f"'{section}'")
+                place_name = f"section '{section}'"
+                unknown = unknown_name("key", str(key), SECTIONS[section], place_name)
+                raise ConfigurationError(f"{where}: {unknown}")
             if place in PARAMETERS:
                 if value != -1:  # Dragon's "as many as there are"
                     name = f"{section}.{key}"
-                    _note_override(where, name, value, PARAMETERS[place], config)
+                    _note_override(where, name, value, PARAMETERS[place], parameters)
             elif value is None or value == "":
                 continue
             elif place in ENGINE_KEYS:
                 options[ENGINE_KEYS[place]] = value
-            elif place in DEFAULTS_OF_PROMPTS:
-                defaults[DEFAULTS_OF_PROMPTS[place]] = value
+            elif place in SAMPLING_DEFAULTS:
+                defaults[SAMPLING_DEFAULTS[place]] = value
             else:
                 unused.append(f"{section}.{key}")
     if defaults:
         options["override-generation-config"] = defaults
     if unused:
-        logger.warning("%s: not used here: %s", where, ", ".join(unused))
+        logger.warning("%s: these keys have no effect: %s", where, ", ".join(unused))
     return options
 
 
-def _unknown(
-    where: str, what: str, key: str, known: Iterable[str], whose: str
-) -> ConfigurationError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else f", which {whose} does not know"
-    return ConfigurationError(f"{where}: unknown {what}{hint}")
-
-
 def _note_override(
-    where: str, key: str, value: Any, parameter: str, config: InferenceConfig
+    where: str, key: str, value: Any, parameter: str, parameters: Mapping[str, Any]
 ) -> None:
-    ours = getattr(config, parameter)
-    if value != ours:
+    given = parameters[parameter]
+    if value != given:
         logger.warning(
-            "%s: %s=%r is left out, the backend's %s=%r wins", where, key, value, parameter, ours
+            "%s: %s=%r is ignored, the backend's %s=%r overrides it",
+            *(where, key, value, parameter, given),
         )
 
 
 def arguments_of(options: Mapping[str, Any], known: Arguments) -> list[str]:
-    """Put options the way vLLM's command line takes them.
+    """Return options as arguments of vLLM's command line.
 
     Args:
-        options: Option names, with dashes, to values as YAML has them.
-        known: The options that the installed vLLM has.
+        options: Values from YAML by option name, with dashes.
+        known: The options of the installed vLLM.
     """
     arguments: list[str] = []
     for key, value in options.items():

@@ -1,7 +1,7 @@
 """The server process: `python -m rhapsody.inference.vllm.server serve MODEL ...`.
 
-It is `vllm serve` and nothing else, but for a thread that ends it when the program that started
-it is gone: from its first moment on, while vLLM is still being imported as well.
+It is `vllm serve` with one more thread, which ends the server when the program that started it is
+gone. The thread starts before vLLM is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import sys
 import threading
 import time
 
+from rhapsody.inference.protocol.process import open_parent_pipe
+
 __all__ = ["main"]
 
-PARENT_VARIABLE = "RHAPSODY_PARENT_FD"
 VLLM_SOCKET_BYTES = len("/01234567-89ab-cdef-0123-456789abcdef")
 LONGEST_SOCKET_BYTES = 107
 END_SECONDS = 5
-"""How long an orphan's processes may take to end by themselves."""
+"""Time for the server's processes to end after SIGTERM."""
 
 
 def main() -> None:
-    """Run vLLM's command line under a watch on the parent."""
-    if pipe := os.environ.pop(PARENT_VARIABLE, None):
-        _watch_parent(int(pipe))
+    """Run vLLM's command line with a watch on the parent process."""
+    if (pipe := open_parent_pipe()) is not None:
+        _watch_parent(pipe)
     _keep_sockets_beside(sys.argv)
     from rhapsody.inference.vllm.versions import run_serve
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def _keep_sockets_beside(arguments: list[str]) -> None:
-    """Have vLLM make its own sockets where this server's is, since it removes none of them."""
+    """Make vLLM create its own sockets beside this server's, since it removes none of them."""
     if "--uds" in arguments:
         folder = os.path.dirname(arguments[arguments.index("--uds") + 1])
         if len(os.fsencode(folder)) + VLLM_SOCKET_BYTES <= LONGEST_SOCKET_BYTES:
@@ -42,14 +43,11 @@ def _keep_sockets_beside(arguments: list[str]) -> None:
 
 
 def _watch_parent(pipe: int) -> None:
-    os.set_inheritable(pipe, False)
-
     def watch() -> None:
         while os.read(pipe, 4096):
             pass
-        # The launcher gave this process a group of its own, in which the engine's processes are.
-        # They remove their shared memory if they are asked to end; what does not is killed, by
-        # one who is not in the group.
+        # This process leads a group that holds the engine's processes. On SIGTERM they remove
+        # their shared memory; a shell outside the group kills what is left.
         group = os.getpgrp()
         if group == os.getpid():
             kill = f"sleep {END_SECONDS}; kill -9 -{group}"

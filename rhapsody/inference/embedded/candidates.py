@@ -1,4 +1,4 @@
-"""Choices: what may come next, and how one of them is taken."""
+"""Candidates for the next token or sentence, and how one is picked."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from itertools import accumulate
 from rhapsody.inference.embedded.sampling import Sampling
 from rhapsody.inference.embedded.tokens import Token
 
+__all__ = ["Candidates"]
+
 
 @dataclass(frozen=True)
-class Choices:
-    """What may come next, the likeliest first.
+class Candidates:
+    """Candidates with their weights, the likeliest first.
 
     Args:
-        options: The tokens (or indices of sentences) to choose from.
-        weights: Their weights, none of them zero, in descending order.
+        options: Tokens, or indices of sentences.
+        weights: Their weights, all above zero, in descending order.
     """
 
     options: Sequence[Token | int]
     weights: Sequence[float]
+
+    @classmethod
+    def from_counts(cls, counts: Counter[Token]) -> Candidates:
+        """Rank tokens by how often each was seen."""
+        ranked = counts.most_common()
+        return cls([token for token, _ in ranked], [float(count) for _, count in ranked])
 
     @cached_property
     def cumulative(self) -> list[float]:
@@ -33,19 +41,19 @@ class Choices:
 
     @cached_property
     def ties(self) -> int:
-        """How many share the first place."""
+        """The number of candidates that share the highest weight."""
         return sum(1 for weight in self.weights if weight == self.weights[0])
 
     def pick(self, sampling: Sampling, rng: random.Random, turn: int) -> int:
-        """Choose one.
+        """Pick one candidate.
 
         Args:
             sampling: Temperature, top_p and top_k.
-            rng: Source of chance; not asked when greedy.
-            turn: Decides between equals without chance.
+            rng: Random numbers; not used by greedy sampling.
+            turn: Decides between candidates of equal weight in greedy sampling.
 
         Returns:
-            The position of the chosen one.
+            The position of the candidate.
         """
         if len(self.weights) == 1:
             return 0
@@ -71,18 +79,5 @@ class Choices:
 
 
 def _spread(turn: int) -> int:
-    # Knuth's multiplicative hash: consecutive turns in one phrase do not fall into its rhythm.
+    # Knuth's multiplicative hash: without it, consecutive turns could repeat one phrase.
     return (turn * 2_654_435_761 & 0xFFFFFFFF) >> 12
-
-
-def choices_from(counts: Counter[Token]) -> Choices:
-    """Rank what was counted.
-
-    Args:
-        counts: How often each token was seen.
-
-    Returns:
-        The tokens with their counts as weights.
-    """
-    ranked = counts.most_common()
-    return Choices([token for token, _ in ranked], [float(count) for _, count in ranked])

@@ -1,0 +1,1 @@
+"""Embeddings, scores and classes of the embedded model, which are made without a model."""

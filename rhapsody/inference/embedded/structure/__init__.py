@@ -1,0 +1,1 @@
+"""JSON of the embedded model: values for a schema, and tool calls."""

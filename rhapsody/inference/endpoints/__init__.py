@@ -1,0 +1,1 @@
+"""Model servers that somebody else runs, reached through the OpenAI API."""

@@ -1,0 +1,1 @@
+"""The protocol between the program and its model servers."""

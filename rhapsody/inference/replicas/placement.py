@@ -1,0 +1,152 @@
+"""Placement: the node and the GPUs of each replica, computed before any process starts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from rhapsody.allocation import Gpu, Node
+from rhapsody.errors import ResourceError
+from rhapsody.gpus import GPUS, PARTS, GpuLedger
+
+__all__ = ["CLAIMS", "GpuClaims", "Place", "place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The node and the GPUs that one replica runs on.
+
+    Attributes:
+        node: Its node.
+        gpus: Its GPUs; empty for a replica on the CPU.
+    """
+
+    node: Node
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that limit the replica's processes to its GPUs."""
+        return {self.node.gpu_variable: ",".join(map(str, self.gpus))}
+
+
+def place(
+    nodes: Sequence[Node], *, num_nodes: int, num_gpus: int, tp_size: int, offset: int
+) -> list[Place]:
+    """Return the node and the GPUs of each replica.
+
+    The nodes are `nodes[offset : offset + num_nodes]`, with `num_gpus // tp_size` replicas on each
+    node, or one on the CPU if `num_gpus` is 0.
+
+    Args:
+        nodes: The allocation.
+        num_nodes: Nodes to use.
+        num_gpus: GPUs to use on each node.
+        tp_size: GPUs of each replica.
+        offset: The first node, counted from 0.
+
+    Raises:
+        ResourceError: There are too few nodes, or a node has too few GPUs.
+    """
+    if offset + num_nodes > len(nodes):
+        one = len(nodes) == 1
+        raise ResourceError(
+            None,
+            "node",
+            f"num_nodes={num_nodes} from offset={offset} needs {offset + num_nodes} nodes, and "
+            f"there {'is' if one else 'are'} {len(nodes)}; lower num_nodes or offset, or ask for a "
+            "larger allocation",
+        )
+    used = nodes[offset : offset + num_nodes]
+    for node in used:
+        if len(node.gpus) < num_gpus:
+            raise ResourceError(
+                None,
+                "gpu",
+                f"num_gpus={num_gpus} on node '{node.name}', which has {len(node.gpus) or 'none'} "
+                "that may be used; lower num_gpus, or pass num_gpus=0 to serve on the CPU",
+            )
+    if not num_gpus:
+        return [Place(node) for node in used]
+    return [
+        Place(node, node.gpus[index * tp_size : (index + 1) * tp_size])
+        for node in used
+        for index in range(num_gpus // tp_size)
+    ]
+
+
+class GpuClaims:
+    """Places replicas on free GPUs, so that no two backends use the same one.
+
+    Args:
+        ledger: The GPUs in use. None: a ledger of its own.
+    """
+
+    def __init__(self, ledger: GpuLedger | None = None) -> None:
+        self._ledger = ledger or GpuLedger()
+        self._lock = threading.Lock()
+
+    def place(
+        self, nodes: Sequence[Node], *, num_nodes: int, num_gpus: int, tp_size: int, offset: int
+    ) -> list[Place]:
+        """Place replicas on free GPUs, and mark those GPUs as used. Arguments as for `place`."""
+        with self._lock:
+            while True:
+                free = [replace(node, gpus=self._free_gpus(node)) for node in nodes]
+                places = place(
+                    free, num_nodes=num_nodes, num_gpus=num_gpus, tp_size=tp_size, offset=offset
+                )
+                if self._ledger.take(_gpus_of(places)):  # False: a task has just taken one
+                    return places
+
+    def _free_gpus(self, node: Node) -> tuple[Gpu, ...]:
+        return tuple(g for g in node.gpus if self._ledger.free_parts(node.name, g) == PARTS)
+
+    def place_more(self, nodes: Sequence[Node], number: int, num_gpus: int) -> list[Place]:
+        """Place spare replicas on nodes with free GPUs, in turn, and mark those GPUs as used.
+
+        Args:
+            nodes: The nodes to choose from.
+            number: How many replicas.
+            num_gpus: GPUs of each; 0: they run on the CPU.
+
+        Raises:
+            ResourceError: There are too few free GPUs.
+        """
+        with self._lock:
+            while True:
+                places = self._spare_places(nodes, number, num_gpus)
+                if self._ledger.take(_gpus_of(places)):  # False: a task has just taken one
+                    return places
+
+    def _spare_places(self, nodes: Sequence[Node], number: int, num_gpus: int) -> list[Place]:
+        free = {node: list(self._free_gpus(node)) for node in nodes}
+        places: list[Place] = []
+        for first in range(number):
+            for node in (nodes[(first + step) % len(nodes)] for step in range(len(nodes))):
+                if len(free[node]) >= num_gpus:
+                    places.append(Place(node, tuple(free[node][:num_gpus])))
+                    del free[node][:num_gpus]
+                    break
+            else:
+                raise ResourceError(
+                    None,
+                    "gpu",
+                    f"spares={number} needs {num_gpus} GPUs for each spare beside those of the "
+                    f"other replicas, and there are GPUs for {len(places)}; lower spares or "
+                    "num_gpus",
+                )
+        return places
+
+    def release(self, places: Iterable[Place]) -> None:
+        """Mark the GPUs as free."""
+        self._ledger.release(_gpus_of(places))
+
+
+def _gpus_of(places: Iterable[Place]) -> list[tuple[str, Gpu]]:
+    return [(place.node.name, gpu) for place in places for gpu in place.gpus]
+
+
+CLAIMS = GpuClaims(GPUS)
+"""The GPUs that the backends of this program use, for replicas and for tasks."""

@@ -1,0 +1,335 @@
+"""The replica pool: queues prompts, spreads them over replicas, and restarts dead replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from rhapsody.errors import ReplicaError
+from rhapsody.inference.batcher import Batcher
+from rhapsody.inference.prefix_keys import Keys
+from rhapsody.inference.prompts import PromptRequest
+from rhapsody.inference.replicas.prefixes import PrefixRouter
+from rhapsody.inference.replicas.replica import Replica
+
+__all__ = ["MakeReplicas", "ReplicaPool"]
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 30.0
+
+WINDOW = 4
+"""Prompts of one request that are in progress, for each that the servers work on at a time."""
+MIN_WINDOW = 2048
+SLACK_PART = 8
+"""A server whose load is higher by this part of its limit still gets prompts for a prefix."""
+MIN_SLACK = 4
+
+MakeReplicas = Callable[[Callable[[], None]], Sequence[Replica]]
+"""Makes the replicas of a pool, given the function that each calls when it has room."""
+
+
+class ReplicaPool:
+    """Keeps replicas alive, and sends them batches of the prompts that are put into it.
+
+    Args:
+        make_replicas: Makes the replicas, not yet started.
+        max_retries: How often a prompt is sent again if its server dies.
+        max_restarts: How often in a row each server is restarted.
+        restart_window: A restart counts as in a row if the server ran shorter, in seconds.
+        startup_timeout: Longest time for a server to become ready, in seconds.
+        health_interval: Seconds between health checks.
+        hang_timeout: Seconds without a response after which a server counts as dead.
+        max_batch_size: Maximum number of prompts in a batch.
+        max_batch_wait: Longest time a prompt waits while all replicas are busy, in seconds.
+        prefix_routing: Whether prompts go to servers that have their beginnings in their caches.
+        on_batch: Called for each batch with its prompts, and the seconds that each has waited.
+    """
+
+    def __init__(
+        self,
+        make_replicas: MakeReplicas,
+        *,
+        max_retries: int,
+        max_restarts: int,
+        restart_window: float,
+        startup_timeout: float,
+        health_interval: float,
+        hang_timeout: float,
+        max_batch_size: int,
+        max_batch_wait: float,
+        prefix_routing: bool = True,
+        on_batch: Callable[[list[PromptRequest], list[float]], None] | None = None,
+    ) -> None:
+        self.failure: ReplicaError | None = None
+        """Why the pool accepts no more prompts; None while it accepts them."""
+        self._max_retries = max_retries
+        self._max_restarts = max_restarts
+        self._startup_timeout = startup_timeout
+        self._restart_window = restart_window
+        self._health_interval = health_interval
+        self._hang_timeout = hang_timeout
+        self._batcher: Batcher[PromptRequest] = Batcher(
+            self.dispatch,
+            self.capacity,
+            max_batch_size=max_batch_size,
+            max_wait=max_batch_wait,
+            order=lambda request: request.order,
+            on_batch=on_batch,
+        )
+        self.replicas = list(make_replicas(self._on_room))
+        self.router: PrefixRouter[Replica] | None = None
+        if prefix_routing and len(self.replicas) > 1:
+            self.router = PrefixRouter(MIN_SLACK)
+        self._supervisors: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start all servers at once and wait until all are ready.
+
+        Raises:
+            ReplicaError: A server exited or was too slow. All have been stopped.
+        """
+        starts = [
+            asyncio.ensure_future(replica.start(self._startup_timeout)) for replica in self.replicas
+        ]
+        try:
+            await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await self._stop_replicas()
+            raise
+        self._supervisors = [
+            asyncio.get_running_loop().create_task(self._supervise(replica))
+            for replica in self.replicas
+        ]
+
+    def close(self, error: ReplicaError) -> None:
+        """Accept no more prompts; `failure` becomes the error, unless it is set already."""
+        if self.failure is None:
+            self.failure = error
+
+    async def stop(self) -> None:
+        """Drop the waiting prompts and stop all servers."""
+        self._batcher.clear()
+        await self._batcher.close()
+        for supervisor in self._supervisors:
+            supervisor.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        await self._stop_replicas()
+
+    async def _stop_replicas(self) -> None:
+        await asyncio.gather(*(replica.stop("STOPPED") for replica in self.replicas))
+
+    def kill(self) -> None:
+        """Kill all servers at once, at the exit of this process."""
+        for replica in self.replicas:
+            replica.kill()
+
+    async def _supervise(self, replica: Replica) -> None:
+        try:
+            await self._keep_alive(replica)
+        except Exception as error:  # a bug: without a supervisor, prompts would wait forever
+            logger.exception("model server %d is no longer supervised", replica.index)
+            await replica.stop()
+            self._give_up(
+                replica, ReplicaError(f"supervising model server {replica.index}: {error!r}")
+            )
+
+    async def _keep_alive(self, replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
+        in_a_row = 0
+        while True:
+            since = loop.time()
+            reason = await replica.watch(self._health_interval, self._hang_timeout)
+            error = await asyncio.to_thread(replica.failure, reason)
+            logger.error("%s", error)
+            if self.router is not None:
+                self.router.forget(replica)
+            await replica.retire()
+            self._use_spares()
+            if loop.time() - since > self._restart_window:
+                in_a_row = 0
+            while in_a_row < self._max_restarts:
+                in_a_row += 1
+                start_error = await self._restart(replica, in_a_row)
+                if start_error is None:
+                    break
+                error = start_error
+            else:
+                self._give_up(replica, error)
+                return
+            self._use_spares()
+
+    def _on_room(self) -> None:
+        if self._supervisors:  # not while the servers start
+            self._use_spares()
+        self._batcher.wake()
+
+    def _use_spares(self) -> None:
+        """Let spare servers that are ready take the places of servers that are not."""
+        for replica in self.replicas:
+            if replica.spare or replica.state in ("READY", "UNHEALTHY"):
+                continue
+            for other in self.replicas:
+                if other.spare and other.state == "READY":
+                    logger.info("model server %d takes over for %d", other.index, replica.index)
+                    replica.spare, other.spare = True, False
+                    self._batcher.wake()
+                    break
+
+    async def _restart(self, replica: Replica, in_a_row: int) -> ReplicaError | None:
+        """Start a server again after a pause. Returns why it could not start, or None."""
+        replica.restarts += 1
+        await asyncio.sleep(min(BACKOFF_SECONDS * 2**in_a_row, MAX_BACKOFF_SECONDS))
+        try:
+            await replica.start(self._startup_timeout)
+        except ReplicaError as error:
+            logger.error("%s", error)
+            return error
+        return None
+
+    def _give_up(self, replica: Replica, error: ReplicaError) -> None:
+        """Give up on a server. If it was the last one, fail all waiting prompts."""
+        replica.state = "FAILED"
+        self._use_spares()
+        if all(other.state == "FAILED" for other in self.replicas):
+            logger.error("no model server is left; the last one: %s", error)
+            # Every waiting prompt gets this error, so it has no log.
+            self.failure = ReplicaError(
+                f"no model server is left: {error.reason}, and max_restarts="
+                f"{self._max_restarts} is used up"
+            )
+            for request in self._batcher.clear():
+                request.fail(self.failure)
+
+    def put(self, request: PromptRequest) -> None:
+        """Add a prompt to the queue."""
+        self._batcher.put(request)
+
+    def cancel(self, request: PromptRequest) -> None:
+        """Take a prompt out of the queue, or have its server stop working on it."""
+        if not self._batcher.remove(request) and request.replica is not None:
+            request.replica.cancel(request.id)
+
+    @property
+    def ready(self) -> list[Replica]:
+        """The servers that take prompts now."""
+        return [one for one in self.replicas if one.state == "READY" and not one.spare]
+
+    @property
+    def kinds(self) -> frozenset[str] | None:
+        """The kinds of AI task that the model takes; None until a server has said it."""
+        return next((one.kinds for one in self.replicas if one.kinds is not None), None)
+
+    def capacity(self) -> int | None:
+        """Return how many prompts could start at once; None if no server is ready."""
+        ready = self.ready
+        return sum(replica.room for replica in ready) if ready else None
+
+    @property
+    def window(self) -> int:
+        """How many prompts of one request should be in progress, so that no server idles."""
+        return max(MIN_WINDOW, WINDOW * sum(replica.limit for replica in self.replicas))
+
+    def least_loaded(self) -> Replica | None:
+        """Return the ready server with the fewest prompts in flight."""
+        return min(self.ready, key=lambda replica: replica.in_flight, default=None)
+
+    def choose(self, keys: Callable[[], Keys]) -> Replica | None:
+        """Return the ready server for one request; None if no server is ready.
+
+        Args:
+            keys: Returns the hashes of the beginnings of its prompt.
+        """
+        ready = self.ready
+        if self.router is not None and len(ready) > 1 and (found := keys()):
+            return self._routed(found, {replica: replica.in_flight for replica in ready})
+        return self.least_loaded()
+
+    def _routed(self, keys: Keys, loads: dict[Replica, int]) -> Replica:
+        assert self.router is not None
+        self.router.slack = max(MIN_SLACK, min(one.limit for one in loads) // SLACK_PART)
+        return self.router.choose(keys, loads)
+
+    def dispatch(self, batch: Sequence[PromptRequest]) -> Coroutine[Any, Any, None]:
+        """Send a batch, spread so that the servers' loads become even.
+
+        Prompts whose server died return to the queue, or fail after too many attempts.
+
+        Args:
+            batch: Prompts; at least one server is ready.
+
+        Returns:
+            A coroutine that ends when the whole batch has ended. The servers' room is reserved
+            before this returns.
+        """
+        shares = self._shares(batch)
+        for replica, share in shares:
+            replica.reserve(share)
+        return self._send_all(shares)
+
+    async def _send_all(self, shares: list[tuple[Replica, list[PromptRequest]]]) -> None:
+        await asyncio.gather(*(self._send(replica, share) for replica, share in shares))
+
+    def _shares(self, batch: Sequence[PromptRequest]) -> list[tuple[Replica, list[PromptRequest]]]:
+        loads = {replica: replica.in_flight for replica in self.ready}
+        if self.router is None or len(loads) == 1:
+            return self._even_shares(batch, loads)
+        routed: dict[Replica, list[PromptRequest]] = {}
+        others: list[PromptRequest] = []
+        for request in batch:
+            if keys := request.prefix_keys():
+                replica = self._routed(keys, loads)
+                loads[replica] += 1
+                routed.setdefault(replica, []).append(request)
+            else:
+                others.append(request)
+        return [*routed.items(), *(self._even_shares(others, loads) if others else ())]
+
+    def _even_shares(
+        self, batch: Sequence[PromptRequest], load_of: Mapping[Replica, int]
+    ) -> list[tuple[Replica, list[PromptRequest]]]:
+        ready = sorted(load_of, key=load_of.__getitem__)
+        # Raise the lowest load to the level of the next one, then both to the third, and so on.
+        loads = [load_of[replica] for replica in ready]
+        level, used = loads[0], 1
+        left = len(batch)
+        while used < len(ready) and left >= (loads[used] - level) * used:
+            left -= (loads[used] - level) * used
+            level = loads[used]
+            used += 1
+        each, extra = divmod(left, used)
+        shares, begin = [], 0
+        for position in range(used):
+            size = level - loads[position] + each + (position < extra)
+            if size:
+                shares.append((ready[position], list(batch[begin : begin + size])))
+                begin += size
+        return shares
+
+    async def _send(self, replica: Replica, share: list[PromptRequest]) -> None:
+        lost = await replica.send(share)
+        retried = []
+        for request in lost:
+            request.attempts += 1
+            request.replica = None
+            if self.failure is None and request.can_retry and request.attempts <= self._max_retries:
+                retried.append(request)
+            else:
+                request.fail(self._loss_of(replica, request))
+        if retried:
+            self._batcher.put_back(retried)
+
+    def _loss_of(self, replica: Replica, request: PromptRequest) -> ReplicaError:
+        if self.failure is not None:
+            return self.failure
+        how = f"{request.attempts} times" if request.can_retry else "in the middle of the stream"
+        return ReplicaError(
+            f"the connection to model server {replica.index} was lost {how} (max_retries="
+            f"{self._max_retries}); the log of this program has the reason"
+        )

@@ -1,0 +1,142 @@
+"""Embeddings, scores and classes by vLLM's engine, for the batch route."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from rhapsody.inference.protocol.batch import Event, numbers_event, token_usage
+from rhapsody.inference.protocol.errors import RequestError
+from rhapsody.inference.vllm.versions import engine_prompt
+
+__all__ = ["AskRoute", "Pooler", "PreparedInput"]
+
+AskRoute = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""Sends a body to one of the server's own routes."""
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """An input that becomes numbers.
+
+    Attributes:
+        kind: "embed", "score" or "classify".
+        token_ids: The tokens of its texts. A score by a model that reads pairs has none.
+        texts: Its texts.
+        order: Inputs with lower numbers are handled first.
+    """
+
+    kind: str
+    token_ids: list[list[int]]
+    texts: list[str]
+    order: int
+
+
+class Pooler:
+    """Turns inputs into numbers.
+
+    Args:
+        engine: The server's engine client, an AsyncLLM.
+        kinds: The kinds of AI task that the model takes.
+        embeds: Whether the model embeds, so that a score is the cosine of two embeddings.
+        ask: Sends a body to one of the server's own routes.
+    """
+
+    def __init__(
+        self, engine: Any, kinds: Collection[str], embeds: bool, ask: AskRoute | None
+    ) -> None:
+        self._engine = engine
+        self._embeds = embeds
+        self.ask = ask
+        """Sends a body to one of the server's own routes."""
+        self.kinds = frozenset(kinds)
+
+    def check_kind(self, kind: Any) -> None:
+        """Raise RequestError if the model does not take a kind."""
+        if kind not in self.kinds:
+            raise RequestError(
+                f"The model does not take the kind {kind!r:.40}; it takes: "
+                f"{', '.join(sorted(self.kinds))}.",
+                "kind",
+            )
+
+    def prepare(self, item: Mapping[str, Any], tokenizer: Any, order: int) -> PreparedInput:
+        """Check and tokenize one input of a batch.
+
+        Args:
+            item: The input.
+            tokenizer: The tokenizer of this thread.
+            order: Its place among others.
+
+        Raises:
+            RequestError: The input is invalid, or not of a kind that the model takes.
+        """
+        kind = item["kind"]
+        texts = [item.get("prompt")]
+        if kind == "score":
+            texts.append(item.get("document"))
+        for name, text in zip(("prompt", "document"), texts, strict=False):
+            if not isinstance(text, str) or not text:
+                raise RequestError(f"{name} must be a non-empty str, got {text!r:.80}.", name)
+        checked = [str(text) for text in texts]
+        tokens: list[list[int]] = []
+        if kind != "score" or self._embeds:
+            tokens = [[int(token) for token in tokenizer.encode(text)] for text in checked]
+        return PreparedInput(kind, tokens, checked, order)
+
+    async def event(self, prompt_id: str, prepared: PreparedInput) -> Event:
+        """Return the last event of an input.
+
+        Args:
+            prompt_id: Its id.
+            prepared: The input.
+
+        Raises:
+            Exception: The engine's error.
+        """
+        if prepared.kind == "score" and not self._embeds:
+            return await self._score_pair(prompt_id, prepared)
+        task = "classify" if prepared.kind == "classify" else "embed"
+        rows = [
+            await self._encode(f"rhapsody-{prompt_id}-{n}", task, token_ids, prepared.order)
+            for n, token_ids in enumerate(prepared.token_ids)
+        ]
+        row = _cosine(*rows) if prepared.kind == "score" else rows[0]
+        labels: list[str] = []
+        if prepared.kind == "classify":
+            names = getattr(self._engine.model_config.hf_config, "id2label", None) or {}
+            labels = [str(names.get(n, f"LABEL_{n}")) for n in range(len(row))]
+        usage = token_usage(sum(map(len, prepared.token_ids)), 0)
+        return numbers_event(prompt_id, row.astype("<f4").tobytes(), usage, labels)
+
+    async def _encode(self, request_id: str, task: str, token_ids: list[int], order: int) -> Any:
+        from vllm import PoolingParams
+
+        params = PoolingParams(task=task)
+        prompt = engine_prompt(token_ids)
+        outputs = self._engine.encode(prompt, params, request_id, priority=order)
+        data: Any = None
+        async with aclosing(outputs):
+            async for output in outputs:
+                data = output.outputs.data
+        return data.float().flatten().numpy()
+
+    async def _score_pair(self, prompt_id: str, prepared: PreparedInput) -> Event:
+        # How a pair becomes one prompt depends on the model; vLLM's own route knows it.
+        import numpy as np
+
+        assert self.ask is not None
+        query, document = prepared.texts
+        answer = await self.ask("/score", {"text_1": query, "text_2": document})
+        row = np.array([answer["data"][0]["score"]], "<f4")
+        usage = token_usage((answer.get("usage") or {}).get("prompt_tokens") or 0, 0)
+        return numbers_event(prompt_id, row.tobytes(), usage)
+
+
+def _cosine(first: Any, second: Any) -> Any:
+    import numpy as np
+
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    return np.array([float(first @ second) / max(float(lengths), 1e-12)], np.float32)
