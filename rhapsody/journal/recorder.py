@@ -1,0 +1,499 @@
+"""The journal as an engine or a session uses it: finds the results of calls, and records new ones.
+
+All methods are called in the owner's thread, and none blocks: the writer thread uses the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rhapsody.errors import JournalError, describe_error
+from rhapsody.journal.code import code_of, describe_change
+from rhapsody.journal.key import Occurrences, call_key, describe_unstable
+from rhapsody.journal.pickles import is_quick, pickled
+from rhapsody.journal.store import DONE, CodeRow, Entry, Row, Store
+from rhapsody.journal.values import UnstableValueError, blake
+from rhapsody.journal.writer import Writer
+
+__all__ = ["NEW", "Call", "Journal", "JournaledFunction", "open_journal"]
+
+logger = logging.getLogger(__name__)
+
+Fields = dict[str, Any]
+Deliver = Callable[[Fields | None], None]
+
+RESULT_FIELDS = (
+    "exit_code",
+    "finish_reason",
+    "message",
+    "parsed",
+    "ranks",
+    "response",
+    "response_logprobs",
+    "return_value",
+    "stderr",
+    "stdout",
+    "usage",
+)
+"""The fields of a task that a journal keeps."""
+
+LONGEST_REASON = 500
+NEW = "it is new"
+"""Why a call runs that the journal knows nothing of."""
+
+
+class JournaledFunction:
+    """A function whose calls are journaled.
+
+    Attributes:
+        name: Its name.
+        prefix: What the keys of its calls begin with: the kind and the hash of its code.
+        number: The number of its code in the file.
+        why: Why its calls run in this run, if nothing more specific is known.
+        warned: A warning about a call was logged; each function has one.
+    """
+
+    __slots__ = ("name", "number", "prefix", "warned", "why")
+
+    def __init__(self, name: str, prefix: bytes, number: int, why: str) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.number = number
+        self.why = why
+        self.warned = False
+
+
+class Call:
+    """One call of a journaled function.
+
+    Attributes:
+        key: Its key.
+        base: The key that all equal calls share.
+        function: The function.
+        cache: Equal calls share its result.
+        began: When it started, by `time.monotonic`; 0.0: it does not run.
+        why: Why it runs.
+        data: The pickled result fields, once they are pickled.
+        recalled: Its result was taken from the journal.
+    """
+
+    __slots__ = ("base", "began", "cache", "data", "function", "key", "recalled", "why")
+
+    def __init__(self, key: bytes, base: bytes, function: JournaledFunction, cache: bool) -> None:
+        self.key = key
+        self.base = base
+        self.function = function
+        self.cache = cache
+        self.began = 0.0
+        self.why = function.why
+        self.data: bytes | None = None
+        self.recalled = False
+
+
+class Journal:
+    """The results of finished calls in one file, kept between the runs of a program.
+
+    Opening reads the file, about 0.3 s for 100,000 results; use `open_journal` on a running loop.
+
+    Args:
+        path: The file; it is created if it does not exist, for its owner only.
+        required: If the file cannot be written any more, for example because the disk is full,
+            end the run. False: continue without the journal, with a warning.
+
+    Raises:
+        JournalError: The file cannot be used; the message says why.
+
+    Attributes:
+        path: The file.
+        recalled: How many results were taken from the journal, by the name of the task.
+        recorded: How many results were added, by the name of the task.
+        on_failure: Called once if the file cannot be written any more and `required` is true, on
+            the loop that is given to `bind`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], required: bool = False) -> None:
+        store = Store(path)
+        try:
+            self._done, self._ended = store.load()
+            self._codes = store.codes()
+        except BaseException:
+            store.close()
+            raise
+        self.path = store.path
+        self.required = required
+        self.recalled: Counter[str] = Counter()
+        self.recorded: Counter[str] = Counter()
+        self.on_failure: Callable[[JournalError], None] | None = None
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._occurrences = Occurrences()
+        self._unfinished: Counter[str] = Counter()
+        self._waiting: dict[bytes, list[tuple[Call, Deliver]]] = {}
+        self._functions: dict[tuple[str, str, bytes], JournaledFunction] = {}
+        self._next_number = max((code.number for code in self._codes), default=0) + 1
+        self._writer = Writer(store, self._count, self._on_failure)
+        if self._done:
+            logger.info("journal %s has the results of %d tasks", self.path, len(self._done))
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver results and failures on this loop from now on."""
+        self._loop = loop
+
+    @property
+    def failure(self) -> JournalError | None:
+        """Why the file cannot be written any more; None: it can."""
+        return self._writer.failure
+
+    def function(
+        self, name: str, kind: str, function: Any, version: str | None = None
+    ) -> JournaledFunction:
+        """Return the entry of a function.
+
+        Args:
+            name: The name of its tasks.
+            kind: The kind of its tasks, such as "function".
+            function: The function; None: its code does not matter.
+            version: Replaces the hash of its code.
+        """
+        if version is not None:
+            parts = {"version": version}
+            # Not the module: a file that was renamed has the same functions.
+            qualified = getattr(function, "__qualname__", "")
+            if isinstance(function, partial):  # its arguments are no code
+                bound = code_of(function).parts.get("arguments of code")
+                qualified = f"{getattr(function.func, '__qualname__', '')}\0{bound}"
+            digest = blake(f"{name}\0{qualified}\0{version}".encode())
+        elif function is None:
+            digest, parts = blake(kind.encode()), {}
+        else:
+            digest, parts = code_of(function)
+        known = self._functions.get((name, kind, digest))
+        if known is None:
+            code = CodeRow(0, name, kind, digest, parts, _origin(function))
+            known = self._functions[name, kind, digest] = self._new(code)
+        return known
+
+    def _new(self, code: CodeRow) -> JournaledFunction:
+        number, older, why, name = 0, 0, NEW, code.name
+        for known in self._codes:
+            if known[1:4] == code[1:4]:  # name, kind and digest
+                number = known.number
+                if known.results:
+                    why = "its arguments are new"
+            elif known.results and (known[1:3], known.origin) == (code[1:3], code.origin):
+                older += known.results
+                change = describe_change(known.parts, code.parts)
+        if older and why == NEW:
+            why = f"its code changed: {change}"
+            logger.warning(
+                "%d result%s of %s() %s of older code and will run again: %s",
+                older,
+                "" if older == 1 else "s",
+                name,
+                "is" if older == 1 else "are",
+                change,
+            )
+        if not number:
+            number, self._next_number = self._next_number, self._next_number + 1
+        code = code._replace(number=number)
+        self._codes.append(code)
+        self._writer.add_code(code)
+        return JournaledFunction(name, code.kind.encode() + b"\0" + code.digest, number, why)
+
+    def call(
+        self,
+        function: JournaledFunction,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        cache: bool = False,
+        encode_future: Any = None,
+        earlier: Call | None = None,
+    ) -> Call | None:
+        """Return the call of a function with these arguments; None if it is not journaled.
+
+        Args:
+            function: The function.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            cache: Equal calls share one result, also in the same run.
+            encode_future: Returns bytes for a future among the arguments.
+            earlier: The call of an earlier attempt, which is returned if the arguments are equal.
+        """
+        if self._closed or self._writer.failure is not None:
+            return None
+        try:
+            base = call_key(function.prefix, args, kwargs, encode_future)
+        except UnstableValueError as error:
+            self._warn(function, describe_unstable(function.name, error))
+            return None
+        if earlier is not None and earlier.base == base:
+            return earlier
+        key = base if cache else self._occurrences.next_key(base)
+        return Call(key, base, function, cache)
+
+    def _warn(self, function: JournaledFunction, message: str) -> None:
+        if not function.warned:
+            function.warned = True
+            logger.warning(message)
+
+    def recall(self, call: Call, deliver: Deliver, rerun: str = "") -> bool:
+        """Find the result of a call.
+
+        Args:
+            call: The call.
+            deliver: Called with the result fields, at once or later; or later with None, if the
+                call has to run after all.
+            rerun: Why the call runs again although the journal may have its result; "": it does
+                not.
+
+        Returns:
+            False if the call has to run; then `deliver` is not called.
+        """
+        if call.cache and call.key in self._waiting:  # an equal call runs
+            self._waiting[call.key].append((call, deliver))
+            return True
+        entry = self._done.get(call.key)
+        if entry is None or rerun:
+            self._done.pop(call.key, None)
+            self._start(call)
+            if entry is not None:
+                call.why = rerun
+            return False
+        if entry.value is None:
+            self._read(call, deliver)
+            return True
+        fields = self._unpickled(call, entry.value)
+        if fields is None:
+            self._start(call)
+            return False
+        call.recalled = True
+        self.recalled[call.function.name] += 1
+        deliver(fields)
+        return True
+
+    def _start(self, call: Call) -> None:
+        call.began = time.monotonic()
+        self._unfinished[call.function.name] += 1
+        state = self._ended.get(call.key)
+        if state is not None:
+            call.why = "it failed before" if state == "FAILED" else "it was cancelled before"
+        if call.cache:
+            self._waiting.setdefault(call.key, [])
+
+    def captured_files(self, call: Call) -> list[str]:
+        """Return the files that hold the output of a finished executable, if they were captured.
+
+        Args:
+            call: A call with the option `capture_stdio`.
+        """
+        entry = self._done.get(call.key)
+        if entry is None or entry.value is None:
+            return []
+        fields = self._unpickled(call, entry.value) or {}
+        return [fields[name] for name in ("stdout", "stderr") if fields.get(name)]
+
+    def _read(self, call: Call, deliver: Deliver) -> None:
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            try:
+                data = self._store.read(call.key)
+            except JournalError as error:
+                logger.warning("%s", error)
+                data = None
+            fields = None if data is None else self._unpickled(call, data)
+            _call_soon(loop, partial(self._on_read, call, deliver, fields))
+
+        self._writer.call(read)
+
+    def _on_read(self, call: Call, deliver: Deliver, fields: Fields | None) -> None:
+        if fields is None:
+            if self.recall(call, deliver, rerun="its result cannot be read"):
+                return  # an equal call runs already
+        else:
+            call.recalled = True
+            self.recalled[call.function.name] += 1
+        deliver(fields)
+
+    def _unpickled(self, call: Call, data: bytes) -> Fields | None:
+        try:
+            fields: Fields = pickle.loads(data)
+        except Exception as error:
+            self._warn(
+                call.function,
+                f"a result of '{call.function.name}' cannot be read from the journal and is "
+                f"computed again: {describe_error(error)}",
+            )
+            return None
+        return fields
+
+    def hold(self, call: Call, fields: Mapping[str, Any], then: Callable[[], None]) -> bool:
+        """Pickle a large result in the writer thread, before its task ends.
+
+        Otherwise the owner could change the result before it is pickled.
+
+        Args:
+            call: A running call.
+            fields: The fields of its task.
+            then: Called on this loop when the result is pickled; may end the task.
+
+        Returns:
+            False if the result is small and `done` may be called at once.
+        """
+        kept = _kept(fields)
+        if call.data is not None or is_quick(kept):
+            return False
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            call.data = self._pickled(call, kept) or b""
+            _call_soon(loop, then)
+
+        self._writer.call(work)
+        return True
+
+    def _pickled(self, call: Call, kept: Fields) -> bytes | None:
+        try:
+            return pickled(kept)
+        except Exception as error:
+            self._warn(
+                call.function,
+                f"a result of '{call.function.name}' cannot be pickled and is not journaled: "
+                f"{describe_error(error)}",
+            )
+            return None
+
+    def done(self, call: Call, fields: Mapping[str, Any]) -> None:
+        """Record the result of a call.
+
+        Args:
+            call: A running call.
+            fields: The fields of its task.
+        """
+        if call.data is None:
+            call.data = self._pickled(call, _kept(fields))
+        data = call.data or None
+        self._end(call, DONE, "", data)
+        if call.cache:
+            if data is not None:
+                value = data if len(data) <= 4096 else None
+                self._done[call.key] = Entry(value, call.function.number)
+            for waiting, deliver in self._waiting.pop(call.key, ()):
+                if data is None:
+                    self._start(waiting)
+                    deliver(None)
+                elif not self.recall(waiting, deliver):
+                    deliver(None)
+
+    def ended(self, call: Call, state: str, error: BaseException | None = None) -> None:
+        """Record that a call failed or was cancelled.
+
+        Args:
+            call: A running call.
+            state: FAILED or CANCELED.
+            error: Why it failed.
+        """
+        reason = "" if error is None else describe_error(error)[:LONGEST_REASON]
+        reason = reason.encode("utf-8", "backslashreplace").decode()  # SQLite takes no surrogates
+        self._end(call, state, reason, None)
+        waiting = self._waiting.pop(call.key, None) if call.cache else None
+        if waiting:  # the next one runs, and the others wait for it
+            following, deliver = waiting.pop(0)
+            self._start(following)
+            self._waiting[call.key] = waiting
+            deliver(None)
+
+    def _end(self, call: Call, state: str, reason: str, data: bytes | None) -> None:
+        name = call.function.name
+        began, call.began = call.began, 0.0
+        self._unfinished[name] -= 1
+        if state == DONE and data is None:
+            return
+        if state == DONE:
+            self.recorded[name] += 1
+        seconds = time.monotonic() - began
+        number, why = call.function.number, call.why
+        self._writer.add(Row(call.key, number, state, time.time(), seconds, why, reason, data))
+
+    def forget(self, call: Call) -> None:
+        """Say that a call does not wait for an equal one any more, if it does."""
+        for waiting in self._waiting.get(call.key, ()):
+            if waiting[0] is call:
+                self._waiting[call.key].remove(waiting)
+                return
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return how many results were taken from the journal, and how many were added."""
+        return {"recalled": self.recalled.total(), "recorded": self.recorded.total()}
+
+    def _count(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        return {k: n for k, n in self._unfinished.copy().items() if n}, self.recalled.copy()
+
+    def _on_failure(self, error: JournalError) -> None:
+        if not self.required:
+            logger.warning("%s; the run continues without its journal", error)
+        elif self._loop is not None and self.on_failure is not None:
+            logger.error("%s; the run ends, because its journal is required", error)
+            _call_soon(self._loop, partial(self.on_failure, error))
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is on disk.
+
+        Raises:
+            JournalError: The file cannot be written.
+        """
+        if not self._closed:
+            loop = asyncio.get_running_loop()
+            written: asyncio.Future[None] = loop.create_future()
+            self._writer.call(lambda: _call_soon(loop, partial(_complete, written)))
+            await written
+        if self._writer.failure is not None:
+            raise self._writer.failure
+
+    async def close(self) -> None:
+        """Write everything recorded so far and close the file. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._writer.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
+
+
+async def open_journal(path: str | os.PathLike[str], required: bool = False) -> Journal:
+    """Open a journal in a thread; see `Journal`."""
+    loop = asyncio.get_running_loop()
+    journal = await loop.run_in_executor(None, Journal, path, required)
+    journal.bind(loop)
+    return journal
+
+
+def _origin(function: Any) -> str:
+    """Return where a function is defined, but not in which file; "" if it has no name."""
+    while isinstance(function, partial):
+        function = function.func
+    qualified = getattr(function, "__qualname__", "")
+    return f"{function.__module__}.{qualified}" if qualified else ""
+
+
+def _kept(fields: Mapping[str, Any]) -> Fields:
+    return {name: fields[name] for name in RESULT_FIELDS if name in fields}
+
+
+def _complete(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        logger.debug("the loop of a journal's owner is closed")
