@@ -1,4 +1,4 @@
-"""Rhapsody: simulations and LLM inference side by side, as AsyncFlow workflows or on their own."""
+"""Rhapsody: functions, executables and LLM inference in one program, with or without AsyncFlow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from rhapsody.api import AITask as AITask
     from rhapsody.api import ComputeTask as ComputeTask
     from rhapsody.api import Session as Session
+    from rhapsody.api import WalltimeReached as WalltimeReached
     from rhapsody.backends import discover_backends as discover_backends
     from rhapsody.backends import get_backend as get_backend
+    from rhapsody.backends import inference_backend as inference_backend
+    from rhapsody.walltime import EXIT_RESUBMIT as EXIT_RESUBMIT
+    from rhapsody.walltime import remaining_walltime as remaining_walltime
 
 try:
     __version__ = version("rhapsody")
@@ -33,13 +37,35 @@ _HOME = {
     "TaskExecutionError": "rhapsody.api",
     "TaskValidationError": "rhapsody.api",
     "discover_backends": "rhapsody.backends",
+    "EXIT_RESUBMIT": "rhapsody.walltime",
+    "WalltimeReached": "rhapsody.api",
     "get_backend": "rhapsody.backends",
+    "inference_backend": "rhapsody.backends",
+    "remaining_walltime": "rhapsody.walltime",
 }
+
+_ELSEWHERE = {
+    "BaseBackend": "rhapsody.backends",
+    "ConcurrentExecutionBackend": "rhapsody.backends",
+    "DaskExecutionBackend": "rhapsody.backends",
+    "DragonExecutionBackend": "rhapsody.backends",
+    "DragonVllmInferenceBackend": "rhapsody.backends",
+    "NoopExecutionBackend": "rhapsody.backends",
+    "TaskCancelledError": "rhapsody.api",
+    "TaskTimeoutError": "rhapsody.api",
+    "WorkflowEngine": "asyncflow_ext",
+    "extend": "asyncflow_ext",
+}
+"""Names of other packages that users are likely to look for here."""
 
 __all__ = ["__version__", "enable_logging", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:  # `from rhapsody import X` would replace the text of an AttributeError
+        raise ImportError(
+            f"rhapsody has no '{name}'; use: from {_ELSEWHERE[name]} import {name}", name=name
+        )
     return look_up(__name__, _HOME, name)
 
 

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Lazy imports: names of a package that are imported at their first use."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 __all__ = ["look_up"]
 
 
-def look_up(package: str, homes: Mapping[str, str], name: str) -> Any:
-    """Find a name that a package offers, and keep it there: the body of its `__getattr__`.
+def look_up(package: str, modules: Mapping[str, str], name: str) -> Any:
+    """Import a name of a package and store it there; the body of the package's `__getattr__`.
 
     Args:
-        package: The package's own name.
-        homes: The module of each name.
-        name: What is asked for.
+        package: The name of the package.
+        modules: The module that defines each name.
+        name: The name to import.
 
     Raises:
-        AttributeError: The package does not offer it.
+        AttributeError: The package has no such name.
     """
-    if name not in homes:
+    if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    value = getattr(import_module(homes[name]), name)
+    value = getattr(import_module(modules[name]), name)
     setattr(sys.modules[package], name, value)
     return value

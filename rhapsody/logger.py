@@ -1,13 +1,23 @@
-"""Logging for scripts: the library itself only ever logs to `logging.getLogger(__name__)`."""
+"""Logging for scripts; the library itself only logs to `logging.getLogger(__name__)`."""
 
 from __future__ import annotations
 
 import logging
 from typing import TextIO
 
+from rhapsody.errors import printable
+
 __all__ = ["enable_logging"]
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Removes control sequences: records quote the output and the errors of tasks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 _handler: logging.Handler | None = None
 
@@ -18,15 +28,15 @@ def enable_logging(
     stream: TextIO | None = None,
     force: bool = True,
 ) -> None:
-    """Show Rhapsody's log on a stream. Call it again to change how.
+    """Write Rhapsody's log records to a stream; a later call replaces an earlier one.
 
-    Other libraries' loggers are left as they are.
+    Other libraries' loggers are not changed.
 
     Args:
-        level: Least level shown, such as `logging.DEBUG` or "DEBUG".
-        format_string: In the style of `logging.Formatter`; None is Rhapsody's own.
-        stream: Where to; None is standard error.
-        force: Replace the handler of an earlier call; otherwise that one stays.
+        level: The lowest level to write, such as `logging.DEBUG` or "DEBUG".
+        format_string: The format for `logging.Formatter`; None: Rhapsody's own format.
+        stream: The stream; None: standard error.
+        force: Replace the handler of an earlier call; if False, that handler stays.
     """
     global _handler
     log = logging.getLogger("rhapsody")
@@ -35,7 +45,7 @@ def enable_logging(
             return
         log.removeHandler(_handler)
     _handler = logging.StreamHandler(stream)
-    _handler.setFormatter(logging.Formatter(format_string or FORMAT))
+    _handler.setFormatter(_PrintableFormatter(format_string or FORMAT))
     log.addHandler(_handler)
     log.setLevel(level)
     log.propagate = False

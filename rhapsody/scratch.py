@@ -1,37 +1,42 @@
-"""Private temporary directories, and the removal of those that killed programs have left."""
+"""Private temporary directories, and the removal of those that killed programs left behind."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
 import socket
+import stat
 import tempfile
+import time
 from pathlib import Path
 
 from rhapsody.processes import SOCKET_DIRECTORY_BYTES
 
-__all__ = ["Scratch"]
+__all__ = ["Scratch", "remove_abandoned"]
 
 PREFIX = "rhapsody-"
 
+RETRY_SECONDS = 0.02
+"""Time between attempts to lock a directory."""
+
 
 class Scratch:
-    """A private temporary directory, its path short enough for Unix sockets in it.
+    """A private temporary directory with a path short enough for Unix sockets.
 
-    It holds a file that is locked for as long as this process lives, however it ends, and names
-    the machine, since other machines may see the directory but not the lock. Making one removes
-    the user's directories beside it whose lock nobody holds any more.
+    It holds a file that this process keeps locked until it ends, even if it is killed. The file's
+    name contains the host name, since another machine may see the directory but not the lock. The
+    constructor removes this user's directories beside the new one that no process has locked.
 
     Args:
-        name: Part of its name, to tell what it is for.
+        name: A part of the directory's name, to say what it is for.
+        folder: Where to create it, if not in the temporary folder; the path may then be long.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folder: str | None = None) -> None:
         prefix = f"{PREFIX}{name}-"
-        path = tempfile.mkdtemp(prefix=prefix)
-        if len(os.fsencode(path)) > SOCKET_DIRECTORY_BYTES:
+        path = tempfile.mkdtemp(prefix=prefix, dir=folder)
+        if folder is None and len(os.fsencode(path)) > SOCKET_DIRECTORY_BYTES:
             os.rmdir(path)
             path = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
         self.path = Path(path)
@@ -39,7 +44,7 @@ class Scratch:
         _remove_abandoned(self.path.parent)
 
     def remove(self) -> None:
-        """Remove it with all that is in it. Idempotent; never raises; from any thread."""
+        """Remove the directory and its content. Idempotent, thread-safe, never raises."""
         shutil.rmtree(self.path, ignore_errors=True)
         lock, self._lock = self._lock, None
         if lock is not None:
@@ -51,9 +56,9 @@ def _lock_name() -> str:
 
 
 def _take_lock(directory: Path) -> int | None:
-    """Lock a file in a new directory; None on file systems without locks.
+    """Lock a file in a new directory; return None on file systems without locks.
 
-    It gets its name when it is locked: under this name nobody ever finds it without an owner.
+    The file gets its final name after it is locked: under that name it is never found unlocked.
     """
     path = directory / "owner"
     lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
@@ -70,18 +75,40 @@ def _remove_abandoned(folder: Path) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX):
-                with contextlib.suppress(OSError):  # somebody else's, or just removed
-                    _remove_if_abandoned(entry)
+                remove_abandoned(Path(entry.path))
 
 
-def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
-    if not entry.is_dir(follow_symlinks=False):
-        return
-    if entry.stat(follow_symlinks=False).st_uid != os.getuid():
-        return
-    lock = os.open(Path(entry.path, _lock_name()), os.O_RDWR | os.O_NOFOLLOW)
+def remove_abandoned(directory: Path, seconds: float = 0.0) -> bool:
+    """Remove a directory of this user that no process has locked.
+
+    Args:
+        directory: A directory that a `Scratch` created.
+        seconds: How long to try again if it is locked.
+
+    Returns:
+        False if it was not removed: it is locked, or it is no such directory.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _lock_and_remove(directory)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(RETRY_SECONDS)
+        except OSError:  # another user's directory, or removed meanwhile
+            return False
+        else:
+            return True
+
+
+def _lock_and_remove(directory: Path) -> None:
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{directory} is not a directory of this user")
+    lock = os.open(directory / _lock_name(), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(entry.path, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     finally:
         os.close(lock)

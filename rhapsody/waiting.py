@@ -10,17 +10,17 @@ __all__ = ["done_within"]
 
 
 async def done_within(awaitable: Awaitable[Any], seconds: float | None) -> bool:
-    """Wait for something, but not longer than so many seconds; then it is cancelled.
+    """Wait for an awaitable for a limited time, then cancel it.
 
-    Not `asyncio.wait_for`: before Python 3.12 that loses a cancellation which comes in the same
-    pass of the loop as the result.
+    Unlike `asyncio.wait_for` before Python 3.12, it does not lose a cancellation that arrives in
+    the same iteration of the loop as the result.
 
     Args:
-        awaitable: What to wait for; its result is dropped.
-        seconds: The bound; None is no bound.
+        awaitable: The awaitable; its result is dropped.
+        seconds: The time limit; None: no limit.
 
     Returns:
-        Whether it is done.
+        Whether it was done in time.
     """
     waiting = asyncio.ensure_future(awaitable)
     try:

@@ -1,20 +1,23 @@
-"""What users hold in their hands: tasks, sessions and errors.
+"""The public interface: tasks, sessions and errors.
 
-Errors are of use to all that sessions and tasks stand on, and do not bring those along.
+Importing an error does not import sessions and tasks.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.errors import (
+from rhapsody.errors import (
     BackendError,
     BackendInUseError,
     ConfigurationError,
+    EngineError,
+    JournalError,
     MissingExtraError,
     OverloadedError,
     PartialFailureError,
     PromptError,
+    QueueTimeoutError,
     ReplicaError,
     ResourceError,
     RhapsodyError,
@@ -24,12 +27,14 @@ from rhapsody.api.errors import (
     TaskTimeoutError,
     TaskValidationError,
     UnsupportedTaskError,
+    WalltimeReached,
     WorkerDied,
 )
 from rhapsody.lazy import look_up
 
 if TYPE_CHECKING:
     from rhapsody.api.session import Session as Session
+    from rhapsody.api.state_manager import TaskStateManager as TaskStateManager
     from rhapsody.api.tasks import AITask as AITask
     from rhapsody.api.tasks import BaseTask as BaseTask
     from rhapsody.api.tasks import ComputeTask as ComputeTask
@@ -39,6 +44,7 @@ _HOME = {
     "BaseTask": "rhapsody.api.tasks",
     "ComputeTask": "rhapsody.api.tasks",
     "Session": "rhapsody.api.session",
+    "TaskStateManager": "rhapsody.api.state_manager",
 }
 
 __all__ = [
@@ -48,10 +54,13 @@ __all__ = [
     "BaseTask",
     "ComputeTask",
     "ConfigurationError",
+    "EngineError",
+    "JournalError",
     "MissingExtraError",
     "OverloadedError",
     "PartialFailureError",
     "PromptError",
+    "QueueTimeoutError",
     "ReplicaError",
     "ResourceError",
     "RhapsodyError",
@@ -59,9 +68,11 @@ __all__ = [
     "SessionError",
     "TaskCancelledError",
     "TaskExecutionError",
+    "TaskStateManager",
     "TaskTimeoutError",
     "TaskValidationError",
     "UnsupportedTaskError",
+    "WalltimeReached",
     "WorkerDied",
 ]
 

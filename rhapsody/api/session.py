@@ -1,26 +1,41 @@
-"""Session: tasks in, results out, over any number of backends, without a workflow engine."""
+"""Session: runs independent tasks on any number of backends, without a workflow engine."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextvars import copy_context
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.errors import SessionError, TaskValidationError
+from rhapsody.api.calls import Calls, Results
+from rhapsody.api.completion import AsCompleted
+from rhapsody.api.executor import SessionExecutor
+from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
-from rhapsody.api.submitted import AnyTask, Submitted
-from rhapsody.api.tasks import BaseTask
+from rhapsody.api.submissions import AnyTask, Submissions, refuse_tasks_as_arguments
+from rhapsody.api.tasks import ComputeTask
+from rhapsody.api.tasks.base import runs_a_loop
+from rhapsody.api.tasks.fields import is_uid
+from rhapsody.api.walltime import SessionWalltime
+from rhapsody.backends.core.history import STATES
+from rhapsody.backends.core.html import as_html, state_cells
 from rhapsody.backends.protocol import TaskStates
-from rhapsody.report.runs import BackendRun, OwnersNotes
-from rhapsody.streaming import OnText, called_here, pieces_of
+from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
+from rhapsody.journal import Journal
+from rhapsody.report.runs import BackendRun, OwnerHistory, keeps_history
+from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
+from rhapsody.validation import must_be
 
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
@@ -38,14 +53,24 @@ class Session:
     `session.run(tasks)`, which block. A session belongs to one event loop, that of its first use.
 
     Args:
-        backends: The backends, each with a name of its own. The session shuts them down when it
-            is closed.
-        uid: Name of the session; made where None.
-        work_dir: Captured output goes to `<work_dir>/<uid>/`; the current directory where None.
+        backends: One backend or several, with different names. Closing the session shuts them
+            down.
+        uid: Name of the session. None: a random name.
+        work_dir: Captured output goes to `<work_dir>/<uid>/`. None: the current directory.
+        journal: File of the journal, which is created if it does not exist. The results of
+            finished tasks are kept there, and a later run of the program does not repeat them.
+            None: no journal.
+        walltime: Seconds after which the batch job of the program ends, if the batch system does
+            not say. The walltime is observed if this or `journal` is given.
+        walltime_margin: Seconds before the end of the walltime, or after SIGTERM or SIGUSR1, in
+            which running tasks may finish and no new ones are started. What is left then fails
+            with `WalltimeReached`, which `wait_tasks` and `run` raise.
 
     Raises:
+        ConfigurationError: The uid is not the name of a directory.
         SessionError: Two backends have the same name.
         BackendInUseError: A backend belongs to another session or engine that is still open.
+        JournalError: The journal cannot be used, for example because another program uses it.
     """
 
     def __init__(
@@ -53,20 +78,23 @@ class Session:
         backends: Any | Iterable[Any] | None = None,
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        walltime: float | None = None,
+        walltime_margin: float = 60.0,
     ) -> None:
         self.uid = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
-        self.work_dir = os.fspath(work_dir) if work_dir is not None else os.getcwd()
+        if not is_uid(self.uid) or self.uid in (".", ".."):
+            raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
+        self.work_dir = os.path.abspath(work_dir or "")
         self.backends: dict[str, Any] = {}
         self.closed = False
-        self._closer: asyncio.Task[None] | None = None
+        self._close_task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._active: dict[str, Submitted] = {}
-        # Finished tasks that the user still holds: their uids cannot be taken again.
-        self._known: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
+        self._submissions = Submissions(self._reattach)
+        self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
         self._runs: dict[str, BackendRun] = {}
-        self._notes: dict[str, OwnersNotes] = {}
-        self._telemetry: TelemetryManager | None = None
         self._poll_interval = 5.0
+        self.journal: Journal | None = None
         if backends is None:
             backends = []
         elif hasattr(backends, "submit_tasks") or isinstance(backends, str):
@@ -74,153 +102,284 @@ class Session:
         try:
             for backend in backends:
                 self.add_backend(backend)
+            if journal is not None:
+                self._open_journal(journal)
+            if journal is not None or walltime is not None:
+                self._observe_walltime(walltime, walltime_margin)
         except BaseException:
             for backend in self.backends.values():
-                _release(backend, self)
+                _detach(backend, self)
             raise
+
+    def _open_journal(self, path: str | os.PathLike[str]) -> None:
+        self.journal = Journal(path)
+        recording = SessionJournal(self.journal, self._submissions.on_recalled)
+        self._submissions.journal = recording
+        self._runs["journal"] = BackendRun(recording.recalled)
+
+    def _observe_walltime(self, walltime: float | None, margin: float) -> None:
+        submissions = self._submissions
+        submissions.walltime = SessionWalltime(
+            walltime,
+            margin,
+            submissions.active.values,
+            lambda task: submissions.cancel_soon([task]),
+            submissions.end_run,
+            self.journal,
+        )
 
     def add_backend(self, backend: Any) -> None:
         """Add a backend.
 
         Raises:
-            SessionError: The session is closed, or has a backend of this name already.
+            SessionError: The session is closed, or already has a backend of this name.
             BackendInUseError: The backend belongs to another owner that is still open.
         """
         self._check_open()
         if isinstance(backend, type) or not hasattr(backend, "submit_tasks"):
             made = f"{backend.__name__}()" if isinstance(backend, type) else "get_backend(name)"
-            raise SessionError(f"a backend is wanted, not {backend!r}; make one, as by {made}")
+            raise SessionError(f"a session needs backends, got {backend!r}; make one: {made}")
         if backend.name in self.backends:
             raise SessionError(
-                f"the session has a backend named '{backend.name}' already; "
-                "give this one another name=..."
+                f"the session already has a backend named '{backend.name}'; "
+                "make this one with another name=..."
             )
         backend._work_dir = os.path.join(self.work_dir, self.uid)
         backend.is_attached = True
         backend.attached_to.append(self.uid)
         backend.register_callback(self._on_state)
         self.backends[backend.name] = backend
-        if not hasattr(backend, "active_records"):
-            self._notes[backend.name] = OwnersNotes()
-        self._runs[backend.name] = BackendRun(backend, self._notes.get(backend.name))
-        if self._telemetry is not None:
-            self._watch(backend)
+        histories = self._submissions.histories
+        if not keeps_history(backend):
+            histories[backend.name] = OwnerHistory()
+        self._runs[backend.name] = BackendRun(backend, histories.get(backend.name))
+        if self._submissions.telemetry is not None:
+            self._observe(backend, self._submissions.telemetry)
 
     async def submit_tasks(
         self, tasks: Sequence[AnyTask] | AnyTask
     ) -> list[asyncio.Future[AnyTask]]:
-        """Submit tasks; returns as soon as their backends have them.
+        """Submit tasks, and return as soon as their backends have them.
 
         Args:
-            tasks: ComputeTasks, AITasks, or dicts with the same fields; a single one as well.
-                Results are written into these very objects.
+            tasks: ComputeTasks, AITasks, or dicts with the same fields; or a single one.
+                Backends write the results into these objects.
 
         Returns:
-            One future per task, in order, whose result is the task. Awaiting the task does the
-            same.
+            One future per task, in order. Its result is the task, as if the task were awaited.
 
         Raises:
-            TaskValidationError: A task is described wrongly, names a backend that there is not or
-                that cannot run it, has a uid that is taken, or was submitted before. Nothing has
-                been submitted then.
+            TaskValidationError: A task is invalid, was submitted before, has a uid that is taken,
+                or names a backend that does not exist or cannot run it. No task was submitted.
             SessionError: The session is closed, has no backends, or belongs to another loop.
+            BackendInUseError: A backend was shut down, and another open owner uses it now.
+            WalltimeReached: The run ends, because its batch job ends.
         """
-        self._check_open()
+        self._check_ready()
         tasks = _as_list(tasks)
-        loop = self._bind_loop()
-        batches = self._route(tasks)
-        for backend, batch in batches:
-            for task in batch:
-                self._register(task, backend, loop.create_future())
-        futures = [self._active[task["uid"]].future for task in tasks]
-        left = [task for _, batch in batches for task in batch]
-        try:
-            for backend, batch in batches:
-                del left[: len(batch)]
-                await self._submit(backend, batch)
-        finally:  # where this was cancelled, nobody will ever report these
-            for task in left:
-                self._on_state(task, TaskStates.CANCELED)
-        return futures
+        loop = self._bind_loop(asyncio.get_running_loop())
+        self._submissions.check(tasks)
+        batches = Router(self.backends).group(tasks)
+        for backend, _ in batches:
+            self._reattach(backend)
+        futures = await self._submissions.submit(batches, loop)
+        return [futures[task["uid"]] for task in tasks]
 
-    def _register(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
-        if isinstance(task, BaseTask):
-            task.bind_future(future)
-            self._known[task["uid"]] = task
-        task["backend"] = backend.name
-        task["state"] = TaskStates.PENDING
-        self._active[task["uid"]] = Submitted(task, backend, future)
-        if self._notes and backend.name in self._notes:
-            self._notes[backend.name].submitted(task)
-        if self._telemetry is not None:
-            self._telemetry.on_task_created(task)
-
-    async def _submit(self, backend: Any, batch: list[AnyTask]) -> None:
-        if self._telemetry is not None:
-            for task in batch:
-                self._telemetry.on_task_submitted(task)
-        try:
-            await backend.submit_tasks(batch)
-        except Exception as error:  # not ours: our backends report, task by task
-            logger.exception("backend '%s' raised from submit_tasks", backend.name)
-            for task in batch:
-                task.setdefault("exception", error)
-                self._on_state(task, TaskStates.FAILED)
-
-    def _route(self, tasks: Sequence[AnyTask]) -> list[tuple[Any, list[AnyTask]]]:
-        """Group tasks by backend; refuse all of them where one is wrong."""
-        if not self.backends:
-            raise SessionError("the session has no backends; pass some to Session([...])")
-        router = Router(self.backends)
-        batches: dict[str, list[AnyTask]] = {}
-        uids: set[str] = set()
-        for task in tasks:
-            if not isinstance(task, BaseTask):
-                _check_dict(task)
-            uid = task["uid"]
-            if getattr(task, "_future", None) is not None:
-                raise TaskValidationError(uid, "it was submitted before; make a new task")
-            if uid in uids or uid in self._active or uid in self._known:
-                raise TaskValidationError(
-                    uid, "another task has this uid; leave 'uid' out to get one made", "uid", uid
-                )
-            uids.add(uid)
-            batches.setdefault(router.backend_of(task).name, []).append(task)
-        return [(self.backends[name], batch) for name, batch in batches.items()]
+    def _reattach(self, backend: Any) -> None:
+        reattach = getattr(backend, "reattach", None)
+        if reattach is not None:
+            work_dir = os.path.join(self.work_dir, self.uid)
+            reattach(self._on_state, work_dir, self._runs[backend.name].history)
 
     def _on_state(self, task: AnyTask, state: str) -> None:
-        entry = self._active.get(task["uid"])
-        if entry is None:
-            return
-        if self._notes and entry.backend.name in self._notes:
-            self._notes[entry.backend.name].on_state(task, state)
-        if state in TaskStates.terminal_states:
-            del self._active[task["uid"]]
-            task["state"] = state
-            entry.settle(state)
-        elif state == TaskStates.RUNNING:
-            task["state"] = state
-        if self._telemetry is not None:
-            self._telemetry.on_task_state(task, state)
+        # A bound method: a backend regards the object of the method as its owner.
+        self._submissions.on_state(task, state)
 
-    async def stream(self, task: AnyTask) -> AsyncGenerator[str, None]:
-        """Submit an AI task and yield its response piece by piece, as it is written.
+    def options(self, **options: Any) -> Calls:
+        """Return `submit`, `map` and `executor` for calls with options.
 
-        At the end the task has its results, as any other. Leaving early cancels it.
+        `session.options(timeout=10).submit(fn, 1, timeout=2)` limits the task to 10 seconds and
+        calls `fn(1, timeout=2)`.
 
         Args:
-            task: One prompt, not submitted yet, without an `on_text` of its own.
+            **options: Fields of `ComputeTask`, such as `backend`, `timeout`, `retries`, `resources`
+                and `priority`.
 
         Raises:
-            TaskValidationError: As `submit_tasks` does, or it has an `on_text`.
-            Exception: Whatever awaiting the task raises.
+            TaskValidationError: There is no such option, or its value is invalid.
+        """
+        return Calls(self, options)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeTask:
+        """Submit the call of a function as a task, and return the task at once.
+
+        `await` the task, or call its `result()` in a thread without an event loop. There `submit`
+        works from any thread.
+
+        Args:
+            fn: The function, sync or async.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments. Options of the task are set by `options`.
+
+        Raises:
+            TaskValidationError: The call is invalid, or no backend can run it.
+            SessionError: The session is closed, has no backends, or belongs to another loop.
+        """
+        return Calls(self, {}).submit(fn, *args, **kwargs)
+
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], chunksize: int = 1
+    ) -> Results:
+        """Call a function with each item of iterables, each call as a task of its own.
+
+        All calls are submitted at once. The results are in the order of the calls, whichever ends
+        first. A failed call raises its exception at its place in this order, and the calls after it
+        are cancelled.
+
+        Args:
+            fn: The function, sync or async.
+            *iterables: One for each positional argument of the function, as for `map`.
+            chunksize: The number of calls in one task. More than 1 is faster for short calls.
+
+        Returns:
+            The results: iterate by `for` in a thread without an event loop, otherwise by
+            `async for`, or `await` the list.
+
+        Raises:
+            TaskValidationError: As for `submit`.
+            SessionError: As for `submit`.
+            ValueError: `chunksize` is not a whole number of at least 1.
+        """
+        return Calls(self, {}).map(fn, *iterables, chunksize=chunksize)
+
+    def executor(self) -> SessionExecutor:
+        """Return a `concurrent.futures.Executor` that runs functions on the session's backends.
+
+        It can be used from any thread, also while the session's loop is blocked. Its calls are not
+        tasks of the session: a journal, telemetry and `cancel_all` leave them out.
+        """
+        return Calls(self, {}).executor()
+
+    def as_completed(self, tasks: Iterable[AnyTask] | AnyTask = ()) -> AsCompleted:
+        """Return an iterator over tasks in the order in which they end.
+
+        Iterate by `for` in a thread without an event loop, otherwise by `async for`. It yields the
+        tasks themselves, failed ones too. `add` adds tasks meanwhile.
+
+        Args:
+            tasks: Submitted tasks, or a single one.
+
+        Raises:
+            SessionError: A task was not submitted to this session, or on another event loop.
+        """
+        given = [tasks] if isinstance(tasks, MutableMapping) else tasks
+        return AsCompleted(self._submissions.find, self._call_on_loop, given)
+
+    def cancel_all(self) -> list[Any]:
+        """Ask the backends to cancel all tasks that have not ended, and return these tasks.
+
+        Returns at once: wait for the ends by `wait_tasks` or `as_completed`.
+        """
+        tasks: list[AnyTask] = []
+
+        def collect() -> None:
+            tasks.extend(s.task for s in self._submissions.active.values())
+            self._submissions.cancel_soon(tasks)
+
+        if self._loop is not None:
+            self._call_on_loop(collect)
+        return tasks
+
+    def submit_soon(self, task: ComputeTask) -> None:
+        """Submit a new task without waiting for its backend; `submit` uses it.
+
+        Raises:
+            TaskValidationError: As for `submit`.
+            SessionError: As for `submit`.
+        """
+        backend = self.backend_for(task)
+        refuse_tasks_as_arguments(task)
+        submit, context = self._submissions.submit_soon, copy_context()
+        if runs_a_loop():
+            loop = self._bind_loop(asyncio.get_running_loop())
+            self._reattach(backend)
+            submit(task, backend, loop.create_future(), context)
+            return
+        loop = self._bind_loop(self._loop_of_threads())
+        future = loop.create_future()
+        task.bind_future(future)
+        loop.call_soon_threadsafe(submit, task, backend, future, context)
+
+    def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
+        """Ask the backends to cancel tasks, and return at once; thread-safe."""
+        given = list(tasks)
+        self._call_on_loop(lambda: self._submissions.cancel_soon(given))
+
+    def backend_for(self, task: AnyTask) -> Any:
+        """Return the backend that gets a task.
+
+        Raises:
+            TaskValidationError: No backend can run it.
+            SessionError: The session is closed, or has no backends.
+        """
+        self._check_ready()
+        [(backend, _)] = Router(self.backends).group([task])
+        return backend
+
+    def add_executor(self, executor: SessionExecutor) -> None:
+        """Shut an executor down when the session closes; `executor` uses it."""
+        self._executors.add(executor)
+
+    def _loop_of_threads(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of tasks that threads without a loop submit."""
+        if self._loop is not None and self._loop.is_running():
+            return self._loop
+        from rhapsody.backends.core.service_loop import service_loop
+
+        return service_loop().loop
+
+    def _call_on_loop(self, func: Callable[[], None]) -> None:
+        """Call a function on the session's loop, and wait for its end."""
+        loop = self._loop
+        if runs_a_loop() or loop is None:
+            func()
+            return
+        if not loop.is_running():
+            raise SessionError(
+                f"session {self.uid} was used on an event loop that does not run any more; use it "
+                "and wait for its tasks in the same asyncio.run()"
+            )
+        done: Future[None] = Future()
+
+        def call() -> None:
+            try:
+                func()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        loop.call_soon_threadsafe(call)
+        done.result()
+
+    async def stream(self, task: AnyTask) -> AsyncGenerator[str, None]:
+        """Submit an AI task and yield its response piece by piece, while the model writes it.
+
+        At the end the task has its results. Leaving the iteration early cancels the task.
+
+        Args:
+            task: A new task with one prompt and without `on_text`.
+
+        Raises:
+            TaskValidationError: The task has an `on_text`, or `submit_tasks` refuses it.
+            Exception: The task failed.
         """
         if task.get("on_text") is not None:
             raise TaskValidationError(
-                task.get("uid"), "it has an 'on_text'; submit it, or leave that out to stream it"
+                task.get("uid"), "it has an 'on_text'; leave that out to stream the task"
             )
 
-        async def answer(on_text: OnText) -> None:
+        async def run_task(on_text: OnText) -> None:
             task["on_text"] = on_text
             try:
                 [future] = await self.submit_tasks(task)
@@ -231,7 +390,7 @@ class Session:
             finally:
                 del task["on_text"]
 
-        async with aclosing(pieces_of(answer)) as pieces:
+        async with aclosing(stream_pieces(run_task)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -241,24 +400,26 @@ class Session:
         timeout: float | None = None,
         progress: bool = False,
     ) -> list[AnyTask]:
-        """Wait until tasks have ended, well or not; their failures are not raised.
+        """Wait until tasks have ended. Failures of tasks are not raised.
 
         Args:
             tasks: Submitted tasks, or a single one.
-            timeout: Seconds; None waits as long as it takes.
-            progress: Show a live table on standard error, or plain lines where that is no
-                terminal.
+            timeout: Longest wait in seconds. None: no limit.
+            progress: Show a live table on standard error, or plain lines if standard error is
+                not a terminal.
 
         Returns:
             The tasks, in the order given.
 
         Raises:
-            TimeoutError: Some have not ended in time; they go on. (`asyncio.TimeoutError` on
-                Python 3.10.)
-            SessionError: A task was not submitted to this session.
+            TimeoutError: Some tasks have not ended in time; they continue to run.
+                (`asyncio.TimeoutError` on Python 3.10.)
+            SessionError: A task was not submitted to this session, or on another event loop.
+            WalltimeReached: Some tasks were not run, because the batch job ends.
         """
         tasks = _as_list(tasks)
-        waiting = [entry.ended for entry in map(self._entry, tasks) if entry is not None]
+        submissions = map(self._submissions.find, tasks)
+        waiting = [submission.ended for submission in submissions if submission is not None]
         waiter = asyncio.wait(waiting, timeout=timeout) if waiting else None
         view: AbstractContextManager[Any] = nullcontext()
         if progress:
@@ -270,34 +431,35 @@ class Session:
         if pending:
             ended = len(tasks) - len(pending)
             raise asyncio.TimeoutError(
-                f"{ended} of {len(tasks)} tasks ended within {timeout:g} s; the others go on"
+                f"{ended} of {len(tasks)} tasks ended within {timeout:g} s; the others continue"
             )
+        reached = self._submissions.reached
+        if reached is not None and any(task.get("exception") is reached for task in tasks):
+            raise reached
         return list(tasks)
 
-    def _entry(self, task: AnyTask) -> Submitted | None:
-        entry = self._active.get(task.get("uid", ""))
-        if entry is None and task.get("state") not in TaskStates.terminal_states:
-            raise SessionError(f"task {task.get('uid')} was not submitted to this session")
-        return entry
-
     async def cancel(self, task: AnyTask | str) -> bool:
-        """Cancel one task, given itself or its uid.
+        """Cancel one task.
+
+        Args:
+            task: The task or its uid.
 
         Returns:
-            True where it was stopped, and awaiting it raises `TaskCancelledError`; False where it
-            had ended already.
+            True if the task was cancelled, so that awaiting it raises `TaskCancelledError`; False
+            if it has ended or is unknown.
+
+        Raises:
+            SessionError: The task was submitted on an event loop that is closed.
         """
-        uid = task if isinstance(task, str) else task["uid"]
-        entry = self._active.get(uid)
-        return entry is not None and bool(await entry.backend.cancel_task(uid))
+        return await self._submissions.cancel(task if isinstance(task, str) else task["uid"])
 
     def get_statistics(self) -> dict[str, Any]:
-        """Count and time the session's tasks so far.
+        """Return counts and latencies of the session's tasks so far.
 
         Returns:
-            `tasks`: tasks by state. `backends`: by name, `tasks` (by state), `latency_seconds`
-            from submission to end (`count`, `mean`, `p50`, `p90`, `p99`, `max`, over the last
-            20,000), and under `backend` what the backend says of itself.
+            `tasks`: number of tasks by state. `backends`: for each backend, by name, its `tasks`
+            by state, the `latency_seconds` of its last 20,000 tasks from submission to end
+            (`count`, `mean`, `p50`, `p90`, `p99`, `max`), and its own statistics as `backend`.
         """
         backends = {
             name: {
@@ -313,60 +475,93 @@ class Session:
         return {"tasks": dict(total), "backends": backends}
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write one HTML page about the session's tasks so far; it needs no other file.
+        """Write a self-contained HTML page about the session's tasks so far.
 
-        It shows when and where each ran, how many ended per second, sizes of batches, latencies,
-        and why tasks failed. Of each backend the latest 20,000 tasks that ended are drawn, and
-        all are counted. It takes about a second for 20,000 tasks, in this thread; it may be
-        called at any time, after the session's end too, and from any thread.
+        The page shows when and where each task ran, tasks per second, batch sizes, latencies, and
+        why tasks failed. It draws the last 20,000 tasks of each backend and counts all of them.
+        Writing takes about a second for 20,000 tasks, in the calling thread. The method may be
+        called at any time, even on a closed session, and from any thread.
 
         Args:
-            path: The file, replaced where there is one.
-            title: Heading of the page; the session's uid where None.
+            path: The file. An existing file is replaced.
+            title: Heading of the page. None: the session's uid.
 
         Returns:
             The file.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         from rhapsody.report.page import write_page
 
         return write_page(path, title or self.uid, list(self._runs.values()))
 
+    def _repr_html_(self) -> str:
+        """Return the session for a notebook: its backends, and their tasks by state."""
+        rows = [["backend", *(state.lower() for state in STATES)]]
+        rows += [[name, *state_cells(run.history.counts)] for name, run in self._runs.items()]
+        state = "closed" if self.closed else "open"
+        return as_html("Session", {"uid": self.uid, "state": state}, rows)
+
     def _check_open(self) -> None:
-        if self.closed or self._closer is not None:
+        if self.closed or self._close_task is not None:
             raise SessionError(f"session {self.uid} is closed; make a new one")
 
-    def _bind_loop(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
+    def _check_ready(self) -> None:
+        self._check_open()
+        if not self.backends:
+            raise SessionError("the session has no backends; pass some to Session([...])")
+        if self._submissions.reached is not None:
+            raise self._submissions.reached
+
+    def _bind_loop(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         if self._loop is not loop:
-            if self._loop is not None and not self._loop.is_closed() and self._active:
+            if self._loop is not None and not self._loop.is_closed() and self._submissions.active:
                 raise SessionError(
-                    f"session {self.uid} has tasks on another event loop (`run` uses one of its "
-                    "own); use it from one loop at a time"
+                    f"session {self.uid} has active tasks on another event loop (`run` has its "
+                    "own loop); use it from one loop at a time"
                 )
             self._loop = loop
+            if self._submissions.walltime is not None:
+                self._submissions.walltime.bind(loop)
         return loop
 
     async def close(self) -> None:
-        """Shut the session's backends down, ending what still runs. Idempotent."""
+        """Cancel tasks that have not ended and shut the session's backends down. Idempotent."""
         if self.closed:
             return
-        if self._closer is None:
-            self._closer = asyncio.get_running_loop().create_task(self._close())
-        await asyncio.shield(self._closer)
+        loop = asyncio.get_running_loop()
+        if self._close_task is None:
+            self._close_task = loop.create_task(self._close())
+        closing, its_loop = self._close_task, self._close_task.get_loop()
+        if its_loop is loop:
+            await asyncio.shield(closing)
+        elif its_loop.is_running():  # another thread closes the session on its own loop
+            ended = asyncio.run_coroutine_threadsafe(_ended(closing), its_loop)
+            await asyncio.wait([asyncio.wrap_future(ended)])
+        else:
+            raise SessionError(
+                f"session {self.uid} was being closed on an event loop that does not run any more"
+            )
 
     async def _close(self) -> None:
+        # First, so that no retry and no call starts a backend again after its shutdown.
+        self._submissions.closing = True
+        for executor in list(self._executors):
+            executor.shutdown(wait=False, cancel_futures=True)
         try:
-            ends = [backend.shutdown() for backend in self.backends.values()]
-            for error in await asyncio.gather(*ends, return_exceptions=True):
+            self._submissions.cancel_waiting()  # a backend that gets them would start again
+            shutdowns = [backend.shutdown() for backend in self.backends.values()]
+            for error in await asyncio.gather(*shutdowns, return_exceptions=True):
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
-            for entry in list(self._active.values()):  # of backends that do not report at the end
-                self._on_state(entry.task, TaskStates.CANCELED)
-            if self._telemetry is not None:
-                await self._telemetry.stop()
+            self._submissions.cancel_remaining()
+            if self._submissions.walltime is not None:
+                self._submissions.walltime.stop()
+            if self.journal is not None:
+                await self.journal.close()
+            if self._submissions.telemetry is not None:
+                await self._submissions.telemetry.stop()
         finally:
             self.closed = True
 
@@ -386,28 +581,49 @@ class Session:
         tasks: Sequence[AnyTask] | AnyTask,
         timeout: float | None = None,
         progress: bool = False,
+        return_exceptions: bool = False,
     ) -> list[AnyTask]:
-        """Submit tasks and block until they have ended; for scripts and notebooks.
+        """Submit tasks and block until they have ended, for scripts and notebooks.
 
-        Works where an event loop runs in this thread too, which then stands still meanwhile.
+        If an event loop runs in this thread, as in a notebook, `run` blocks that loop. Inside a
+        function that is a task in a thread itself, the thread also runs the tasks that it waits
+        for, so that a full pool cannot deadlock.
 
         Args:
             tasks: As for `submit_tasks`.
             timeout: As for `wait_tasks`.
             progress: As for `wait_tasks`.
+            return_exceptions: Also return tasks that failed or were cancelled, with their
+                `exception`. If False, the exception of the first of them is raised when all tasks
+                have ended.
 
         Returns:
-            The tasks, in order. Failures are not raised; look at `state` and `exception`.
+            The tasks, in order.
 
         Raises:
+            Exception: A task failed.
+            TaskCancelledError: A task was cancelled.
             TaskValidationError: As for `submit_tasks`.
             TimeoutError: As for `wait_tasks`.
+            WalltimeReached: As for `wait_tasks`.
         """
-        from rhapsody.backends.service import service_loop
+        from rhapsody.backends.core.nested_runs import is_in_task, run_calls_here
+        from rhapsody.backends.core.service_loop import service_loop
 
+        if timeout is None and is_in_task() and runs_a_loop():
+            # The thread may have to run the tasks itself, which it cannot within a loop.
+            with ThreadPoolExecutor(1, thread_name_prefix="rhapsody-nested-run") as thread:
+                run = functools.partial(self.run, tasks, timeout, progress, return_exceptions)
+                return thread.submit(copy_context().run, run).result()
         tasks = _as_list(tasks)
-        with called_here(tasks) as calls:
-            return service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
+        with queued_callbacks(tasks) as calls, contextlib.ExitStack() as stack:
+            if timeout is None:  # a thread that runs a task itself cannot keep a time limit
+                stack.enter_context(run_calls_here(calls))
+            service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
+        failed = (task["exception"] for task in tasks if task["state"] != TaskStates.DONE)
+        if not return_exceptions and (error := next(failed, None)) is not None:
+            raise error
+        return tasks
 
     async def _run(
         self, tasks: Sequence[AnyTask] | AnyTask, timeout: float | None, progress: bool
@@ -424,7 +640,7 @@ class Session:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        from rhapsody.backends.service import service_loop
+        from rhapsody.backends.core.service_loop import service_loop
 
         service_loop().run_blocking(self.close())
 
@@ -434,34 +650,34 @@ class Session:
         """Record events, spans and metrics of this session's tasks from now on.
 
         Args:
-            resource_poll_interval: Seconds between looks at the backends' statistics.
+            resource_poll_interval: Seconds between two readings of the backends' statistics.
             **options: Passed to `rhapsody.telemetry.manager.TelemetryManager`.
 
         Returns:
-            The manager, which is stopped when the session is closed.
+            The manager. Closing the session stops it.
         """
         from rhapsody.telemetry.manager import TelemetryManager
 
-        self._telemetry = TelemetryManager(session_id=self.uid, **options)
+        telemetry = TelemetryManager(session_id=self.uid, **options)
+        self._submissions.telemetry = telemetry
         self._poll_interval = resource_poll_interval
         for backend in self.backends.values():
-            self._watch(backend)
-        await self._telemetry.start()
-        return self._telemetry
+            self._observe(backend, telemetry)
+        await telemetry.start()
+        return telemetry
 
     def get_telemetry(self) -> TelemetryManager:
-        """Return the manager that `start_telemetry` made.
+        """Return the manager that `start_telemetry` started.
 
         Raises:
             SessionError: Telemetry was not started.
         """
-        if self._telemetry is None:
+        if self._submissions.telemetry is None:
             raise SessionError("telemetry was not started; await session.start_telemetry() first")
-        return self._telemetry
+        return self._submissions.telemetry
 
-    def _watch(self, backend: Any) -> None:
-        assert self._telemetry is not None
-        self._telemetry.attach_backend(
+    def _observe(self, backend: Any, telemetry: TelemetryManager) -> None:
+        telemetry.attach_backend(
             backend,
             session_id=self.uid,
             backend_name=backend.name,
@@ -473,15 +689,11 @@ def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
     return [tasks] if isinstance(tasks, MutableMapping) else list(tasks)
 
 
-def _check_dict(task: Any) -> None:
-    if not isinstance(task, MutableMapping):
-        raise TaskValidationError(
-            None, f"a task is a ComputeTask, an AITask or a dict, not {type(task).__name__}"
-        )
-    task.setdefault("uid", BaseTask.from_dict(task)["uid"])
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
 
 
-def _release(backend: Any, owner: Any) -> None:
-    release = getattr(backend, "release", None)
-    if release is not None:
-        release(owner)
+def _detach(backend: Any, owner: Any) -> None:
+    detach = getattr(backend, "detach", None)
+    if detach is not None:
+        detach(owner)

@@ -1,4 +1,4 @@
-"""The tasks under their module's name in `rhapsody-py`; they live in `rhapsody.api.tasks`."""
+"""Import path of tasks in `rhapsody-py`; they are defined in `rhapsody.api.tasks`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Seeing a run: one HTML page of it, and a live view in the terminal."""
+"""Reports of a run: an HTML page, and a live view in the terminal."""

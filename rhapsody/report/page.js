@@ -6,9 +6,7 @@
   const LEFT = 130, RIGHT = 16, AXIS = 20, TOP = 6;
   const [RUNNING, FAILED, CANCELED] = ["RUNNING", "FAILED", "CANCELED"].map((s) => data.states.indexOf(s));
   const view = { from: 0, to: data.seconds };
-  let marked = null; // while a stretch of time is being marked: its two ends, in pixels
-
-  // -- what every panel needs --------------------------------------------------------------------
+  let marked = null; // both ends of the time span that is being marked, in pixels
 
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -93,8 +91,6 @@
     paint.lineWidth = 1;
   }
 
-  // -- the panels --------------------------------------------------------------------------------
-
   const ended = (i) => tasks.ended[i] ?? data.seconds;
 
   function drawRate(canvas) {
@@ -123,7 +119,7 @@
     timeAxis(panel);
   }
 
-  /** How many of the stretches of time given cover each pixel, by backend. */
+  /** Return how many of the given time spans cover each pixel, by backend. */
   function covering(panel, first, last) {
     const columns = Math.max(1, Math.floor(panel.plot));
     const steps = data.backends.map(() => new Int32Array(columns + 2));
@@ -255,8 +251,6 @@
     });
   }
 
-  // -- looking around ----------------------------------------------------------------------------
-
   const panels = { rate: drawRate, load: drawLoad, timeline: drawTimeline, batches: drawBatches, latency: drawLatency };
   const canvases = Object.keys(panels).map((id) => document.getElementById(id)).filter(Boolean);
   let asked = false;
@@ -290,7 +284,7 @@
   function describe(i) {
     const lines = [`${tasks.uid[i]}: ${data.names[tasks.name[i]]}`, `${groups[tasks.group[i]].label}, ${data.states[tasks.state[i]]}`];
     if (tasks.began[i] > tasks.submitted[i]) lines.push(`waited ${duration(tasks.began[i] - tasks.submitted[i])}`);
-    lines.push(`${tasks.ended[i] === null ? "for" : "took"} ${duration(ended(i) - tasks.began[i])}, from ${duration(tasks.began[i])} on`);
+    lines.push(`${tasks.ended[i] === null ? "active for" : "took"} ${duration(ended(i) - tasks.began[i])}, started at ${duration(tasks.began[i])}`);
     if (tasks.reason[i] >= 0) lines.push(data.reasons[tasks.reason[i]]);
     return lines.join("\n");
   }

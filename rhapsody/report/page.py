@@ -1,7 +1,7 @@
-"""The page of a run: one HTML file with everything in it.
+"""The page of a run: one HTML file that needs no other file.
 
-It draws its charts by a script of a few kB: an interactive plotting library would put several MB
-into every page.
+A script of a few kB draws the charts; an interactive plotting library would add several MB to every
+page.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -20,37 +21,72 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from rhapsody.backends.history import RECORDS, STATES, TaskRecord
+from rhapsody.backends.core.history import RECORDS, STATES, TaskRecord
 from rhapsody.backends.protocol import TaskStates
+from rhapsody.report.formatting import format_duration
 from rhapsody.report.runs import BackendRun
-from rhapsody.report.words import duration
 
-__all__ = ["write_page"]
+__all__ = ["write_file", "write_page"]
 
 DIGITS = 6
 """Times are written to the microsecond."""
 
 
-def write_page(path: str | os.PathLike[str], title: str, runs: Sequence[BackendRun]) -> Path:
+def write_page(
+    path: str | os.PathLike[str],
+    title: str,
+    runs: Sequence[BackendRun],
+    present: float | None = None,
+) -> Path:
     """Write the page.
 
     Args:
-        path: The file, replaced where there is one.
-        title: Heading of the page.
-        runs: The backends' parts in the run.
+        path: The file; an existing one is replaced.
+        title: The heading of the page.
+        runs: The tasks at each backend.
+        present: The time to which `time.monotonic` of now corresponds, in seconds since 1970.
+            None: now.
 
     Returns:
-        The file.
+        The file's path.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    file = Path(path)
-    file.write_text(_render(title, runs), encoding="utf-8")
-    return file
+    return write_file(path, _render(title, runs, time.time() if present is None else present))
 
 
-def _render(title: str, runs: Sequence[BackendRun]) -> str:
+def write_file(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a page so that it is whole, or an older one stays.
+
+    Args:
+        path: The file; an existing one is replaced.
+        text: The page.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    # File names that are not UTF-8 arrive as lone surrogates.
+    page = text.encode("utf-8", "backslashreplace")
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # a pipe or a device
+        target.write_bytes(page)
+        return Path(path)
+    # A page that cannot be written completely must not replace an older one.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.html")
+    try:
+        temporary.write_bytes(page)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return Path(path)
+
+
+def _render(title: str, runs: Sequence[BackendRun], present: float) -> str:
     now = time.monotonic()
     records = [run.records() for run in runs]
     origin = min(
@@ -62,19 +98,19 @@ def _render(title: str, runs: Sequence[BackendRun]) -> str:
     counts = [run.history.counts for run in runs]
     total = {state: sum(count.get(state, 0) for count in counts) for state in STATES}
     environment = Environment(loader=PackageLoader("rhapsody.report", "."), autoescape=True)
-    environment.filters["duration"] = duration
+    environment.filters["duration"] = format_duration
     chart = _Chart(origin, seconds)
     for run, of_run in zip(runs, records, strict=True):
         chart.add(run, of_run)
     return environment.get_template("page.html.j2").render(
         title=title,
-        began=datetime.fromtimestamp(time.time() - (now - origin)).strftime("%Y-%m-%d %H:%M:%S"),
+        began=datetime.fromtimestamp(present - (now - origin)).strftime("%Y-%m-%d %H:%M:%S"),
         seconds=seconds,
         tiles=_tiles(total, seconds),
         backends=[
             _figures(run, of_run, seconds) for run, of_run in zip(runs, records, strict=True)
         ],
-        kept=_kept(runs, records),
+        limit_note=_limit_note(runs),
         has_batches=bool(chart.batches),
         failures=sorted(
             ((run.name, failure) for run in runs for failure in run.history.failures()),
@@ -104,13 +140,13 @@ def _rate(number: int, seconds: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _kept(runs: Sequence[BackendRun], records: Sequence[Sequence[TaskRecord]]) -> str:
-    """Say so where only the latest of a backend's tasks are in the page."""
+def _limit_note(runs: Sequence[BackendRun]) -> str:
+    """Return a note if the page shows only the latest tasks of a backend."""
     if all(run.history.number_ended <= RECORDS for run in runs):
         return ""
     return (
-        "Counts and failures are of all tasks. Times, and what is drawn below, are of the latest "
-        f"{RECORDS:,} of each backend."
+        "Counts and failures include all tasks. Times and charts include only the latest "
+        f"{RECORDS:,} tasks of each backend."
     )
 
 
@@ -139,11 +175,11 @@ def _median(times: Iterable[float | None]) -> float | None:
 
 
 class _Chart:
-    """What the page's script draws, as columns.
+    """The data that the page's script draws, in columns.
 
     Args:
-        origin: Time 0 of the page, by `time.monotonic`, in seconds.
-        seconds: How long the run took.
+        origin: The time 0 of the page, by `time.monotonic`.
+        seconds: The duration of the run.
     """
 
     def __init__(self, origin: float, seconds: float) -> None:
@@ -158,7 +194,7 @@ class _Chart:
         self.batches: list[dict[str, Any]] = []
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the data as a dict for JSON."""
         return {
             "seconds": self._seconds,
             "backends": self._backends,
@@ -214,7 +250,7 @@ class _Chart:
         return round(monotonic - self._origin, DIGITS)
 
     def _began(self, record: TaskRecord) -> float:
-        """Return when a task stopped waiting; where its start was not told, the likeliest time."""
+        """Return when a task started; if that was not reported, the likeliest time."""
         if record.started is not None:
             return self._time(record.started)
         if record.ended is None:
@@ -223,7 +259,7 @@ class _Chart:
 
 
 class _Lanes:
-    """Gives each stretch of time the lowest lane that is free, the stretches coming in order."""
+    """Assigns overlapping time spans to lanes, each to the lowest free one."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -231,7 +267,7 @@ class _Lanes:
         self._taken: list[tuple[float, int]] = []
 
     def take(self, began: float, ended: float) -> int:
-        """Return the lane."""
+        """Return the lane of a time span; the spans must come in order of their start."""
         while self._taken and self._taken[0][0] <= began:
             heapq.heappush(self._free, heapq.heappop(self._taken)[1])
         if self._free:
@@ -243,10 +279,10 @@ class _Lanes:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort "replica 10" behind "replica 9"."""
+    """Return a sort key that puts "replica 10" after "replica 9"."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in text.split()]
 
 
 def _embedded(data: Any) -> str:
-    """Return JSON that may stand inside a script element: nothing in it can end that."""
+    """Return JSON for a script element, which no text in it can close."""
     return json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")

@@ -1,63 +1,120 @@
-"""One backend's part in a run, as the page and the live view read it."""
+"""The tasks of one owner at one backend, for the page and the live view."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from rhapsody.backends.attachment import Attachment, ignore
-from rhapsody.backends.history import TaskHistory, TaskRecord
-from rhapsody.backends.protocol import Task, TaskStates
-from rhapsody.backends.work import Work
+from rhapsody.backends.base import BaseBackend
+from rhapsody.backends.core.attachment import Attachment, ignore
+from rhapsody.backends.core.history import TaskHistory, TaskRecord
+from rhapsody.backends.core.work import Work
+from rhapsody.backends.protocol import Attempt, Task, TaskStates
 
-__all__ = ["BackendRun", "OwnersNotes", "runs_of"]
+__all__ = ["BackendRun", "OwnerHistory", "keeps_history", "runs_of"]
 
 
-class Notes(Protocol):
-    """Who knows what became of the tasks: a backend, or else its owner."""
+class HistorySource(Protocol):
+    """An object that keeps the history of an owner's tasks: a backend, or an `OwnerHistory`."""
 
     @property
     def history(self) -> TaskHistory:
-        """The tasks of one owner."""
+        """The tasks of the owner."""
 
     def active_records(self, history: TaskHistory) -> list[TaskRecord]:
-        """Return records of the tasks in a history that have not ended."""
+        """Return records of the tasks that have not ended."""
 
 
 class BackendRun:
-    """One backend's part in a run: what became of one owner's tasks.
+    """The tasks of one owner at one backend.
 
     Args:
         backend: The backend, attached to the owner.
-        notes: Who knows about the tasks; the backend itself where None.
+        source: Keeps the history of the tasks; None: the backend itself.
     """
 
-    def __init__(self, backend: Any, notes: Notes | None = None) -> None:
+    def __init__(self, backend: Any, source: HistorySource | None = None) -> None:
         self.name: str = backend.name
         self._backend = backend
-        self._notes: Notes = notes or backend
-        self.history = self._notes.history
+        self._source: HistorySource = source or backend
+        self.history = self._source.history
 
     def records(self) -> list[TaskRecord]:
-        """Return the records of the latest tasks that ended, and of all that have not."""
-        active = self._notes.active_records(self.history)
+        """Return records of the tasks that ended last, and of all that have not ended."""
+        active = self._source.active_records(self.history)
         ended = self.history.records()
         ended_meanwhile = {(record.uid, record.submitted) for record in ended}
         return ended + [r for r in active if (r.uid, r.submitted) not in ended_meanwhile]
 
     def statistics(self) -> dict[str, Any]:
-        """Return what the backend says of itself."""
+        """Return the statistics of the backend, empty if it has none."""
         own = getattr(self._backend, "get_statistics", None)
         return own() if own is not None else {}
 
 
+def keeps_history(backend: Any) -> bool:
+    """Return whether a backend keeps the history of its tasks.
+
+    A subclass of `BaseBackend` with its own `submit_tasks`, such as a backend for `rhapsody-py`,
+    may bypass the history.
+    """
+    return getattr(type(backend), "submit_tasks", None) is BaseBackend.submit_tasks
+
+
 def runs_of(backends: Iterable[Any]) -> list[BackendRun]:
-    """Return the runs of those backends that keep a history: all but some third parties'."""
+    """Return the runs of those backends that keep a history; other packages' backends may not."""
     return [BackendRun(backend) for backend in backends if hasattr(backend, "active_records")]
 
 
-class OwnersNotes:
-    """What an owner notes of its tasks at a backend that keeps no history itself."""
+class RecalledTasks:
+    """The history of tasks whose results were taken from a journal.
+
+    Args:
+        journal: The journal; its statistics are those of the backend "journal".
+    """
+
+    name = "journal"
+
+    def __init__(self, journal: Any) -> None:
+        self.history = TaskHistory()
+        self._journal = journal
+
+    def active_records(self, history: TaskHistory) -> list[TaskRecord]:
+        """Return nothing: a recalled task ends at once."""
+        return []
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return the statistics of the journal."""
+        statistics: dict[str, Any] = self._journal.get_statistics()
+        return statistics
+
+    def add(self, uid: str, kind: str | None, task: Task) -> None:
+        """Record a task that ended with a recalled result."""
+        self.history.count_submitted(1)
+        self.history.record_end(_Recalled(uid, kind, task), TaskStates.DONE, None)
+
+
+class _Recalled:
+    """A recalled task as its history reads it."""
+
+    __slots__ = ("kind", "submitted", "task", "uid")
+    place = "journal"
+    state = TaskStates.PENDING
+    started: float | None = None
+    attempt: Attempt | None = None
+
+    def __init__(self, uid: str, kind: str | None, task: Task) -> None:
+        self.uid = uid
+        self.kind = kind
+        self.task = task
+        self.submitted = time.monotonic()
+
+    history: TaskHistory
+
+
+class OwnerHistory:
+    """The history that an owner keeps for a backend without one."""
 
     def __init__(self) -> None:
         self._attachment = Attachment(ignore)
@@ -73,15 +130,21 @@ class OwnersNotes:
         return history.active(list(self._works.values()))
 
     def submitted(self, task: Task) -> None:
-        """Note a task that the backend is about to get."""
-        self._works[task["uid"]] = Work(task, self._attachment, "")
-        self.history.submitted(1)
+        """Record a task before it is submitted to the backend."""
+        work = self._works[task["uid"]] = Work(task, self._attachment, "")
+        self.history.count_submitted(1)
+        if work.attempt is not None:
+            self.history.take_back(work.attempt)
 
     def on_state(self, task: Task, state: str) -> None:
-        """Note a state that the backend reported."""
+        """Record a state that the backend reported."""
+        work = self._works.get(task["uid"])
+        if work is None:  # cancelled before it was submitted to the backend
+            return
         if state == TaskStates.RUNNING:
-            work = self._works[task["uid"]]
             if work.state == TaskStates.PENDING:
-                work.start()
+                work.mark_running()
         elif state in TaskStates.terminal_states:
-            self._works.pop(task["uid"]).end(state, task.get("exception"))
+            del self._works[task["uid"]]
+            work.mark_ended(state, task.get("exception"))
+            task["execution"] = work.execution()

@@ -1,9 +1,9 @@
 """Telemetry: events, spans and metrics of tasks, for a Session or an AsyncFlow engine.
 
 `await flow.start_telemetry()` returns a `TelemetryManager`. Events, summaries, subscribers, spans
-and the JSON-lines checkpoint need nothing else; with OpenTelemetry installed
-(`pip install ".[telemetry]"`) spans and metrics are OpenTelemetry's, and go to the span
-processors and metric readers that are passed in.
+and the checkpoint file need no other package. With OpenTelemetry installed
+(`pip install ".[telemetry]"`), spans and metrics are OpenTelemetry's, and go to the given span
+processors and metric readers.
 
 Example:
     >>> import asyncio
@@ -35,6 +35,7 @@ from rhapsody.telemetry.events import (
     make_event,
 )
 from rhapsody.telemetry.manager import TelemetryManager
+from rhapsody.telemetry.readers import TelemetryReader, TelemetrySubscriber
 
 __all__ = [
     "BaseEvent",
@@ -49,6 +50,8 @@ __all__ = [
     "TaskStarted",
     "TaskSubmitted",
     "TelemetryManager",
+    "TelemetryReader",
+    "TelemetrySubscriber",
     "define_event",
     "make_event",
 ]

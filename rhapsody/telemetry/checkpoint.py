@@ -1,6 +1,7 @@
-"""The checkpoint: events, finished spans and metrics as JSON lines in a file.
+"""The checkpoint file: events, finished spans and metrics as JSON lines.
 
-Each line is one object; its key "section" is "event", "span" or "metric".
+Each line is one object, whose key "section" is "event", "span" or "metric". Every event has the
+`trace_id` of its session. Its `span_id` is that of the session, or of the task that it ended.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rhapsody.telemetry.bounded_queue import BoundedQueue
 from rhapsody.telemetry.events import BaseEvent
-from rhapsody.telemetry.inbox import Inbox
 from rhapsody.telemetry.spans import span_dict
 from rhapsody.waiting import done_within
 
@@ -29,17 +30,18 @@ _SPILL_LINES = 1000
 
 
 class Checkpoint:
-    """Writes `<directory>/<session_id>.<start>.telemetry.jsonl`, off the loop.
+    """Writes `<directory>/<session_id>.<start>.telemetry.jsonl` in a thread.
 
-    Lines are written every `interval` seconds with a line of metrics, whenever many have
-    gathered, and at the end. What comes faster than the disk takes it is dropped and counted.
+    Pending lines are written every `interval` seconds together with a line of metrics, when there
+    are many, and at the end. Lines that arrive faster than the disk takes them are dropped and
+    counted.
 
     Args:
-        directory: Where the file goes; it is made if missing.
+        directory: The directory of the file; it is created if it does not exist.
         session_id: The first part of the file's name.
-        interval: Seconds between lines of metrics, or None for one at the end only.
-        metrics: Gives the metrics as a dict; called on the loop.
-        maxlen: How many lines may wait to be written.
+        interval: Seconds between lines of metrics; None: one line at the end only.
+        metrics: Returns the metrics as a dict; called on the loop.
+        maxlen: The maximum number of pending lines.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Checkpoint:
         self._interval = interval
         self._metrics = metrics
         self._wake = asyncio.Event()
-        self._inbox: Inbox[Any] = Inbox(maxlen, self._on_items)
+        self._queue: BoundedQueue[Any] = BoundedQueue(maxlen, self._on_items)
         self._write_lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -63,28 +65,28 @@ class Checkpoint:
 
     @property
     def dropped(self) -> int:
-        """How many lines were not written because too many waited."""
-        return self._inbox.dropped
+        """The number of lines that were not written because too many were pending."""
+        return self._queue.dropped
 
     async def create(self) -> None:
-        """Make the file.
+        """Create the file.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The file cannot be created.
         """
         await asyncio.to_thread(self._create)
 
     def start(self) -> None:
-        """Begin to write, on the running loop."""
-        self._inbox.bind()
+        """Start writing, from a task on the running loop."""
+        self._queue.bind()
         self._task = asyncio.create_task(self._run(), name="rhapsody-telemetry-checkpoint")
 
     def put(self, item: Any) -> None:
-        """Write an event or a finished span soon; any thread may call."""
-        self._inbox.put(item)
+        """Queue a finished span, or an event with its span and the session's; from any thread."""
+        self._queue.put(item)
 
     async def close(self) -> None:
-        """Write what waits and a last line of metrics."""
+        """Write the pending lines and a last line of metrics."""
         if self._task is None:
             return
         self._closing = True
@@ -92,7 +94,7 @@ class Checkpoint:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _on_items(self) -> None:
-        if len(self._inbox) >= _SPILL_LINES:
+        if len(self._queue) >= _SPILL_LINES:
             self._wake.set()
 
     async def _run(self) -> None:
@@ -105,7 +107,7 @@ class Checkpoint:
                     await asyncio.to_thread(self._write, metrics)
             await asyncio.to_thread(self._write, self._metrics())
         except asyncio.CancelledError:
-            # The loop is going away without stop(): better a short write on it than a lost file.
+            # The loop ends without stop(): a short write on the loop is better than lost lines.
             self._write(self._metrics())
             raise
 
@@ -115,7 +117,7 @@ class Checkpoint:
 
     def _write(self, metrics: dict[str, Any] | None) -> None:
         with self._write_lock:
-            lines = [_line(item) for item in self._inbox.take(len(self._inbox))]
+            lines = [_line(item) for item in self._queue.take(len(self._queue))]
             if metrics is not None:
                 times = {"section": "metric", "checkpoint_time": time.time()}
                 lines.append({**times, **metrics, "lines_dropped": self.dropped})
@@ -126,18 +128,29 @@ class Checkpoint:
                     file.writelines(_json(line) + "\n" for line in lines)
             except OSError:
                 self._broken = True
-                logger.exception("telemetry checkpoint %s cannot be written any more", self.path)
+                logger.exception(
+                    "telemetry checkpoint %s cannot be written; telemetry writes no more lines",
+                    self.path,
+                )
 
 
 def _line(item: Any) -> dict[str, Any]:
-    if isinstance(item, BaseEvent):
-        fields = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
-        return {"section": "event", **fields}
-    return {"section": "span", **span_dict(item)}
+    if not isinstance(item, tuple) or not isinstance(item[0], BaseEvent):
+        return {"section": "span", **span_dict(item)}
+    event, span, root = item
+    if event.task_id is None:
+        span = root
+    return {
+        "section": "event",
+        "name": event.event_type,
+        "trace_id": f"{root.context.trace_id:032x}" if root is not None else None,
+        "span_id": f"{span.context.span_id:016x}" if span is not None else None,
+        **{field.name: getattr(event, field.name) for field in dataclasses.fields(event)},
+    }
 
 
 def _json(line: dict[str, Any]) -> str:
     try:
         return json.dumps(line, default=str)
-    except (TypeError, ValueError):  # keys that are no strings, or a cycle
+    except (TypeError, ValueError):  # keys that are not strings, or a cycle
         return json.dumps({"section": line["section"], "repr": repr(line)})

@@ -1,8 +1,8 @@
 """Telemetry events: what happened to a task, a session or a resource, and when.
 
-An event is a frozen dataclass. `make_event` fills in what every event has (its id, its times), so
-a caller names only what is particular; `define_event` makes new kinds for layers above, whose
-names carry a namespace: `define_event("asyncflow.TaskResolved")`.
+An event is a frozen dataclass. `make_event` fills in the fields that every event has (its id, its
+times). `define_event` creates event classes for other packages, with a namespace in their names:
+`define_event("asyncflow.TaskResolved")`.
 
 Example:
     >>> event = make_event(TaskStarted, session_id="s", backend="local", task_id="task.1")
@@ -41,17 +41,17 @@ _next_number = itertools.count(1).__next__
 
 @dataclasses.dataclass(frozen=True)
 class BaseEvent:
-    """What every event has.
+    """The fields of every event.
 
     Args:
-        event_id: Unique in all processes.
-        event_time: When it happened, in seconds since the epoch.
-        emit_time: When the event was made, in seconds since the epoch.
+        event_id: Unique across processes.
+        event_time: When the thing happened, in seconds since the epoch.
+        emit_time: When the event was created, in seconds since the epoch.
         session_id: The session or engine it belongs to.
-        backend: Name of the backend, or "" where there is none.
+        backend: Name of the backend, or "" if there is none.
         task_id: The task's uid, or None.
         node_id: The node's name, or None.
-        attributes: Whatever else is known, under names of the emitter's choice.
+        attributes: Additional data; the emitter chooses the names.
     """
 
     event_id: str
@@ -67,7 +67,7 @@ class BaseEvent:
 
 @dataclasses.dataclass(frozen=True)
 class SessionStarted(BaseEvent):
-    """Telemetry began."""
+    """Telemetry started."""
 
     event_type: str = dataclasses.field(default="SessionStarted", init=False)
 
@@ -82,35 +82,35 @@ class SessionEnded(BaseEvent):
 
 @dataclasses.dataclass(frozen=True)
 class TaskCreated(BaseEvent):
-    """A task was registered; it may still wait for others."""
+    """A task was registered; it may still wait for its dependencies."""
 
     event_type: str = dataclasses.field(default="TaskCreated", init=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskQueued(BaseEvent):
-    """A task is ready to be handed to its backend."""
+    """A task is ready to be submitted to its backend."""
 
     event_type: str = dataclasses.field(default="TaskQueued", init=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSubmitted(BaseEvent):
-    """A task was handed to its backend."""
+    """A task was submitted to its backend."""
 
     event_type: str = dataclasses.field(default="TaskSubmitted", init=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskStarted(BaseEvent):
-    """A task began to run."""
+    """A task started to run."""
 
     event_type: str = dataclasses.field(default="TaskStarted", init=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskCompleted(BaseEvent):
-    """A task ended well, `duration_seconds` after its start (or submission)."""
+    """A task completed, `duration_seconds` after its start, or else its submission."""
 
     duration_seconds: float = 0.0
     event_type: str = dataclasses.field(default="TaskCompleted", init=False)
@@ -118,7 +118,7 @@ class TaskCompleted(BaseEvent):
 
 @dataclasses.dataclass(frozen=True)
 class TaskFailed(BaseEvent):
-    """A task failed; `error_type` is the name of its exception's class, where known."""
+    """A task failed; `error_type` is the class name of its exception, or "unknown"."""
 
     duration_seconds: float = 0.0
     error_type: str = "unknown"
@@ -135,34 +135,54 @@ class TaskCanceled(BaseEvent):
 
 @dataclasses.dataclass(frozen=True)
 class ResourceUpdate(BaseEvent):
-    """A backend's own statistics (in `attributes`) and what this process and its children use.
+    """The use of a node at one time, with a backend's statistics in `attributes`; or of one GPU.
+
+    Percentages are between 0 and 100. Bytes of disks and network are those since the previous
+    update; they are None in the first one. An update of a GPU has only the fields of the GPU.
 
     Args:
-        cpu_percent: CPU time used since the last sample; 100 is one core. None in the first.
-        memory_percent: Resident memory as a share of the machine's.
-        memory_bytes: Resident memory.
+        cpu_percent: Use of all CPUs of the node.
+        memory_percent: Use of the node's memory.
+        memory_bytes: Resident memory of this process and its children.
+        gpu_percent: Use of the GPU; of the busiest one in the update of a node.
+        gpu_id: Index of the GPU. None: the update of a node.
+        disk_read_bytes: Bytes read from the node's disks.
+        disk_write_bytes: Bytes written to the node's disks.
+        net_sent_bytes: Bytes sent by the node.
+        net_recv_bytes: Bytes received by the node.
+
+    Attributes:
+        resource_scope: "per_node", or "per_gpu" if the update is that of a GPU.
     """
 
     cpu_percent: float | None = None
     memory_percent: float | None = None
     memory_bytes: int | None = None
+    gpu_percent: float | None = None
+    gpu_id: int | None = None
+    disk_read_bytes: float | None = None
+    disk_write_bytes: float | None = None
+    net_sent_bytes: float | None = None
+    net_recv_bytes: float | None = None
     event_type: str = dataclasses.field(default="ResourceUpdate", init=False)
+    resource_scope: str = dataclasses.field(default="per_node", init=False)
+
+    def __post_init__(self) -> None:
+        if self.gpu_id is not None:
+            object.__setattr__(self, "resource_scope", "per_gpu")  # the dataclass is frozen
 
 
 E = TypeVar("E", bound=BaseEvent)
 
 
 def make_event(cls: type[E], *, session_id: str, backend: str, **fields: Any) -> E:
-    """Make an event of the given class, with its id and times filled in.
+    """Create an event with its id and times filled in.
 
     Args:
-        cls: The event's class: one of this module's, or one from `define_event`.
+        cls: The event's class: one of this module, or one from `define_event`.
         session_id: The session or engine it belongs to.
         backend: Name of the backend, or "".
-        **fields: The class's other fields; `event_time` is now unless given.
-
-    Returns:
-        The event.
+        **fields: The class's other fields; `event_time` defaults to now.
 
     Raises:
         TypeError: The class has no such field.
@@ -184,29 +204,31 @@ _defined: dict[str, tuple[dict[str, Any], type[BaseEvent]]] = {}
 
 
 def define_event(name: str, **fields: Any) -> type[BaseEvent]:
-    """Make a new event class; the same name and fields again give the same class.
+    """Create an event class; the same name and fields again return the same class.
 
     Args:
-        name: With a namespace, such as "asyncflow.TaskResolved"; it becomes `event_type`.
-        **fields: More fields: a type (its default is False, 0, "" or None), or (type, default).
+        name: A name with a namespace, such as "asyncflow.TaskResolved"; it becomes `event_type`.
+        **fields: More fields: a type (with the default False, 0, "" or None) or (type, default).
 
     Returns:
-        A frozen dataclass derived from `BaseEvent`, to be given to `make_event`.
+        A frozen dataclass derived from `BaseEvent`, for `make_event`.
 
     Raises:
-        ValueError: The name has no namespace, a field is one that every event has already, or
-            the name is taken by an event with other fields.
+        ValueError: The name has no namespace, a field is one of `BaseEvent`'s, or the name is
+            already defined with other fields.
     """
     namespace, _, short_name = name.rpartition(".")
     if not namespace or not short_name.isidentifier():
-        raise ValueError(f"event name {name!r}: expected a namespace, as in 'myapp.{short_name}'")
+        raise ValueError(f"an event name must have a namespace, as in 'myapp.Name', got {name!r}")
     clash = sorted(_BASE_FIELDS & fields.keys())
     if clash:
-        raise ValueError(f"event {name!r}: every event has {', '.join(clash)}; rename the field")
+        raise ValueError(
+            f"event {name!r}: every event already has {', '.join(clash)}; rename the field"
+        )
     if name in _defined:
         known_fields, known = _defined[name]
         if known_fields != fields:
-            raise ValueError(f"event {name!r} is defined already, with fields {known_fields}")
+            raise ValueError(f"event {name!r} is already defined, with the fields {known_fields}")
         return known
     specs: list[tuple[str, Any, Any]] = []
     for field_name, spec in fields.items():

@@ -1,21 +1,25 @@
-"""The telemetry manager: takes events in, and answers what happened.
+"""The telemetry manager: collects events, and returns counts, spans and metrics.
 
-`emit` only queues. A callback on the owner's loop records what is queued (counts, spans,
-metrics); subscribers and the checkpoint each have a task of their own behind it. The readers
-record what is still queued first, so that `summary()` right after `await task` has that task.
+`emit` only queues an event. A callback on the owner's loop records the queued events (counts,
+spans, metrics); subscribers and the checkpoint file each have their own asyncio task. Reading
+methods record the queue first, so that `summary()` right after `await task` includes the task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from rhapsody.api.errors import ConfigurationError, MissingExtraError, SessionError
 from rhapsody.backends.protocol import TaskStates, task_kind, task_name
+from rhapsody.errors import ConfigurationError, MissingExtraError, SessionError
+from rhapsody.telemetry.bounded_queue import BoundedQueue
 from rhapsody.telemetry.checkpoint import Checkpoint
 from rhapsody.telemetry.events import (
     BaseEvent,
@@ -25,14 +29,15 @@ from rhapsody.telemetry.events import (
     TaskCompleted,
     TaskCreated,
     TaskFailed,
+    TaskQueued,
     TaskStarted,
     TaskSubmitted,
     make_event,
 )
-from rhapsody.telemetry.inbox import Inbox
+from rhapsody.telemetry.otlp import traces_data
 from rhapsody.telemetry.recorder import Recorder, SpanEnricher
 from rhapsody.telemetry.resources import ResourcePoller
-from rhapsody.telemetry.spans import Scope, current_span, open_scope, span_dict
+from rhapsody.telemetry.spans import Scope, SpanTracer, current_span, open_scope, span_dict
 from rhapsody.telemetry.subscribers import Subscribers
 
 __all__ = ["TelemetryManager"]
@@ -46,22 +51,23 @@ T = TypeVar("T")
 class TelemetryManager:
     """Collects the events of one session or engine.
 
-    Memory is bounded: the latest `max_records` spans are kept, and as many events may wait to be
-    recorded, to be delivered and to be written; what comes beyond is dropped and counted in
+    Memory is bounded: the latest `max_records` spans are kept, and the queues of events to record,
+    to deliver and to write hold as many. Further events are dropped and counted in
     `summary()["events"]`.
 
     Args:
-        session_id: Whose telemetry it is; it is in every event, span and metric.
+        session_id: The session or engine, named in every event, span and metric.
         checkpoint_interval: Seconds between lines of metrics in the checkpoint file, or None.
         checkpoint_path: Directory of the checkpoint file (JSON lines), or None for no file.
         span_processors: OpenTelemetry span processors, with their exporters.
         metric_readers: OpenTelemetry metric readers.
-        resource: OpenTelemetry resource that the telemetry is of.
-        max_records: The bound.
+        resource: The OpenTelemetry resource of all spans and metrics.
+        max_records: The limit of each queue and of the kept spans.
 
     Raises:
-        MissingExtraError: Processors, readers or a resource were passed without OpenTelemetry.
-        ConfigurationError: An interval or a bound is not positive.
+        MissingExtraError: Processors, readers or a resource are given, but OpenTelemetry is not
+            installed.
+        ConfigurationError: `checkpoint_interval` or `max_records` is not positive.
     """
 
     def __init__(
@@ -88,7 +94,9 @@ class TelemetryManager:
         self._otel: Any = None
         self._recorder = Recorder(max_records, self._on_span)
         self._lock = threading.RLock()
-        self._inbox: Inbox[tuple[BaseEvent, Any]] = Inbox(max_records, self._on_events)
+        self._queue: BoundedQueue[tuple[BaseEvent, Any]] = BoundedQueue(
+            max_records, self._on_events
+        )
         self._subscribers = Subscribers(max_records)
         self._resources = ResourcePoller(self.emit)
         self._checkpoint: Checkpoint | None = None
@@ -97,10 +105,10 @@ class TelemetryManager:
                 checkpoint_path,
                 session_id,
                 checkpoint_interval,
-                lambda: self._read(self._recorder.ledger.metrics),
+                lambda: self._read(self._recorder.counters.metrics),
                 max_records,
             )
-        self._begun: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
         self._started_at: float | None = None
         self._duration: float | None = None
         self._stop_lock = asyncio.Lock()
@@ -108,18 +116,20 @@ class TelemetryManager:
 
     @property
     def session_id(self) -> str:
-        """Whose telemetry it is."""
+        """The session or engine that the telemetry belongs to."""
         return self._session_id
 
     async def start(self) -> None:
-        """Begin, on the running loop; again while running, nothing happens.
+        """Start on the running loop. Idempotent.
 
         Raises:
-            SessionError: It was stopped already.
-            OSError: The checkpoint file cannot be made.
+            SessionError: The manager was stopped before.
+            OSError: The checkpoint file cannot be created.
         """
         if self._duration is not None:
-            raise SessionError("this TelemetryManager was stopped; make a new one")
+            raise SessionError(
+                "this TelemetryManager was stopped and cannot be started again; create a new one"
+            )
         if self._started_at is not None:
             return
         self._started_at = time.monotonic()
@@ -131,30 +141,33 @@ class TelemetryManager:
                 raise
         if self._otel_class is not None:
             self._otel = self._otel_class(
-                self._recorder.keep, self._recorder.ledger, self._session_id, **self._otel_options
+                self._recorder.keep, self._recorder.counters, self._session_id, **self._otel_options
             )
-        self._recorder.open(self._otel, self._session_id)
+        tracer = self._otel or SpanTracer(self._recorder.keep)
+        self._recorder.start(tracer, self._session_id)
         self._emit_own(SessionStarted)
         if self._checkpoint is not None:
             self._checkpoint.start()
         self._subscribers.start()
         self._resources.start()
-        self._inbox.bind()
+        self._queue.bind()
 
     async def stop(self) -> None:
-        """Record, deliver, write and export what is left; again, nothing happens.
+        """Record, deliver, write and export the remaining events. Idempotent.
 
-        Events that come later are dropped. The readers go on working. Exporters passed in are
-        flushed in a thread, for as long as they take.
+        Later events are dropped. The reading methods still work. Exporters are flushed in a thread,
+        without a time limit.
         """
         async with self._stop_lock:
             if self._recorder.tracer is None or self._stopped:
                 return
-            await self._resources.close()
+            await self._resources.stop()
             if self._duration is None:
-                seconds = self._read(self.session_duration)  # leaves room for one event more
+                seconds = self._read(
+                    self.session_duration
+                )  # empties the queue: the next event is not dropped
                 self._emit_own(SessionEnded, duration_seconds=seconds)
-                self._inbox.close()
+                self._queue.close()
                 self._read(self._recorder.close)
                 self._duration = self.session_duration()
             await self._subscribers.close()
@@ -165,16 +178,16 @@ class TelemetryManager:
             self._stopped = True
 
     def emit(self, event: BaseEvent) -> None:
-        """Take an event in, from any thread; never blocks.
+        """Queue an event, from any thread; never blocks.
 
-        Its task's span becomes a child of the `span_scope` that is open here.
+        The span of its task becomes a child of the `span_scope` that is open here.
         """
-        self._inbox.put((event, current_span(self)))
+        self._queue.put((event, current_span(self)))
 
     def subscribe(self, callback: Callable[[BaseEvent], Any]) -> None:
         """Call `callback`, a function or a coroutine function, with every event from now on.
 
-        Callbacks run on the owner's loop, one event after the other. One that raises is logged.
+        Callbacks run on the owner's loop, one event at a time. Their exceptions are logged.
         """
         self._subscribers.add(callback)
 
@@ -184,10 +197,10 @@ class TelemetryManager:
 
     @contextmanager
     def span_scope(self, name: str, attributes: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Open a span around the body; scopes and tasks inside become its children.
+        """Open a span around the body; spans of scopes and tasks inside become its children.
 
-        The scope follows coroutines and tasks that are started in it. Nothing happens unless the
-        manager runs.
+        Coroutines and asyncio tasks that are started inside inherit the scope. Without a running
+        manager, no span is opened.
 
         Args:
             name: The span's name, for example "workflow".
@@ -210,6 +223,18 @@ class TelemetryManager:
             open_scope.reset(token)
             tracer.end(span, time.time_ns(), error)
 
+    def annotate_current_span(self, event: BaseEvent) -> None:
+        """Add an event to the innermost open `span_scope`; outside of one, do nothing.
+
+        Args:
+            event: An event from `make_event`; its time and attributes are those of the span's
+                event.
+        """
+        span = current_span(self)
+        if span is not None:
+            attributes = {name: str(value) for name, value in event.attributes.items()}
+            span.add_event(event.event_type, attributes, int(event.event_time * 1e9))
+
     def attach_backend(
         self,
         backend: Any,
@@ -217,21 +242,21 @@ class TelemetryManager:
         backend_name: str | None = None,
         interval: float = 5.0,
     ) -> None:
-        """Emit `ResourceUpdate` for a backend that has `get_statistics()`; accept any other.
+        """Emit `ResourceUpdate` events for a backend.
 
         Args:
-            backend: The backend; `get_statistics()` returns a mapping, or an awaitable of one.
-            session_id: The session that the events name; by default the manager's.
-            backend_name: The backend that the events name; by default its `name`.
+            backend: The backend. If it has `get_statistics()`, which returns a mapping or an
+                awaitable of one, the events have its statistics in their attributes.
+            session_id: The session named in the events; None: the manager's.
+            backend_name: The backend named in the events; None: the backend's `name`.
             interval: Seconds between updates.
 
         Raises:
             ConfigurationError: The interval is not positive.
         """
         _check_positive("interval", interval)
-        if callable(getattr(backend, "get_statistics", None)):
-            name = backend_name or str(getattr(backend, "name", type(backend).__name__))
-            self._resources.add(backend, session_id or self._session_id, name, interval)
+        name = backend_name or str(getattr(backend, "name", type(backend).__name__))
+        self._resources.add(backend, session_id or self._session_id, name, interval)
 
     def on_task_created(self, task: Mapping[str, Any]) -> None:
         """Emit `TaskCreated` for a task's mapping."""
@@ -239,18 +264,22 @@ class TelemetryManager:
 
     def on_task_submitted(self, task: Mapping[str, Any]) -> None:
         """Emit `TaskSubmitted` for a task's mapping."""
-        self._begun[task["uid"]] = time.monotonic()
+        self._start_times[task["uid"]] = time.monotonic()
         self._emit_task(TaskSubmitted, task)
 
+    def on_task_queued(self, task: Mapping[str, Any]) -> None:
+        """Emit `TaskQueued` for a task's mapping."""
+        self._emit_task(TaskQueued, task)
+
     def on_task_state(self, task: Mapping[str, Any], state: str) -> None:
-        """Emit the event of a state: RUNNING, DONE, FAILED or CANCELED; ignore any other."""
+        """Emit the event for the state RUNNING, DONE, FAILED or CANCELED; ignore other states."""
         uid = task["uid"]
         now = time.monotonic()
         if state == TaskStates.RUNNING:
-            self._begun[uid] = now
+            self._start_times[uid] = now
             self._emit_task(TaskStarted, task)
         elif state in TaskStates.terminal_states:
-            seconds = now - self._begun.pop(uid, now)
+            seconds = now - self._start_times.pop(uid, now)
             if state == TaskStates.DONE:
                 self._emit_task(TaskCompleted, task, duration_seconds=seconds)
             elif state == TaskStates.CANCELED:
@@ -261,43 +290,62 @@ class TelemetryManager:
                 self._emit_task(TaskFailed, task, duration_seconds=seconds, error_type=error)
 
     def task_count(self) -> dict[str, int]:
-        """Return how many tasks were submitted, are running, completed, failed and canceled."""
-        return self._read(self._recorder.ledger.counts)
+        """Return the numbers of tasks submitted, running, completed, failed and canceled."""
+        return self._read(self._recorder.counters.counts)
 
     def summary(self) -> dict[str, Any]:
-        """Return what happened so far.
+        """Return a summary of all events so far.
 
         Returns:
-            `session_id`; `duration_seconds` of the session; `tasks`, as `task_count()`;
-            `duration`, the mean, extremes and percentiles of how long tasks ran, empty where none
-            has; `backends`, the same two by backend; `resources`, the latest update by backend
-            and node; `events`, how many were recorded, and how many were dropped on the way in,
-            to the subscribers and to the checkpoint.
+            `session_id`; `duration_seconds` of the session; `tasks`, as from `task_count()`;
+            `duration`, the mean, extremes and percentiles of how long tasks ran, empty if none
+            has ended; `backends`, the same two for each backend; `resources`, the latest update
+            of each backend and node; `events`, the numbers of events that were recorded, dropped,
+            not delivered to subscribers and not written to the checkpoint file.
         """
         return self._read(self._summarize)
 
     def task_spans(self) -> list[dict[str, Any]]:
-        """Return the latest tasks that ended, one dict each.
+        """Return the tasks that ended last, one dict each.
 
         Returns:
             `task_id`, `backend`, `executable`, `task_type`, `status` ("completed", "failed",
-            "canceled", or "unfinished" after a stop), `error_type` of those that failed, what
-            span enrichers added, ids and times.
+            "canceled", or "unfinished" after a stop), `error_type` if the task failed, the
+            attributes that span enrichers added, ids and times.
         """
         spans = map(span_dict, (span for span in self.read_traces() if span.name == "task"))
         return [{**span.pop("attributes"), **span} for span in spans]
 
     def read_traces(self) -> tuple[Any, ...]:
-        """Return the latest spans that ended: OpenTelemetry's `ReadableSpan`, or alike."""
+        """Return the spans that ended last: OpenTelemetry's `ReadableSpan`, or `Span`."""
         return self._read(lambda: tuple(self._recorder.spans))
 
+    def export_as_otlp(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the spans that ended last in the JSON format of OpenTelemetry's protocol (OTLP).
+
+        Args:
+            path: A file to write as well; its folder is created. None: no file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        resource = {"service.name": "rhapsody", "session_id": self._session_id}
+        if self._otel is not None:
+            resource = self._otel.resource_attributes
+        text = json.dumps(traces_data(self.read_traces(), resource))
+        if path is not None:
+            file = Path(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        return text
+
     def read_metrics(self) -> Any:
-        """Return the metrics: OpenTelemetry's `MetricsData`, or without it a dict of totals."""
-        ledger = self._recorder.ledger
-        return self._read(self._otel.read_metrics if self._otel else ledger.metrics)
+        """Return the metrics: OpenTelemetry's `MetricsData`, or a dict of totals without it."""
+        counters = self._recorder.counters
+        return self._read(self._otel.read_metrics if self._otel else counters.metrics)
 
     def session_duration(self) -> float:
-        """Return the seconds from start to stop, or to now; 0 before the start."""
+        """Return the seconds from start to stop, or until now; 0 before the start."""
         if self._duration is not None:
             return self._duration
         return time.monotonic() - self._started_at if self._started_at is not None else 0.0
@@ -320,36 +368,36 @@ class TelemetryManager:
 
     def _on_events(self) -> None:
         self._record(_BATCH)
-        if self._inbox:
-            self._inbox.notify()
+        if self._queue:
+            self._queue.notify()
 
     def _read(self, read: Callable[[], T]) -> T:
         with self._lock:
-            self._record(len(self._inbox))
+            self._record(len(self._queue))
             return read()
 
     def _record(self, limit: int) -> None:
         with self._lock:
-            for event, scope_span in self._inbox.take(limit):
-                self._recorder.record(event, scope_span)
+            for event, scope_span in self._queue.take(limit):
+                span = self._recorder.record(event, scope_span)
                 self._subscribers.put(event)
                 if self._checkpoint is not None:
-                    self._checkpoint.put(event)
+                    self._checkpoint.put((event, span, self._recorder.root))
 
     def _on_span(self, span: Any) -> None:
         if self._checkpoint is not None:
             self._checkpoint.put(span)
 
     def _summarize(self) -> dict[str, Any]:
-        ledger = self._recorder.ledger
+        counters = self._recorder.counters
         return {
             "session_id": self._session_id,
             "duration_seconds": self.session_duration(),
-            "tasks": ledger.counts(),
-            "duration": ledger.durations(),
+            "tasks": counters.counts(),
+            "duration": counters.durations(),
             "backends": {
-                name: {"tasks": ledger.counts(name), "duration": ledger.durations(name)}
-                for name in ledger.backends()
+                name: {"tasks": counters.counts(name), "duration": counters.durations(name)}
+                for name in counters.backends()
             },
             "resources": {
                 key: {
@@ -358,13 +406,19 @@ class TelemetryManager:
                     "cpu_percent": event.cpu_percent,
                     "memory_percent": event.memory_percent,
                     "memory_bytes": event.memory_bytes,
+                    "gpu_percent": event.gpu_percent,
+                    "gpu_id": event.gpu_id,
+                    "disk_read_bytes": event.disk_read_bytes,
+                    "disk_write_bytes": event.disk_write_bytes,
+                    "net_sent_bytes": event.net_sent_bytes,
+                    "net_recv_bytes": event.net_recv_bytes,
                     "statistics": dict(event.attributes),
                 }
-                for key, event in ledger.resources.items()
+                for key, event in counters.resources.items()
             },
             "events": {
                 "recorded": self._recorder.recorded,
-                "dropped": self._inbox.dropped,
+                "dropped": self._queue.dropped,
                 "undelivered": self._subscribers.dropped,
                 "unwritten": self._checkpoint.dropped if self._checkpoint else 0,
             },
@@ -372,7 +426,7 @@ class TelemetryManager:
 
 
 def _load_otel(*, required: bool) -> Any:
-    """Return the OpenTelemetry tracer's class, or None where that is not installed."""
+    """Return the OpenTelemetry tracer's class, or None if OpenTelemetry is not installed."""
     try:
         from rhapsody.telemetry.otel import OtelTracer
     except ImportError as error:
@@ -388,4 +442,4 @@ def _load_otel(*, required: bool) -> Any:
 
 def _check_positive(name: str, value: float | None) -> None:
     if value is not None and value <= 0:
-        raise ConfigurationError(f"{name} is {value!r}; expected a number above 0, or None")
+        raise ConfigurationError(f"{name} must be a number above 0, or None, got {value!r}")

@@ -1,7 +1,7 @@
-"""OpenTelemetry: a tracer and a meter of our own, never the global ones.
+"""OpenTelemetry: a tracer and a meter with their own providers, never the global ones.
 
-The counters are observed, not counted twice: OpenTelemetry reads the ledger when it collects, so
-a task costs it one span and one histogram sample.
+OpenTelemetry's counters are observable: it reads `TaskCounters` when it collects metrics, so a task
+costs only one span and one histogram sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
-from rhapsody.telemetry.ledger import TaskLedger, TaskRecord
+from rhapsody.telemetry.counters import TaskCounters
 
 __all__ = ["OtelTracer"]
 
@@ -25,7 +25,7 @@ _SCOPE_NAME = "rhapsody"
 
 
 class _OnEnd(SpanProcessor):
-    """Hands on each span that has ended."""
+    """Calls a function with each span that has ended."""
 
     def __init__(self, on_end: Callable[[Any], None]) -> None:
         self._callback = on_end
@@ -35,28 +35,28 @@ class _OnEnd(SpanProcessor):
 
 
 class OtelTracer:
-    """Makes OpenTelemetry's spans and metrics; see `rhapsody.telemetry.spans.Tracer`.
+    """Creates OpenTelemetry's spans and metrics; see `rhapsody.telemetry.spans.Tracer`.
 
     Args:
         on_end: Called with each span that has ended.
-        ledger: Where the counts are.
-        session_id: Becomes the attribute `session_id` of the resource.
-        span_processors: The caller's own, with their exporters.
-        metric_readers: The caller's own.
-        resource: What the telemetry is of; by default what the environment says
-            (`OTEL_SERVICE_NAME`), and otherwise the service "rhapsody".
+        counters: The counts to observe.
+        session_id: The attribute `session_id` of the resource.
+        span_processors: The user's span processors, with their exporters.
+        metric_readers: The user's metric readers.
+        resource: The resource of all spans and metrics; None: the one from the environment
+            (`OTEL_SERVICE_NAME`), or else the service "rhapsody".
     """
 
     def __init__(
         self,
         on_end: Callable[[Any], None],
-        ledger: TaskLedger,
+        counters: TaskCounters,
         session_id: str,
         span_processors: Sequence[Any] = (),
         metric_readers: Sequence[Any] = (),
         resource: Any = None,
     ) -> None:
-        self._ledger = ledger
+        self._counters = counters
         resource = resource or _default_resource()
         resource = resource.merge(Resource({"session_id": session_id}))
         self._tracer_provider = TracerProvider(resource=resource)
@@ -73,22 +73,30 @@ class OtelTracer:
 
     def start(self, name: str, parent: Any, attributes: dict[str, Any], start_time: int) -> Span:
         """Start a span; see `Tracer`."""
-        # An empty context, not the caller's current one: the trace is ours from its root.
+        # An empty context: the caller's current span must not become the parent.
         context = set_span_in_context(parent) if parent is not None else Context()
         return self._tracer.start_span(
             name, context=context, attributes=attributes, start_time=start_time
         )
 
-    def end(self, span: Span, end_time: int, error: str | None = None) -> None:
+    def end(
+        self, span: Span, end_time: int, error: str | None = None, succeeded: bool = False
+    ) -> None:
         """End a span; see `Tracer`."""
         if error is not None:
             span.set_status(Status(StatusCode.ERROR, error))
+        elif succeeded:
+            span.set_status(Status(StatusCode.OK))
         span.end(end_time)
 
-    def record_duration(self, record: TaskRecord, seconds: float) -> None:
-        """Add a task's duration to the histogram."""
-        attributes = {"backend": record.backend, "task_type": record.task_type}
-        self._durations.record(seconds, attributes)
+    def record_duration(self, backend: str, task_type: str, seconds: float) -> None:
+        """Add a task's duration to the histogram; see `Tracer`."""
+        self._durations.record(seconds, {"backend": backend, "task_type": task_type})
+
+    @property
+    def resource_attributes(self) -> dict[str, Any]:
+        """The attributes of the resource of all spans and metrics."""
+        return dict(self._tracer_provider.resource.attributes)
 
     def read_metrics(self) -> Any:
         """Return the metrics as OpenTelemetry's `MetricsData`."""
@@ -97,7 +105,7 @@ class OtelTracer:
         return self._last_metrics
 
     def close(self) -> None:
-        """Flush and shut down all processors and readers; blocks as long as they do."""
+        """Flush and shut down all processors and readers; blocks until they are done."""
         self._last_metrics = self._reader.get_metrics_data()
         self._tracer_provider.force_flush()
         self._tracer_provider.shutdown()
@@ -113,24 +121,30 @@ class OtelTracer:
             "tasks_running", [self._observe_tasks("running")], "1", "Tasks running now"
         )
         self._durations = meter.create_histogram(
-            "task_duration_seconds", "s", "How long tasks that completed or failed ran"
+            "task_duration_seconds", "s", "How long completed and failed tasks ran"
         )
         meter.create_observable_gauge(
             "node_cpu_utilization",
             [self._observe_resource("cpu_percent")],
             "%",
-            "CPU used by this process and its children; 100 is one core",
+            "Use of all CPUs of the node",
         )
         meter.create_observable_gauge(
             "node_memory_utilization",
             [self._observe_resource("memory_percent")],
             "%",
-            "Resident memory of this process and its children, of the machine's",
+            "Use of the node's memory",
+        )
+        meter.create_observable_gauge(
+            "node_gpu_utilization",
+            [self._observe_resource("gpu_percent")],
+            "%",
+            "Use of the busiest GPU of the node",
         )
 
     def _observe_tasks(self, state: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterator[Observation]:
-            for (backend, task_type), group in list(self._ledger.groups.items()):
+            for (backend, task_type), group in list(self._counters.groups.items()):
                 attributes = {"backend": backend, "task_type": task_type}
                 yield Observation(getattr(group, state), attributes)
 
@@ -138,9 +152,9 @@ class OtelTracer:
 
     def _observe_resource(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterator[Observation]:
-            for event in list(self._ledger.resources.values()):
+            for event in list(self._counters.resources.values()):
                 value = getattr(event, name)
-                if value is not None:
+                if value is not None and event.gpu_id is None:
                     attributes = {"backend": event.backend, "node_id": event.node_id or ""}
                     yield Observation(value, attributes)
 

@@ -1,63 +1,78 @@
-"""Resources: what backends say of themselves, and what this process and its children use."""
+"""Resources: the use of this node and of this process tree, and statistics of backends."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.telemetry.events import BaseEvent, ResourceUpdate, make_event
+from rhapsody.telemetry.gpus import GpuSampler
 from rhapsody.waiting import done_within
 
-__all__ = ["ProcessSampler", "ResourcePoller", "Usage"]
+__all__ = ["NodeSampler", "ResourcePoller", "Usage"]
 
 logger = logging.getLogger(__name__)
 
-_PROC = Path("/proc")
+FIRST_INTERVAL = 0.1
+"""Seconds over which the first sample measures the use of the CPUs."""
 
 
 class Usage(NamedTuple):
-    """CPU and memory of a process tree; None where the system does not say."""
+    """Fields of a `ResourceUpdate` of a node; None for values that are not available."""
 
     cpu_percent: float | None = None
     memory_percent: float | None = None
     memory_bytes: int | None = None
+    disk_read_bytes: float | None = None
+    disk_write_bytes: float | None = None
+    net_sent_bytes: float | None = None
+    net_recv_bytes: float | None = None
 
 
-class ProcessSampler:
-    """Samples this process and its children, from /proc, or with psutil where there is none."""
+class NodeSampler:
+    """Samples CPUs, memory, disks and network of this node, and the memory of this process tree.
+
+    The bytes of disks and network are those since the previous sample.
+    """
 
     def __init__(self) -> None:
-        self._read: Callable[[], dict[int, tuple[float, int]]] = (
-            _read_proc if _PROC.joinpath("self", "stat").exists() else _read_psutil
-        )
-        self._last_time: float | None = None
-        self._last_cpu: dict[int, float] = {}
+        self._cpu: tuple[float, float] | None = None
+        self._disk: tuple[int, int] | None = None
+        self._net: tuple[int, int] | None = None
 
     def sample(self) -> Usage:
-        """Return the usage now; CPU is relative to the previous sample."""
-        tree = self._read()
-        if not tree:
-            return Usage()
-        now = time.monotonic()
-        cpu = {pid: seconds for pid, (seconds, _) in tree.items()}
-        used = sum(max(0.0, cpu[pid] - self._last_cpu.get(pid, 0.0)) for pid in cpu)
-        percent = None
-        if self._last_time is not None and now > self._last_time:
-            percent = 100 * used / (now - self._last_time)
-        self._last_time, self._last_cpu = now, cpu
-        resident = sum(memory for _, memory in tree.values())
-        total = _machine_memory()
-        return Usage(percent, 100 * resident / total if total else None, resident)
+        """Take a sample; blocks, the first time for `FIRST_INTERVAL` seconds."""
+        import psutil
+
+        if self._cpu is None:
+            self._cpu = _cpu_seconds()
+            time.sleep(FIRST_INTERVAL)
+        before, self._cpu = self._cpu, _cpu_seconds()
+        total = self._cpu[1] - before[1]
+        busy = self._cpu[0] - before[0]
+        disk = net = None
+        with suppress(OSError, RuntimeError):  # not readable in some containers
+            counted = psutil.disk_io_counters()
+            disk = (counted.read_bytes, counted.write_bytes) if counted else None
+        with suppress(OSError, RuntimeError):
+            counted = psutil.net_io_counters()
+            net = (counted.bytes_sent, counted.bytes_recv) if counted else None
+        usage = Usage(
+            min(100.0, max(0.0, 100 * busy / total)) if total > 0 else 0.0,
+            psutil.virtual_memory().percent,
+            _tree_memory(),
+            *_since(self._disk, disk),
+            *_since(self._net, net),
+        )
+        self._disk, self._net = disk, net
+        return usage
 
 
 @dataclass
@@ -71,35 +86,36 @@ class _Source:
 
 
 class ResourcePoller:
-    """Asks backends for their statistics, each at its interval, from one task of its own.
+    """Reports on backends, each at its own interval, from one asyncio task.
 
     Args:
-        emit: Takes the events.
+        emit: Called with the events.
     """
 
     def __init__(self, emit: Callable[[BaseEvent], None]) -> None:
         self._emit = emit
         self._sources: list[_Source] = []
-        self._sampler = ProcessSampler()
+        self._sampler = NodeSampler()
+        self._gpus: GpuSampler | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._started = False
 
     def add(self, backend: Any, session_id: str, name: str, interval: float) -> None:
-        """Ask `backend.get_statistics()` every `interval` seconds once started."""
+        """Report on a backend every `interval` seconds once started."""
         self._sources.append(_Source(backend, session_id, name, interval))
         self._changed.set()
         if self._started:
             self.start()
 
     def start(self) -> None:
-        """Begin on the running loop, if there is anything to ask."""
+        """Start on the running loop; without backends, the first `add` does."""
         self._started = True
         if self._sources and self._task is None:
             self._task = asyncio.create_task(self._run(), name="rhapsody-telemetry-resources")
 
-    async def close(self) -> None:
-        """Stop asking."""
+    async def stop(self) -> None:
+        """Stop polling."""
         self._started = False
         if self._task is not None:
             self._task.cancel()
@@ -110,74 +126,85 @@ class ResourcePoller:
         while True:
             due = [source for source in self._sources if source.due <= loop.time()]
             if due:
-                usage = await asyncio.to_thread(self._sampler.sample)
+                usage, gpus = await asyncio.to_thread(self._sample)
                 for source in due:
                     source.due = loop.time() + source.interval
-                    await self._report(source, usage)
+                    await self._report(source, usage, gpus)
             self._changed.clear()
             pause = max(0.0, min(source.due for source in self._sources) - loop.time())
             await done_within(self._changed.wait(), pause)
 
-    async def _report(self, source: _Source, usage: Usage) -> None:
-        try:
-            statistics = source.backend.get_statistics()
-            if inspect.isawaitable(statistics):
-                statistics = await statistics
-            attributes = dict(statistics)
-        except Exception:
-            if not source.failed:
-                logger.exception("backend %r gave no statistics", source.name)
-            source.failed = True
-            return
-        source.failed = False
+    def _sample(self) -> tuple[Usage, dict[int, float]]:
+        if self._gpus is None:
+            self._gpus = GpuSampler()
+        return self._sampler.sample(), self._gpus.sample()
+
+    async def _report(self, source: _Source, usage: Usage, gpus: dict[int, float]) -> None:
+        self._emit_update(
+            source,
+            attributes=await _statistics(source),
+            gpu_percent=max(gpus.values(), default=None),
+            **usage._asdict(),
+        )
+        for gpu_id, percent in gpus.items():
+            self._emit_update(source, gpu_id=gpu_id, gpu_percent=percent)
+
+    def _emit_update(self, source: _Source, **fields: Any) -> None:
         self._emit(
             make_event(
                 ResourceUpdate,
                 session_id=source.session_id,
                 backend=source.name,
                 node_id=platform.node(),
-                attributes=attributes,
-                **usage._asdict(),
+                **fields,
             )
         )
 
 
-def _machine_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not every system has them
-        return None
-
-
-def _read_proc() -> dict[int, tuple[float, int]]:
-    """Return CPU seconds and resident bytes by process id, for this process and below it."""
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    tree: dict[int, tuple[float, int]] = {}
-    waiting = [os.getpid()]
-    while waiting:
-        pid = waiting.pop()
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-            for children in (_PROC / str(pid) / "task").glob("*/children"):
-                waiting.extend(map(int, children.read_text().split()))
-        except (OSError, ValueError):  # it ended meanwhile
-            continue
-        # proc(5): the command, in parentheses, may hold anything; fields are counted after it.
-        fields = stat.rpartition(")")[2].split()
-        tree[pid] = ((int(fields[11]) + int(fields[12])) / ticks, int(fields[21]) * page)
-    return tree
-
-
-def _read_psutil() -> dict[int, tuple[float, int]]:
-    """Do as `_read_proc` does, with psutil; empty where that is not installed."""
-    try:
-        psutil: Any = importlib.import_module("psutil")
-    except ImportError:
+async def _statistics(source: _Source) -> dict[str, Any]:
+    """Return the statistics of a backend; empty if it has none, or if they fail."""
+    get = getattr(source.backend, "get_statistics", None)
+    if not callable(get):
         return {}
-    tree: dict[int, tuple[float, int]] = {}
+    try:
+        statistics = get()
+        if inspect.isawaitable(statistics):
+            statistics = await statistics
+        found = dict(statistics)
+    except Exception:
+        if not source.failed:
+            logger.exception("get_statistics() of backend %r failed", source.name)
+        source.failed = True
+        return {}
+    source.failed = False
+    return found
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return the seconds that the node's CPUs were busy, and all their seconds."""
+    import psutil
+
+    times = psutil.cpu_times()
+    # Linux counts the time of guests in `user` and `nice` as well.
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total - times.idle - getattr(times, "iowait", 0.0), total
+
+
+def _since(
+    before: tuple[int, int] | None, now: tuple[int, int] | None
+) -> tuple[float | None, float | None]:
+    if before is None or now is None:
+        return None, None
+    return float(now[0] - before[0]), float(now[1] - before[1])
+
+
+def _tree_memory() -> int:
+    """Return the resident bytes of this process and its children."""
+    import psutil
+
     this = psutil.Process()
+    resident = 0
     for process in (this, *this.children(recursive=True)):
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            tree[process.pid] = (times.user + times.system, process.memory_info().rss)
-    return tree
+        with suppress(psutil.Error):  # it has ended
+            resident += process.memory_info().rss
+    return resident

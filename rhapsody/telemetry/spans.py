@@ -1,8 +1,8 @@
-"""Spans: the plain kind, the scopes that nest them, and how a span reads as a dict.
+"""Spans: plain spans, the scopes that nest them, and their form as dicts.
 
-A plain span has the attributes of OpenTelemetry's `ReadableSpan` that are read here (`name`,
-`context`, `parent`, `start_time`, `end_time`, `attributes`, `status`), so what reads spans need
-not know which kind it was given.
+A plain span has those attributes of OpenTelemetry's `ReadableSpan` that are read here (`name`,
+`context`, `parent`, `start_time`, `end_time`, `attributes`, `status`), so readers need not
+distinguish the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Scope", "Span", "SpanTracer", "Tracer", "current_span", "open_scope"
 
 
 class StatusCode(enum.Enum):
-    """How a span ended, with the values of OpenTelemetry."""
+    """The status of a span, with OpenTelemetry's values."""
 
     UNSET = 0
     OK = 1
@@ -26,7 +26,7 @@ class StatusCode(enum.Enum):
 
 
 class Status(NamedTuple):
-    """A span's end: its code and, for an error, a description."""
+    """The status of a span, with a description of its error."""
 
     status_code: StatusCode = StatusCode.UNSET
     description: str | None = None
@@ -39,9 +39,17 @@ class SpanContext(NamedTuple):
     span_id: int
 
 
+class SpanEvent(NamedTuple):
+    """Something that happened during a span, at a time in nanoseconds since the epoch."""
+
+    name: str
+    attributes: dict[str, Any]
+    timestamp: int
+
+
 @dataclass
 class Span:
-    """A span as a plain record. Times are in nanoseconds since the epoch."""
+    """A plain span. Times are in nanoseconds since the epoch."""
 
     name: str
     context: SpanContext
@@ -50,20 +58,30 @@ class Span:
     attributes: dict[str, Any] = field(default_factory=dict)
     end_time: int | None = None
     status: Status = field(default_factory=Status)
+    events: list[SpanEvent] = field(default_factory=list)
+
+    def add_event(self, name: str, attributes: dict[str, Any], timestamp: int) -> None:
+        """Add an event, at a time in nanoseconds since the epoch."""
+        self.events.append(SpanEvent(name, attributes, timestamp))
 
 
 class Tracer(Protocol):
-    """Starts and ends spans, and hands each on when it has ended."""
+    """Creates spans, and records durations."""
 
     def start(self, name: str, parent: Any, attributes: dict[str, Any], start_time: int) -> Any:
-        """Start a span under `parent` (None: a new trace), at a time in ns since the epoch."""
+        """Start a span below `parent` (None: a new trace) at a time in ns since the epoch."""
 
-    def end(self, span: Any, end_time: int, error: str | None = None) -> None:
-        """End a span; `error` describes what failed."""
+    def end(
+        self, span: Any, end_time: int, error: str | None = None, succeeded: bool = False
+    ) -> None:
+        """End a span; `error` describes its failure, or else it may have `succeeded`."""
+
+    def record_duration(self, backend: str, task_type: str, seconds: float) -> None:
+        """Record how long a task ran."""
 
 
 class SpanTracer:
-    """The tracer that needs no other package: it makes plain spans.
+    """The tracer of plain spans, which needs no other package.
 
     Args:
         on_end: Called with each span that has ended.
@@ -84,19 +102,26 @@ class SpanTracer:
             attributes=dict(attributes),
         )
 
-    def end(self, span: Span, end_time: int, error: str | None = None) -> None:
+    def end(
+        self, span: Span, end_time: int, error: str | None = None, succeeded: bool = False
+    ) -> None:
         """End a span; see `Tracer`."""
         span.end_time = end_time
         if error is not None:
             span.status = Status(StatusCode.ERROR, error)
+        elif succeeded:
+            span.status = Status(StatusCode.OK)
         self._on_end(span)
+
+    def record_duration(self, backend: str, task_type: str, seconds: float) -> None:
+        """Do nothing: the counters have all durations; see `Tracer`."""
 
     def _new_id(self, bits: int) -> int:
         return self._random.getrandbits(bits) or 1  # 0 means "no span"
 
 
 class Scope(NamedTuple):
-    """An open span of one manager, around those that are opened inside it."""
+    """An open span of one manager, with the scope around it."""
 
     owner: object
     span: Any
@@ -108,7 +133,7 @@ open_scope: ContextVar[Scope | None] = ContextVar("rhapsody_open_scope", default
 
 
 def current_span(owner: object) -> Any:
-    """Return the innermost open span of `owner`, or None."""
+    """Return the innermost open span of a manager, or None."""
     scope = open_scope.get()
     while scope is not None and scope.owner is not owner:
         scope = scope.outer
@@ -116,10 +141,10 @@ def current_span(owner: object) -> Any:
 
 
 def span_dict(span: Any) -> dict[str, Any]:
-    """Return a finished span, plain or OpenTelemetry's, as a dict that JSON can hold.
+    """Return a finished span, plain or OpenTelemetry's, as a dict for JSON.
 
     Returns:
-        Ids in hexadecimal, times in seconds since the epoch, the status' name and the attributes.
+        Ids in hexadecimal, times in seconds since the epoch, the status and the attributes.
     """
     return {
         "name": span.name,

@@ -1,4 +1,4 @@
-"""Subscribers: callbacks that are given every event, in order, away from the recording of it."""
+"""Subscribers: callbacks that receive every event, in order, independently of its recording."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rhapsody.telemetry.bounded_queue import BoundedQueue
 from rhapsody.telemetry.events import BaseEvent
-from rhapsody.telemetry.inbox import Inbox
 
 __all__ = ["Subscribers"]
 
@@ -27,43 +27,43 @@ class _Subscriber:
 
 
 class Subscribers:
-    """Delivers events to callbacks from one task of its own.
+    """Delivers events to callbacks from one asyncio task.
 
-    A slow callback delays later deliveries, not the counts. Beyond `maxlen` events that wait to
-    be delivered, further ones are not delivered and are counted in `dropped`.
+    A slow callback delays later deliveries, but not the counts. If `maxlen` events are pending,
+    further ones are dropped and counted in `dropped`.
 
     Args:
-        maxlen: How many events may wait.
+        maxlen: The maximum number of pending events.
     """
 
     def __init__(self, maxlen: int) -> None:
         self._subscribers: list[_Subscriber] = []
         self._wake = asyncio.Event()
-        self._inbox: Inbox[BaseEvent] = Inbox(maxlen, self._wake.set)
+        self._queue: BoundedQueue[BaseEvent] = BoundedQueue(maxlen, self._wake.set)
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
     @property
     def dropped(self) -> int:
-        """How many events were not delivered because too many waited."""
-        return self._inbox.dropped
+        """The number of events that were not delivered because too many were pending."""
+        return self._queue.dropped
 
     def add(self, callback: Callable[[BaseEvent], Any]) -> None:
         """Deliver to `callback`, a function or a coroutine function, from now on."""
         self._subscribers.append(_Subscriber(callback))
 
     def start(self) -> None:
-        """Begin to deliver on the running loop."""
-        self._inbox.bind()
+        """Start delivering on the running loop."""
+        self._queue.bind()
         self._task = asyncio.create_task(self._run(), name="rhapsody-telemetry-subscribers")
 
     def put(self, event: BaseEvent) -> None:
-        """Deliver an event soon; any thread may call."""
+        """Queue an event, from any thread."""
         if self._subscribers:
-            self._inbox.put(event)
+            self._queue.put(event)
 
     async def close(self) -> None:
-        """Deliver what waits, for a few seconds at most, and end."""
+        """Deliver the pending events within a few seconds, then stop."""
         if self._task is None:
             return
         self._closing = True
@@ -71,9 +71,9 @@ class Subscribers:
         _, late = await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
         if late:
             logger.warning(
-                "telemetry subscribers did not finish in %.0f s; %d events not delivered",
+                "telemetry subscribers did not finish in %.0f s; %d events were not delivered",
                 _CLOSE_SECONDS,
-                len(self._inbox),
+                len(self._queue),
             )
             self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -87,7 +87,7 @@ class Subscribers:
 
     async def _run(self) -> None:
         while True:
-            events = self._inbox.take(_BATCH)
+            events = self._queue.take(_BATCH)
             if not events:
                 if self._closing:
                     return
@@ -97,14 +97,14 @@ class Subscribers:
             for event in events:
                 for subscriber in tuple(self._subscribers):
                     await self._call(subscriber, event)
-            await asyncio.sleep(0)  # plain callbacks alone would not let the loop turn
+            await asyncio.sleep(0)  # functions alone would not let the loop run
 
     async def _call(self, subscriber: _Subscriber, event: BaseEvent) -> None:
         error: BaseException | None = None
         try:
             result = subscriber.callback(event)
             if inspect.isawaitable(result):
-                # gather tells a callback that was cancelled from this task being cancelled.
+                # gather distinguishes a cancelled callback from a cancellation of this task.
                 outcomes = await asyncio.gather(result, return_exceptions=True)
                 error = outcomes[0] if isinstance(outcomes[0], BaseException) else None
         except Exception as raised:

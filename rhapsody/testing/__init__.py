@@ -1,6 +1,6 @@
-"""For authors of backends: the protocol's clauses as tests, to be run over a backend of one's own.
+"""Tools for authors of backends: tests of the backend protocol, to run on any backend.
 
-Needs pytest and pytest-asyncio. A test module that puts a backend to all clauses:
+They need pytest and pytest-asyncio. This test module tests a backend on all clauses:
 
     import pytest
     from my_package import MyBackend
@@ -23,7 +23,7 @@ __all__ = ["BackendConformance"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not at import: worker processes that run the sample tasks have no use for pytest.
+    # Imported lazily: worker processes that run the sample tasks may not have pytest.
     if name != "BackendConformance":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from rhapsody.testing.conformance import BackendConformance

@@ -1,7 +1,7 @@
-"""A gate on the way of a task: a test hears when the task starts and ends, and says when to go on.
+"""A gate that holds a task: a test learns of the task's start and end, and releases it.
 
-A held task connects to the gate and waits. That the connection closes proves that the task has
-ended, however that came about: by itself, by a signal, with its whole process.
+A held task connects to the gate and waits. When the connection closes, the task has ended, whether
+on its own, by a signal or together with its process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["PATIENCE_SECONDS", "Gate", "hold", "hold_async"]
 
 PATIENCE_SECONDS = 30.0
-"""How long anything is waited for; what takes longer has failed."""
+"""Longest wait for any event; then the test fails."""
 
 _HOLD = (
     "import socket, sys; "
@@ -28,7 +28,7 @@ _HOLD = (
 
 
 def hold(host: str, port: int, uid: str) -> str:
-    """Wait at a gate, as a sync function; returns the uid."""
+    """Wait at a gate and return the uid; a sync function."""
     with socket.create_connection((host, port)) as line:
         line.sendall(f"{uid}\n".encode())
         line.recv(1)
@@ -36,7 +36,7 @@ def hold(host: str, port: int, uid: str) -> str:
 
 
 async def hold_async(host: str, port: int, uid: str) -> str:
-    """Wait at a gate, as an async function; returns the uid."""
+    """Wait at a gate and return the uid; an async function."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(f"{uid}\n".encode())
@@ -47,7 +47,7 @@ async def hold_async(host: str, port: int, uid: str) -> str:
 
 
 class Gate:
-    """Holds tasks until a test lets them go; an async context manager.
+    """Holds tasks until a test releases them; an async context manager.
 
     Args:
         host: Address of this machine that tasks can reach.
@@ -69,21 +69,21 @@ class Gate:
         return host, port
 
     def command(self, uid: str) -> list[str]:
-        """Return a command that waits here in a child of a shell and then prints the uid."""
+        """Return a command that waits at the gate in a child of a shell, then prints the uid."""
         host, port = self.address
         hold = [sys.executable, "-I", "-S", "-c", _HOLD, host, str(port), uid]
         return ["/bin/sh", "-c", '"$0" "$@" & wait', *hold]
 
     async def started(self, uid: str) -> None:
-        """Wait until a task has come to the gate."""
+        """Wait until a task has reached the gate."""
         await asyncio.wait_for(self._started[uid].wait(), PATIENCE_SECONDS)
 
     def release(self, uid: str) -> None:
-        """Let a task that has come to the gate go on."""
+        """Release a task that has reached the gate."""
         self._writers[uid].write(b"\n")
 
     async def ended(self, uid: str) -> None:
-        """Wait until a task that came to the gate has ended."""
+        """Wait until a task that reached the gate has ended."""
         await asyncio.wait_for(self._ended[uid].wait(), PATIENCE_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,7 +97,7 @@ class Gate:
             self._started[uid].set()
             await reader.read()
         except (ConnectionError, asyncio.CancelledError):
-            pass  # it was killed, or the gate closes
+            pass  # the task was killed, or the gate is closing
         finally:
             self._ended[uid].set()
             self._handlers.discard(handler)

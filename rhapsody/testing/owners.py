@@ -1,4 +1,4 @@
-"""Owners for tests: a plain callback, and one that does as the engine of AsyncFlow does."""
+"""Owners for tests: a plain callback, and one that attaches as AsyncFlow's engine does."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Report:
     """One call of the callback.
 
     Attributes:
-        task: What was reported on.
+        task: The reported task.
         state: Its state.
-        thread: Identifier of the thread that the call came on.
+        thread: Identifier of the thread of the call.
         service_callback: The optional third argument.
     """
 
@@ -39,9 +39,9 @@ class Report:
 
 
 class Reports:
-    """A plain callback that keeps what it is told and lets tests wait for a task's end.
+    """Records reports, and lets tests wait for the end of a task.
 
-    Use `reports.callback`, a function without an owner behind it.
+    Register `reports.callback`, a plain function without an owner.
     """
 
     def __init__(self) -> None:
@@ -63,21 +63,21 @@ class Reports:
         return [report.state for report in self.log if report.uid == uid]
 
     def terminal(self, uid: str) -> list[Report]:
-        """Return the terminal reports on a task; there should be one."""
+        """Return the terminal reports on a task; there should be exactly one."""
         return [r for r in self.log if r.uid == uid and r.state in TaskStates.terminal_states]
 
     async def end(self, uid: str) -> Report:
-        """Wait for a task's end and return the report of it."""
+        """Wait for the end of a task and return its terminal report."""
         await asyncio.wait_for(self._ends[uid].wait(), PATIENCE_SECONDS)
         return self.terminal(uid)[0]
 
 
 class FakeEngine:
-    """An owner that attaches in the order of AsyncFlow's `WorkflowEngine` and keeps all reports.
+    """An owner that attaches in the order of AsyncFlow's `WorkflowEngine` and records reports.
 
     Args:
-        work_dir: Parent of the engine's own directory.
-        uid: Name of the engine.
+        work_dir: Parent directory of the engine's own directory.
+        uid: Uid of the engine.
     """
 
     def __init__(self, work_dir: Path, uid: str = "asyncflow.session.fake") -> None:
@@ -87,7 +87,7 @@ class FakeEngine:
         self._shutdown_event = asyncio.Event()
 
     def attach(self, backend: Any) -> None:
-        """Attach to a backend, step by step as the engine does."""
+        """Attach to a backend in the order in which the engine does."""
         backend._work_dir = str(self.work_dir / self.uid)
         Path(backend._work_dir).mkdir(parents=True, exist_ok=True)
         backend.is_attached = True
@@ -99,19 +99,19 @@ class FakeEngine:
         backend.get_task_states_map()
 
     def task_callbacks(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        """Take a report."""
+        """Record a report."""
         self.reports.callback(task, state, service_callback)
 
     async def run(self, backend: Any, *tasks: dict[str, Any]) -> list[Report]:
-        """Submit tasks in one pass and wait for their ends, in the order given."""
+        """Submit tasks in one call and return their terminal reports, in the order of the tasks."""
         await backend.submit_tasks(list(tasks))
         return [await self.reports.end(task["uid"]) for task in tasks]
 
     def close(self) -> None:
-        """End as after `engine.shutdown(skip_execution_backend=True)`."""
+        """Close, as `engine.shutdown(skip_execution_backend=True)` does."""
         self._shutdown_event.set()
 
     async def shutdown(self, backend: Any) -> None:
-        """End as after `engine.shutdown()`."""
+        """Close and shut the backend down, as `engine.shutdown()` does."""
         self.close()
         await backend.shutdown()

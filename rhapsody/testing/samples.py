@@ -1,4 +1,4 @@
-"""Sample tasks, described exactly as AsyncFlow's engine describes its own."""
+"""Sample tasks, with the same keys as the descriptions of AsyncFlow's engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["describe", "executable", "failing", "function", "held", "prompt", "q
 
 
 def describe(uid: str, kind: str, **fields: Any) -> dict[str, Any]:
-    """Return the engine's description of a task, with fields of its own."""
+    """Return a description of a task as the engine makes it, with additional fields."""
     task: dict[str, Any] = {
         "uid": uid,
         "name": f"{kind}-sample",
@@ -50,7 +50,7 @@ def prompt(uid: str, text: str, **fields: Any) -> dict[str, Any]:
 
 
 def quick(kind: str, uid: str) -> dict[str, Any]:
-    """Describe a task that soon ends well, with 5, hello, or whatever a model answers."""
+    """Describe a short task that succeeds; the results are 5, "hello" and a model's response."""
     if kind == FUNCTION:
         return function(uid, add, 2, 3)
     if kind == EXECUTABLE:
@@ -59,7 +59,7 @@ def quick(kind: str, uid: str) -> dict[str, Any]:
 
 
 def failing(kind: str, uid: str) -> dict[str, Any]:
-    """Describe a function or an executable that fails, the latter with nothing on stderr."""
+    """Describe a function or an executable that fails; the executable writes nothing to stderr."""
     if kind == FUNCTION:
         return function(uid, fail, ValueError("no such luck"))
     return executable(uid, "/bin/sh", "-c", "exit 3")
@@ -78,7 +78,7 @@ def add(left: int, right: int) -> int:
 
 
 async def add_async(left: int, right: int) -> int:
-    """Return the sum, in a while."""
+    """Return the sum, after a pass of the loop."""
     await asyncio.sleep(0)
     return left + right
 

@@ -1,8 +1,8 @@
 """A tiny Llama with random weights: `python -m rhapsody.testing.tiny_llama FOLDER`.
 
-It says nothing sensible, but vLLM serves it like any model: a BPE tokenizer, a chat template, and
-a context of 1,024 tokens. It is made in seconds, without a download, and has a megabyte or two. It
-needs `torch` and `transformers`, which vLLM brings along.
+Its text makes no sense, but vLLM serves it like any other model: it has a BPE tokenizer, a chat
+template and a context of 1,024 tokens. It is created in seconds, without a download, and takes one
+or two megabytes. It needs `torch` and `transformers`, which are dependencies of vLLM.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rhapsody.api.errors import MissingExtraError
+from rhapsody.errors import MissingExtraError
 
 __all__ = ["MAX_MODEL_LEN", "make_tiny_llama"]
 
 MAX_MODEL_LEN = 1024
-"""Tokens of a prompt and its response together."""
+"""Maximum number of tokens of a prompt and its response together."""
 
 VOCABULARY = 1024
 CHAT_TEMPLATE = (
@@ -31,17 +31,17 @@ ADDED_TOKENS = ["<s>", "</s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant
 
 
 def make_tiny_llama(folder: str | Path, seed: int = 0) -> Path:
-    """Write the model into a folder, as Hugging Face's libraries store one.
+    """Write the model to a folder, in the format of Hugging Face's libraries.
 
     Args:
-        folder: Made where it does not exist.
-        seed: Of the random weights: the same seed gives the same model.
+        folder: Created if it does not exist.
+        seed: Seed of the random weights; the same seed gives the same model.
 
     Returns:
         The folder.
 
     Raises:
-        MissingExtraError: `transformers`, which comes with vLLM, is not installed.
+        MissingExtraError: `transformers`, a dependency of vLLM, is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError("make_tiny_llama", "transformers", "vllm-dragon")
@@ -92,17 +92,17 @@ def _write_weights(folder: Path, seed: int) -> None:
                 num_hidden_layers=2,
                 num_attention_heads=2,
                 num_key_value_heads=2,
-                head_dim=64,  # vLLM's attention on the CPU refuses 16
+                head_dim=64,  # vLLM's attention on the CPU does not support 16
                 max_position_embeddings=MAX_MODEL_LEN,
                 bos_token_id=ADDED_TOKENS.index("<s>"),
                 eos_token_id=ADDED_TOKENS.index("</s>"),
             )
         )
-    # As trained models have: temperatures and the like that count where a prompt names none.
+    # Trained models have these too: defaults for sampling parameters that a prompt does not set.
     model.generation_config = GenerationConfig(
         bos_token_id=0, eos_token_id=1, do_sample=True, temperature=0.7, top_p=0.95
     )
-    # One file, in no time: not worth a bar.
+    # No progress bar: saving one small file takes milliseconds.
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""Tasks: a piece of computing or a prompt, described once, filled with its results later.
+"""Tasks: descriptions of functions, executables and prompts that later hold the results.
 
-A task is a dict that also reads by attribute, so a backend writes results where the user reads
-them. Fields that were not given are not stored; known ones read as None.
+A task is a dict with attribute access. Backends write results into it. Fields that were not given
+are not stored; known fields read as None.
 """
 
 from __future__ import annotations

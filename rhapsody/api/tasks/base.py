@@ -1,177 +1,226 @@
-"""What compute and AI tasks share: fields that are checked, and an end that is awaited."""
+"""The base of tasks: dicts with validated fields that can be awaited."""
 
 from __future__ import annotations
 
 import asyncio
-import difflib
-import reprlib
-from collections.abc import Generator, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextvars import Context
 from itertools import count
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-from rhapsody.api.errors import SessionError, TaskValidationError
+from pydantic import ValidationError
+
+from rhapsody.backends.core.html import as_html
+from rhapsody.backends.core.retries import RESULT_KEYS
 from rhapsody.backends.protocol import TaskStates
+from rhapsody.errors import SessionError, TaskValidationError, describe_error
+from rhapsody.suggest import did_you_mean
+from rhapsody.validation import FieldValidator, brief, plain_number
 
-__all__ = ["BaseTask"]
+__all__ = ["BaseTask", "Truth", "check_loop", "runs_a_loop", "validation_error"]
 
 T = TypeVar("T", bound="BaseTask")
 
-RESULT_FIELDS = frozenset(
-    {
-        "exception",
-        "exit_code",
-        "finish_reason",
-        "parsed",
-        "response",
-        "response_logprobs",
-        "return_value",
-        "state",
-        "stderr",
-        "stdout",
-        "usage",
-    }
+RESULT_FIELDS = RESULT_KEYS | {"from_journal"}
+JOURNAL_FIELDS = frozenset({"cache", "inputs", "journal", "outputs", "version"})
+COMMON_FIELDS = JOURNAL_FIELDS | {
+    "backend",
+    "backoff",
+    "priority",
+    "retries",
+    "task_backend_specific_kwargs",
+    "timeout",
+    "uid",
+}
+
+EXECUTABLE_OPTIONS = frozenset(
+    {"cores", "cpus", "cwd", "env", "gpus", "memory", "nodes", "ranks", "shell", "stdin", "workers"}
 )
-COMMON_FIELDS = frozenset({"backend", "task_backend_specific_kwargs", "timeout", "uid"})
 
 _uids = count(1)
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 60
-brief = _repr.repr
-"""Writes a value on one short line."""
+
+
+class Truth(int):
+    """True or False, also as the result of a call: for `task.done` and `task.done()`."""
+
+    def __call__(self) -> bool:
+        """Return the bool."""
+        return bool(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
+YES, NO = Truth(True), Truth(False)
+
+
+FIELDS_ELSEWHERE = {
+    **dict.fromkeys(("max_retries", "num_retries", "retry"), "did you mean 'retries'?"),
+    **dict.fromkeys(
+        ("depends", "depends_on", "dependencies", "inputs_from"),
+        "tasks of a session are independent; in a workflow, pass the future of one task to another",
+    ),
+}
+"""Names that other systems have for fields of tasks, each with what to use here."""
 
 
 class BaseTask(dict[str, Any]):
-    """What compute and AI tasks share. Make one of those.
+    """Base class of `ComputeTask` and `AITask`.
 
-    Two tasks are equal, and hash alike, where their uids are equal.
+    Two tasks are equal if their uids are equal.
     """
 
     __slots__ = ("__weakref__", "_future")
 
     known_fields = RESULT_FIELDS | COMMON_FIELDS
-    foreign_fields: frozenset[str] = frozenset()
-    """What is easily put into this kind of task and would be ignored there."""
+    takes_own_fields: ClassVar[bool] = True
+    """Whether users may add fields of their own."""
+    foreign_fields: Mapping[str, str] = {}
+    """Fields that belong elsewhere and would be ignored here, each with the place to use."""
 
+    _kinds: ClassVar[dict[str, type[BaseTask]]] = {}
+    """The kind of task that a dict with a certain field describes."""
+    _validator: FieldValidator
     _future: asyncio.Future[Any] | None
 
+    def __init_subclass__(cls, described_by: tuple[str, ...] = ()) -> None:
+        BaseTask._kinds.update(dict.fromkeys(described_by, cls))
+
     def __init__(self, fields: dict[str, Any], extra: dict[str, Any]) -> None:
-        super().__init__(fields)
-        _set_future(self, None)
-        uid = fields.get("uid")
-        if uid is None:
-            self["uid"] = f"task.{next(_uids):06d}"
-        elif not isinstance(uid, str) or not uid or "/" in uid or "\0" in uid:
-            self._refuse("uid", "a non-empty string without '/'")
         if extra:
-            self._add(extra)
-            for field in self.foreign_fields & self.keys():
-                self._refuse_foreign(field)
-        if "backend" in self and not isinstance(self["backend"], str):
-            self._refuse("backend", "the name of a backend, such as backend.name")
-        if "timeout" in self:
-            self._check_number("timeout", 0, None, above=True, unit=" of seconds")
-        if "task_backend_specific_kwargs" in self:
-            self._check_type("task_backend_specific_kwargs", Mapping, "a dict")
+            self._check_extra(fields.get("uid"), extra)
+            for field, value in extra.items():
+                if value is not None:
+                    fields[field] = plain_number(value) if field in self.known_fields else value
+        try:
+            validated = self._validator.validate(fields)
+        except ValidationError as error:
+            fault = self._validator.find_fault(error, fields)
+            raise validation_error(
+                fields.get("uid"), fault.message, fault.field, fault.value
+            ) from None
+        super().__init__(validated)
+        _set_future(self, None)
+        if "uid" not in validated:
+            self["uid"] = f"task.{next(_uids):06d}"
 
-    def _add(self, extra: dict[str, Any]) -> None:
-        """Keep fields of the user's own; what looks like a slip of the pen is refused."""
+    def _check_extra(self, uid: Any, extra: Mapping[str, Any]) -> None:
+        """Refuse fields of the other kind of task and typos, and accept the user's own."""
+        cutoff = 0.8 if self.takes_own_fields else 0.0
         for field, value in extra.items():
-            if field not in self.known_fields:
-                near = difflib.get_close_matches(field, self.known_fields, n=1, cutoff=0.8)
-                if near:
-                    raise TaskValidationError(
-                        self["uid"],
-                        f"unknown field '{field}' (value {brief(value)}); "
-                        f"did you mean '{near[0]}'?",
-                        field,
-                        value,
-                    )
-            if value is not None:
-                self[field] = value
+            hint = ""
+            if field in self.foreign_fields:
+                hint = self.foreign_fields[field] if value is not None else ""
+            elif field in FIELDS_ELSEWHERE:
+                hint = FIELDS_ELSEWHERE[field]
+            elif field in EXECUTABLE_OPTIONS:  # a ComputeTask names the place where they belong
+                hint = "it is an option of functions and executables"
+            elif field not in self.known_fields:
+                hint = did_you_mean(field, self.known_fields, cutoff)
+            if hint:
+                raise validation_error(uid, f"unknown field '{field}'; {hint}", field, value)
 
-    def _refuse(self, field: str, expected: str) -> NoReturn:
-        uid, value = self.get("uid"), self.get(field)
-        raise TaskValidationError(
-            uid if isinstance(uid, str) else None,
-            f"'{field}' must be {expected}, not {brief(value)}",
-            field,
-            value,
-        )
-
-    def _refuse_foreign(self, field: str) -> NoReturn:
-        raise NotImplementedError
-
-    def _check_type(self, field: str, kind: Any, expected: str) -> None:
-        if not isinstance(self[field], kind) or (
-            isinstance(self[field], bool) and kind is not bool
-        ):
-            self._refuse(field, expected)
-
-    def _check_number(
-        self, field: str, low: float, high: float | None, above: bool = False, unit: str = ""
-    ) -> None:
-        value = self[field]
-        expected = f"a number{unit} {'above' if above else 'of at least'} {low:g}"
-        if high is not None:
-            expected += f" and at most {high:g}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self._refuse(field, expected)
-        in_range = (value > low if above else value >= low) and (high is None or value <= high)
-        if not in_range:  # NaN is not either
-            self._refuse(field, expected)
+    def _refuse(self, field: str, value: Any, message: str) -> NoReturn:
+        raise validation_error(self["uid"], message, field, value)
 
     def validate(self) -> None:
-        """Check the fields once more, after they were changed.
+        """Validate the fields again, after they were changed.
 
         Raises:
-            TaskValidationError: Names the field, its value and what was expected.
+            TaskValidationError: A field is invalid; the message names it and the expected value.
         """
         type(self)(**{k: v for k, v in self.items() if k not in RESULT_FIELDS})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> BaseTask:
-        """Make the task that a dict describes: an AITask where it has a prompt.
+        """Make an AITask from a dict with a prompt, and a ComputeTask from any other.
 
         Args:
             fields: Field names to values.
 
         Raises:
-            TaskValidationError: It describes neither kind, or has a wrong field.
+            TaskValidationError: The dict describes neither kind, or a field is invalid.
         """
-        from rhapsody.api.tasks import AITask, ComputeTask  # here: both are subclasses
-
-        kind: type[BaseTask]
-        if fields.get("prompt") is not None:
-            kind = AITask
-        elif fields.get("function") is not None or fields.get("executable") is not None:
-            kind = ComputeTask
-        else:
+        kinds = [kind for field, kind in cls._kinds.items() if fields.get(field) is not None]
+        if not kinds:
             raise TaskValidationError(
                 fields.get("uid"),
                 "set 'function' or 'executable' for a compute task, 'prompt' for an AI task; "
-                f"it has only {sorted(fields)}",
+                f"got only {sorted(fields)}",
             )
-        made = kind(**{k: v for k, v in fields.items() if k not in RESULT_FIELDS})
+        made: BaseTask = kinds[0](**{k: v for k, v in fields.items() if k not in RESULT_FIELDS})
         made.update({k: v for k, v in fields.items() if k in RESULT_FIELDS})
         return made
 
     @property
-    def done(self) -> bool:
-        """Whether the task has ended, however."""
-        return self.get("state") in TaskStates.terminal_states
+    def done(self) -> Truth:
+        """Whether the task has ended: it is DONE, FAILED or CANCELED; also as `done()`."""
+        return YES if self.get("state") in TaskStates.terminal_states else NO
+
+    def cancelled(self) -> bool:
+        """Return whether the task is CANCELED."""
+        return bool(self.get("state") == TaskStates.CANCELED)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the task's result, and block this thread until the task has ended.
+
+        Args:
+            timeout: Longest wait in seconds. None: no limit.
+
+        Returns:
+            The function's return value, the executable's standard output, or the response.
+
+        Raises:
+            Exception: The task failed.
+            TaskCancelledError: The task was cancelled.
+            TimeoutError: The task has not ended in time; it continues.
+                (`asyncio.TimeoutError` on Python 3.10.)
+            SessionError: The task has not ended, and this thread runs an event loop, which must
+                not be blocked; or the task was not submitted.
+        """
+        future = self._future
+        if future is None:
+            if not self.done:
+                raise self._not_submitted()
+            if self.get("exception") is not None:
+                raise self["exception"]
+        else:
+            if not future.done():
+                _block_until_done(self["uid"], future, timeout)
+            future.result()
+        return self.get("return_value", self.get("stdout"))
+
+    def add_done_callback(
+        self, callback: Callable[[Any], Any], *, context: Context | None = None
+    ) -> None:
+        """Call a function at the end of the task with its future, as `asyncio.Future` does."""
+        self._submitted_future().add_done_callback(callback, context=context)
+
+    def remove_done_callback(self, callback: Callable[[Any], Any]) -> int:
+        """Remove a function that was added by `add_done_callback`; return how often it was."""
+        return self._submitted_future().remove_done_callback(callback)
 
     def bind_future(self, future: asyncio.Future[Any]) -> None:
-        """Set what `await task` waits for; sessions call this."""
+        """Set the future that `await task` waits for; sessions call this."""
         _set_future(self, future)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        future = self._submitted_future()
+        # Shielded: a waiter that gives up, such as `asyncio.wait_for`, must not cancel the future.
+        return asyncio.shield(future).__await__()
+
+    def _submitted_future(self) -> asyncio.Future[Any]:
         future = self._future
         if future is None:
-            raise SessionError(
-                f"task {self['uid']} was not submitted; await session.submit_tasks([task]) first"
-            )
-        # Shielded: who stops waiting, as by `asyncio.wait_for`, must not spoil it for the others.
-        return asyncio.shield(future).__await__()
+            raise self._not_submitted()
+        check_loop(self["uid"], future)
+        return future
+
+    def _not_submitted(self) -> SessionError:
+        return SessionError(
+            f"task {self['uid']} was not submitted; await session.submit_tasks([task]) first"
+        )
 
     def __missing__(self, field: str) -> Any:
         if field in self.known_fields:
@@ -199,7 +248,7 @@ class BaseTask(dict[str, Any]):
         return hash(self["uid"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the fields; what awaits the task stays in the process that submitted it."""
+        """Pickle the fields, but not the future, which belongs to the submitting process."""
         return _rebuild, (type(self), dict(self))
 
     def __repr__(self) -> str:
@@ -211,8 +260,75 @@ class BaseTask(dict[str, Any]):
                 parts.append(f"{field}={value if plain else brief(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
+    def _repr_html_(self) -> str:
+        """Return the task for a notebook: its state, its result, and where it ran."""
+        execution = self["execution"]
+        error, value = self["exception"], self.get("return_value", self["response"])
+        facts = {
+            "uid": self["uid"],
+            "what": self._subject(),
+            "backend": self["backend"],
+            "state": self.get("state", "not submitted"),
+            "result": None if value is None else brief(value),
+            "exception": None if error is None else describe_error(error),
+        }
+        if execution is not None:
+            facts["seconds"] = format(execution.ended_at - execution.submitted_at, ".3g")
+            facts["host"], facts["worker"] = execution.host, execution.worker
+        return as_html(type(self).__name__, facts)
+
     def _subject(self) -> str:
         raise NotImplementedError
+
+
+def check_loop(uid: str, future: asyncio.Future[Any]) -> None:
+    """Check that a task that has not ended belongs to the running loop.
+
+    Raises:
+        SessionError: Its loop is another one, or is closed, and would never wake the caller.
+    """
+    loop = future.get_loop()
+    if future.done() or loop is asyncio.get_running_loop():
+        return
+    if loop.is_closed():
+        raise SessionError(
+            f"task {uid} was submitted on an event loop that is closed; submit and await a task in "
+            "the same asyncio.run()"
+        )
+    raise SessionError(f"task {uid} was submitted on another event loop; await it on that loop")
+
+
+def _block_until_done(uid: str, future: asyncio.Future[Any], timeout: float | None) -> None:
+    """Block this thread until a future is done that belongs to the loop of another thread."""
+    loop = future.get_loop()
+    if runs_a_loop():
+        raise SessionError(
+            f"task {uid} has not ended, and result() would block the event loop of this thread; "
+            "await the task first"
+        )
+    if not loop.is_running():
+        raise SessionError(
+            f"task {uid} was submitted on an event loop that does not run any more; submit a task "
+            "and wait for it in the same asyncio.run()"
+        )
+    ended = threading.Event()
+    loop.call_soon_threadsafe(future.add_done_callback, lambda _: ended.set())
+    if not ended.wait(timeout):
+        raise asyncio.TimeoutError(f"task {uid} did not end within {timeout:g} s; it continues")
+
+
+def runs_a_loop() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def validation_error(uid: Any, message: str, field: str, value: Any) -> TaskValidationError:
+    """Return the error for a field; a uid that is not a str is left out."""
+    return TaskValidationError(uid if isinstance(uid, str) else None, message, field, value)
 
 
 _set_future = BaseTask._future.__set__  # type: ignore[union-attr]  # the slot, not the field

@@ -6,13 +6,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from rhapsody.api.errors import TaskValidationError
-from rhapsody.api.tasks.base import BaseTask, brief
+from rhapsody.api.tasks.base import BaseTask, validation_error
+from rhapsody.api.tasks.fields import COMPUTE_FIELDS
+from rhapsody.errors import TaskValidationError
+from rhapsody.resources import Resources
+from rhapsody.sampling import SAMPLING_FIELDS
+from rhapsody.validation import brief
 
 __all__ = ["ComputeTask"]
 
 
-class ComputeTask(BaseTask):
+class ComputeTask(BaseTask, described_by=("function", "executable")):
     """A function or an executable to run.
 
     Results: `return_value` (an executable's is its `stdout`), and for executables `stdout`,
@@ -20,27 +24,57 @@ class ComputeTask(BaseTask):
 
     Args:
         executable: The program: a path, or a name looked up in PATH.
-        function: The function, sync or async. One of the two is given.
+        function: The function, sync or async. Either this or `executable` must be given.
         arguments: The executable's command-line arguments.
         args: The function's positional arguments.
         kwargs: The function's keyword arguments.
-        uid: Unique name; made where None. No '/' in it, since files are named after it.
-        backend: Name of the backend; the session's first that takes compute tasks where None.
-        timeout: Longest time it may take, in seconds. On this machine's own backend it counts from
-            the start, elsewhere waiting is included.
-        capture_stdio: An executable's output goes to `<uid>.stdout` and `<uid>.stderr` in the
-            session's directory, and `stdout` and `stderr` are the paths.
-        task_backend_specific_kwargs: Options for the backend. Executables take `cwd`, `env` (set
-            on top of the present environment), `shell` and `timeout` (seconds).
-        **extra: Fields of your own, kept as they are.
+        uid: Unique name, without '/' since files are named after it. None: a generated name.
+        backend: Name of the backend. None: the session's first one that runs compute tasks.
+        resources: What the task asks for, such as `{"cpus": 2, "gpus": 0.5, "memory": "8 GB"}`; see
+            `rhapsody.resources.Resources`.
+        priority: Tasks of higher priority start first. A waiting task gains one step of priority
+            a minute. None: 0.
+        timeout: Longest run time in seconds, without the time in the queue of the backend.
+        retries: How often a failed task is repeated. None: 0.
+        backoff: Seconds before the first repetition; each later pause is twice as long. None: 0.1.
+        queue_timeout: Longest time in seconds until the task starts. Backends that do not report
+            the start of a task refuse it.
+        capture_stdio: Write an executable's output to `<uid>.stdout` and `<uid>.stderr` in the
+            session's directory, and set `stdout` and `stderr` to these paths.
+        task_backend_specific_kwargs: Options for the backend. Executables take `cwd`, `env` (added
+            to the inherited environment), `shell`, `stdin` (a str, bytes or a Path) and `timeout`
+            (seconds).
+        **extra: For a session's journal `journal` (False: run in every run), `cache` (equal tasks
+            share one result), `version` (replaces the function's code), `inputs` and `outputs`
+            (lists of files); and fields of your own; they are kept.
 
     Raises:
-        TaskValidationError: Names the field, its value and what was expected.
+        TaskValidationError: A field is invalid; the message names it and the expected value.
     """
 
     __slots__ = ()
 
-    foreign_fields = frozenset({"cwd", "env", "prompt", "shell"})
+    foreign_fields: Mapping[str, str] = {
+        **dict.fromkeys(
+            SAMPLING_FIELDS | {"model", "on_text", "stop_sequences", "system_prompt"},
+            "it is a field of AITask; arguments of a function belong into 'args' and 'kwargs'",
+        ),
+        "max_length": "did you mean 'max_tokens' of AITask?",
+        **dict.fromkeys(
+            (
+                *("allow_other_workers", "cwd", "env", "gpus_per_rank", "keep_on_cluster", "pmi"),
+                *("process_template", "process_templates", "pure", "shell", "stdin", "workers"),
+            ),
+            "set it in task_backend_specific_kwargs",
+        ),
+        **dict.fromkeys(
+            ("cores", "cpus", "gpus", "memory", "nodes", "ranks"),
+            "set it in resources, such as resources={'cpus': 2}",
+        ),
+        "prompt": "it is a field of AITask",
+        "working_dir": "set 'cwd' in task_backend_specific_kwargs",
+    }
+    _validator = COMPUTE_FIELDS
     known_fields = BaseTask.known_fields | {
         "args",
         "arguments",
@@ -50,6 +84,8 @@ class ComputeTask(BaseTask):
         "input_files",
         "kwargs",
         "output_files",
+        "resources",
+        "queue_timeout",
     }
 
     def __init__(
@@ -63,10 +99,19 @@ class ComputeTask(BaseTask):
         *,
         backend: str | None = None,
         timeout: float | None = None,
+        resources: Mapping[str, Any] | Resources | None = None,
+        priority: int | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        queue_timeout: float | None = None,
         capture_stdio: bool = False,
         task_backend_specific_kwargs: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> None:
+        if callable(executable):
+            name = getattr(executable, "__name__", "function")
+            message = f"a function is a keyword argument: ComputeTask(function={name}, args=[...])"
+            raise validation_error(uid, message, "executable", executable)
         fields: dict[str, Any] = {}
         if uid is not None:
             fields["uid"] = uid
@@ -77,59 +122,45 @@ class ComputeTask(BaseTask):
         if executable is not None:
             fields["executable"] = executable
             fields["arguments"] = [] if arguments is None else arguments
-        if backend is not None:
-            fields["backend"] = backend
-        if timeout is not None:
-            fields["timeout"] = timeout
+        optional = {
+            "backend": backend,
+            "timeout": timeout,
+            "resources": resources,
+            "priority": priority,
+            "retries": retries,
+            "backoff": backoff,
+            "queue_timeout": queue_timeout,
+            "task_backend_specific_kwargs": task_backend_specific_kwargs,
+        }
+        fields |= {field: value for field, value in optional.items() if value is not None}
         if capture_stdio is not False:
             fields["capture_stdio"] = capture_stdio
-        if task_backend_specific_kwargs is not None:
-            fields["task_backend_specific_kwargs"] = task_backend_specific_kwargs
         super().__init__(fields, extra)
+        self._check_kind(executable, function, arguments, args, kwargs)
+        if resources is not None:
+            try:
+                Resources.of(resources)
+            except ValueError as error:
+                self._refuse("resources", resources, str(error))
+
+    def _check_kind(
+        self, executable: Any, function: Any, arguments: Any, args: Any, kwargs: Any
+    ) -> None:
         if (executable is None) == (function is None):
             given = "neither was" if executable is None else "both were"
             raise TaskValidationError(
                 self["uid"], f"give either 'executable' or 'function'; {given} given"
             )
-        if function is not None:
-            self._check_function(arguments)
-        else:
-            self._check_executable(args, kwargs)
+        if executable is None:
+            if arguments:
+                self._refuse_unused("arguments", arguments, "a function", "'args' and 'kwargs'")
+        elif args:
+            self._refuse_unused("args", args, "an executable", "'arguments'")
+        elif kwargs:
+            self._refuse_unused("kwargs", kwargs, "an executable", "'arguments'")
 
-    def _refuse_foreign(self, field: str) -> NoReturn:
-        if field == "prompt":
-            self._refuse(field, "left out: a prompt is for an AITask")
-        value = brief(self[field])
-        self._refuse(
-            field, f'left out: give it as task_backend_specific_kwargs={{"{field}": {value}}}'
-        )
-
-    def _check_function(self, arguments: Any) -> None:
-        if not callable(self["function"]):
-            self._refuse("function", "callable")
-        if not isinstance(self["args"], (tuple, list)):
-            self._refuse("args", "a tuple or a list")
-        if not isinstance(self["kwargs"], Mapping):
-            self._refuse("kwargs", "a dict")
-        if arguments:
-            self["arguments"] = arguments
-            self._refuse("arguments", "left out: a function takes 'args' and 'kwargs'")
-
-    def _check_executable(self, args: Any, kwargs: Any) -> None:
-        self._check_type("executable", (str, os.PathLike), "a path or the name of a program")
-        if not os.fspath(self["executable"]):
-            self._refuse("executable", "a path or the name of a program")
-        if not isinstance(self["arguments"], (list, tuple)):
-            self._refuse("arguments", "a list of strings")
-        for item in self["arguments"]:
-            if not isinstance(item, (str, os.PathLike, int, float)):
-                self._refuse("arguments", "a list of strings")
-        for field, value in (("args", args), ("kwargs", kwargs)):
-            if value:
-                self[field] = value
-                self._refuse(field, "left out: an executable takes 'arguments'")
-        if "capture_stdio" in self:
-            self._check_type("capture_stdio", bool, "True or False")
+    def _refuse_unused(self, field: str, value: Any, kind: str, used: str) -> NoReturn:
+        self._refuse(field, value, f"'{field}' does not apply to {kind}; use {used}")
 
     def _subject(self) -> str:
         if "function" in self:

@@ -1,12 +1,12 @@
-"""The clauses of AsyncFlow's backend protocol, each a test that any backend can be put to.
+"""Tests of the clauses of AsyncFlow's backend protocol, for any backend.
 
-The number of a clause stands at the head of its test's docstring.
+The docstring of each test begins with the number of its clause in `docs/backend-protocol.md`.
 """
 
 from __future__ import annotations
 
 from rhapsody.testing.conformance.attachment import AttachmentClauses
-from rhapsody.testing.conformance.cancelling import CancellingClauses
+from rhapsody.testing.conformance.cancellation import CancellationClauses
 from rhapsody.testing.conformance.linking import LinkingClauses
 from rhapsody.testing.conformance.reports import ReportClauses
 from rhapsody.testing.conformance.results import ResultClauses
@@ -22,22 +22,22 @@ class BackendConformance(
     SubmissionClauses,
     ReportClauses,
     ResultClauses,
-    CancellingClauses,
+    CancellationClauses,
     ShutdownClauses,
 ):
-    """One test per clause; subclass it and define the fixture `make_backend`.
+    """Tests of all clauses. Subclass it and define the fixture `make_backend`.
 
-    The fixture returns a callable that makes a new backend each time, not yet attached. What it
-    makes is awaited where that can be done, as users do. Tests of kinds that the backend does not
-    take (its attribute `task_kinds`; functions and executables where it has none) are skipped.
+    The fixture returns a callable that creates a new backend on each call, not yet attached. An
+    awaitable backend is awaited, as users do. Tests of kinds that the backend does not take are
+    skipped; its attribute `task_kinds` names them, and the default is functions and executables.
 
-    Sample functions connect to a port of `gate_host`, and they are found by import: worker
-    processes need `rhapsody`, but not pytest.
+    Sample functions are found by import and connect to a port of `gate_host`. Worker processes need
+    `rhapsody`, but not pytest.
 
     Attributes:
-        runs_tasks: False for a backend that only pretends to; skips what needs a real run.
-        stops_functions: False where a cancelled sync function runs on, as in threads; its
-            result must be dropped then.
-        gate_host: An address of this machine that tasks can reach; where they run on others, that
-            is not the default.
+        runs_tasks: False if the backend does not really run tasks; skips tests that need it.
+        stops_functions: False if a cancelled sync function continues, as in threads; then its
+            result must be dropped.
+        gate_host: An address of this machine that tasks can reach. Change the default if they run
+            on other machines.
     """

@@ -1,4 +1,4 @@
-"""What an owner reads, sets and registers when it attaches."""
+"""Clauses on attachment: what an owner reads, sets and registers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["AttachmentClauses"]
 
 
 class AttachmentClauses(Clauses):
-    """The clauses on attachment."""
+    """Tests of the clauses on attachment."""
 
     async def test_name_is_a_stable_non_empty_string(
         self, backend: Any, engine: FakeEngine
     ) -> None:
-        """C1: `name` is a non-empty str, and stable."""
+        """C1: `name` is a non-empty `str` that never changes."""
         name = backend.name
         assert isinstance(name, str)
         assert name
         await engine.run(backend, self.one_task(backend))
         assert backend.name == name
 
-    async def test_work_dir_is_read_at_task_time(
+    async def test_work_dir_is_read_at_submission(
         self, backend: Any, engine: FakeEngine, tmp_path: Path
     ) -> None:
-        """C2: `_work_dir` is a plain writable attribute, and read when a task comes."""
+        """C2: `_work_dir` is writable, and read when a task is submitted."""
         self.need(backend, EXECUTABLE, real=True)
         for uid in ("task.000001", "task.000002"):
             directory = tmp_path / uid
@@ -41,15 +41,13 @@ class AttachmentClauses(Clauses):
             )
             assert (directory / f"{uid}.stdout").read_text() == "here\n"
 
-    async def test_is_attached_is_the_owners_to_write(
-        self, backend: Any, engine: FakeEngine
-    ) -> None:
-        """C3: `is_attached` is writable; tasks do not reset it."""
+    async def test_tasks_do_not_reset_is_attached(self, backend: Any, engine: FakeEngine) -> None:
+        """C3: `is_attached` is writable, and tasks do not reset it."""
         assert backend.is_attached is True
         await engine.run(backend, self.one_task(backend))
         assert backend.is_attached is True
 
-    async def test_attached_to_lists_the_owners(
+    async def test_attached_to_lists_owners(
         self, backend: Any, make_engine: Callable[..., FakeEngine]
     ) -> None:
         """C4: `attached_to` is an existing list that owners append to."""
@@ -58,8 +56,8 @@ class AttachmentClauses(Clauses):
         make_engine("second")
         assert backend.attached_to == [*before, "first", "second"]
 
-    async def test_the_callback_registered_last_is_called(self, backend: Any) -> None:
-        """C6: `register_callback` is sync and has one slot; the last one wins."""
+    async def test_last_registered_callback_is_called(self, backend: Any) -> None:
+        """C6: `register_callback` is sync and keeps one callback; the last one wins."""
         first, last = Reports(), Reports()
         assert backend.register_callback(first.callback) is None
         assert backend.register_callback(last.callback) is None
@@ -68,14 +66,14 @@ class AttachmentClauses(Clauses):
         await last.end("task.000001")
         assert first.log == []
 
-    async def test_a_bound_method_can_be_read_back(self, backend: Any, engine: FakeEngine) -> None:
-        """C6: the callback stays readable as `_callback_func`."""
+    async def test_registered_callback_can_be_read(self, backend: Any, engine: FakeEngine) -> None:
+        """C6: the callback can be read as `_callback_func`."""
         assert backend._callback_func == engine.task_callbacks
 
-    async def test_states_can_be_read_right_after_attachment(
+    async def test_states_map_is_available_after_attachment(
         self, backend: Any, engine: FakeEngine
     ) -> None:
-        """C7: `get_task_states_map` is sync; its strings are in `terminal_states` or not."""
+        """C7: `get_task_states_map` is sync; `terminal_states` has all final states."""
         states = backend.get_task_states_map()
         for state in (states.DONE, states.FAILED, states.CANCELED):
             assert type(state) is str
@@ -83,8 +81,8 @@ class AttachmentClauses(Clauses):
         assert type(states.RUNNING) is str
         assert states.RUNNING not in states.terminal_states
 
-    async def test_states_are_the_same_strings_everywhere(self, backend: Any) -> None:
-        """C21, C24: an engine reads every backend's states by its default backend's strings."""
+    async def test_states_are_the_common_strings(self, backend: Any) -> None:
+        """C21, C24: all backends of an engine use the same state strings."""
         states = backend.get_task_states_map()
         assert (states.DONE, states.RUNNING, states.CANCELED, states.FAILED) == (
             "DONE",
@@ -94,10 +92,10 @@ class AttachmentClauses(Clauses):
         )
         assert set(states.terminal_states) == {"DONE", "CANCELED", "FAILED"}
 
-    async def test_attaching_is_all_that_a_task_needs(
+    async def test_attached_backend_needs_no_initialization(
         self, make_backend: Callable[[], Any], tmp_path: Path
     ) -> None:
-        """C8: the engine never initialises a backend and never asks for its state."""
+        """C8: the engine never starts a backend; its first task does."""
         backend = make_backend()
         engine = FakeEngine(tmp_path)
         engine.attach(backend)

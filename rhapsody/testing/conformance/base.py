@@ -1,4 +1,4 @@
-"""What the clauses share: a backend, its owners, and the kinds of task that it takes."""
+"""The base class of all clauses: fixtures for a backend, its owners and a gate."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ held_kinds = pytest.mark.parametrize("kind", [FUNCTION, ASYNC_FUNCTION, EXECUTAB
 
 
 class Clauses:
-    """A backend and its owners, as fixtures."""
+    """Fixtures and helpers of the clauses."""
 
     runs_tasks: ClassVar[bool] = True
     stops_functions: ClassVar[bool] = True
     gate_host: ClassVar[str] = "127.0.0.1"
 
-    # AsyncFlow hands its tasks over in the engine's loop: every test has one running.
+    # The engine submits its tasks in a running loop, so every test needs one.
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.asyncio]
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Any]:
-        """Return a callable that makes a backend. Yours to define."""
-        raise NotImplementedError(f"{type(self).__name__} defines no fixture `make_backend`")
+        """Return a callable that creates a backend. Subclasses must define it."""
+        raise NotImplementedError(f"{type(self).__name__} must define the fixture `make_backend`")
 
     @pytest_asyncio.fixture
     async def backend(self, make_backend: Callable[[], Any]) -> AsyncIterator[Any]:
-        """Return a backend that the test may use up."""
+        """Return a new backend; it is shut down after the test."""
         backend = make_backend()
         if inspect.isawaitable(backend):
             backend = await backend
@@ -49,7 +49,7 @@ class Clauses:
 
     @pytest.fixture
     def make_engine(self, backend: Any, tmp_path: Path) -> Iterator[Callable[..., FakeEngine]]:
-        """Return a callable that makes an engine, attached to the backend."""
+        """Return a callable that creates an engine and attaches it to the backend."""
         engines: list[FakeEngine] = []
 
         def make(uid: str = "asyncflow.session.fake") -> FakeEngine:
@@ -64,20 +64,20 @@ class Clauses:
 
     @pytest_asyncio.fixture
     async def engine(self, make_engine: Callable[..., FakeEngine]) -> FakeEngine:
-        """Return an engine that is attached to the backend."""
+        """Return an engine attached to the backend."""
         return make_engine()
 
     @pytest_asyncio.fixture
     async def gate(self) -> AsyncIterator[Gate]:
-        """Return a gate for held tasks."""
+        """Return a gate that tasks wait at."""
         async with Gate(self.gate_host) as gate:
             yield gate
 
     def need(self, backend: Any, kind: str, *, real: bool = False) -> None:
-        """Skip the test where the backend does not take a kind of task, or does not run it."""
+        """Skip the test if the backend does not take a kind of task, or does not really run it."""
         kind = FUNCTION if kind == ASYNC_FUNCTION else kind
         if kind not in accepted_kinds(backend):
-            pytest.skip(f"the backend takes no {kind} tasks")
+            pytest.skip(f"the backend does not take {kind} tasks")
         if real and not self.runs_tasks:
             pytest.skip("the backend does not really run its tasks")
 

@@ -1,4 +1,4 @@
-"""States on their way to the owner, and no task kept after its last."""
+"""Clauses on reports, and on the release of finished tasks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["ReportClauses"]
 
 
 class ReportClauses(Clauses):
-    """The clauses on reports."""
+    """Tests of the clauses on reports."""
 
     @every_kind
-    async def test_reports_come_on_the_owners_thread(
+    async def test_reports_arrive_in_owner_thread(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C15: the callback is called on the thread of the engine's loop."""
+        """C15: the callback is called in the thread of the engine's loop."""
         self.need(backend, kind)
         await engine.run(backend, samples.quick(kind, "task.000001"))
         assert {report.thread for report in engine.reports.log} == {threading.get_ident()}
 
-    async def test_a_report_brings_the_task(self, backend: Any, engine: FakeEngine) -> None:
+    async def test_report_has_submitted_task(self, backend: Any, engine: FakeEngine) -> None:
         """C11, C16: the callback gets the dict that was submitted, or an object with `as_dict`."""
         task = self.one_task(backend)
         (report,) = await engine.run(backend, task)
@@ -39,16 +39,16 @@ class ReportClauses(Clauses):
     async def test_states_are_plain_strings(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C17: a state is a str, not an Enum."""
+        """C17: a state is a plain `str`, not an `Enum`."""
         self.need(backend, kind)
         await engine.run(backend, samples.quick(kind, "task.000001"))
         assert {type(report.state) for report in engine.reports.log} == {str}
 
     @every_kind
-    async def test_running_comes_at_most_once_and_first(
+    async def test_running_is_reported_at_most_once_and_first(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C18: RUNNING may be left out, and never follows a terminal state."""
+        """C18: RUNNING is optional, and never follows a terminal state."""
         self.need(backend, kind)
         uids = [f"task.{n:06}" for n in range(20)]
         await engine.run(backend, *(samples.quick(kind, uid) for uid in uids))
@@ -57,8 +57,10 @@ class ReportClauses(Clauses):
         assert all(engine.reports.states(uid) in allowed for uid in uids)
 
     @every_kind
-    async def test_every_task_ends_once(self, kind: str, backend: Any, engine: FakeEngine) -> None:
-        """C22: exactly one terminal state for each task, whatever comes after."""
+    async def test_every_task_has_one_terminal_report(
+        self, kind: str, backend: Any, engine: FakeEngine
+    ) -> None:
+        """C22: each task gets exactly one terminal report."""
         self.need(backend, kind)
         uids = [f"task.{n:06}" for n in range(50)]
         await engine.run(backend, *(samples.quick(kind, uid) for uid in uids))
@@ -69,13 +71,13 @@ class ReportClauses(Clauses):
     async def test_only_submitted_tasks_are_reported(
         self, backend: Any, engine: FakeEngine
     ) -> None:
-        """C23: a uid that the owner does not know is never reported."""
+        """C23: an unknown uid is never reported."""
         await engine.run(backend, self.one_task(backend))
         await backend.cancel_task("task.999999")
         await engine.shutdown(backend)
         assert {report.uid for report in engine.reports.log} == {"task.000001"}
 
-    async def test_a_service_callback_is_callable_or_left_out(
+    async def test_service_callback_is_callable_or_omitted(
         self, backend: Any, engine: FakeEngine
     ) -> None:
         """C25: the third argument is optional: a function of future, task and state."""
@@ -85,8 +87,8 @@ class ReportClauses(Clauses):
             assert report.service_callback is None or callable(report.service_callback)
 
     @every_kind
-    async def test_finished_tasks_are_let_go(self, kind: str, backend: Any) -> None:
-        """C34: the backend keeps no task that has ended."""
+    async def test_finished_tasks_are_released(self, kind: str, backend: Any) -> None:
+        """C34: the backend holds no reference to a finished task."""
         self.need(backend, kind)
 
         class Described(dict[str, Any]):
@@ -104,7 +106,7 @@ class ReportClauses(Clauses):
         await backend.submit_tasks([first])
         await asyncio.wait_for(ended["task.1"].wait(), PATIENCE_SECONDS)
         del first
-        # A worker lets go of its last task when it takes the next one.
+        # A worker releases its last task when it takes the next one.
         await backend.submit_tasks([Described(samples.quick(kind, "task.2"))])
         await asyncio.wait_for(ended["task.2"].wait(), PATIENCE_SECONDS)
         gc.collect()

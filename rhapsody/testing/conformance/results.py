@@ -1,4 +1,4 @@
-"""What a task's end brings: results, errors and output."""
+"""Clauses on results, errors and captured output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ result_keys = {FUNCTION: "return_value", EXECUTABLE: "stdout", PROMPT: "stdout"}
 
 
 class ResultClauses(Clauses):
-    """The clauses on results."""
+    """Tests of the clauses on results."""
 
     @every_kind
-    async def test_done_brings_the_result(
-        self, kind: str, backend: Any, engine: FakeEngine
-    ) -> None:
-        """C19: DONE has `return_value` for a function and `stdout` for anything else."""
+    async def test_done_task_has_result(self, kind: str, backend: Any, engine: FakeEngine) -> None:
+        """C19: a DONE function has `return_value`; other DONE tasks have `stdout`."""
         self.need(backend, kind)
         task = samples.quick(kind, "task.000001")
         (report,) = await engine.run(backend, task)
@@ -35,19 +33,15 @@ class ResultClauses(Clauses):
         if self.runs_tasks and kind in expected:
             assert task[result_keys[kind]] == expected[kind]
 
-    async def test_an_async_function_is_run_to_its_end(
-        self, backend: Any, engine: FakeEngine
-    ) -> None:
+    async def test_async_function_is_awaited(self, backend: Any, engine: FakeEngine) -> None:
         """C19: `return_value` is what the function returns, not its coroutine."""
         self.need(backend, FUNCTION, real=True)
         task = samples.function("task.000001", samples.add_async, 2, 3)
         await engine.run(backend, task)
         assert task["return_value"] == 5
 
-    async def test_a_failed_function_brings_its_exception(
-        self, backend: Any, engine: FakeEngine
-    ) -> None:
-        """C20: FAILED brings the exception itself."""
+    async def test_failed_function_has_exception(self, backend: Any, engine: FakeEngine) -> None:
+        """C20: the exception of a FAILED function is the one that it raised."""
         self.need(backend, FUNCTION, real=True)
         task = samples.failing(FUNCTION, "task.000001")
         (report,) = await engine.run(backend, task)
@@ -58,10 +52,10 @@ class ResultClauses(Clauses):
     @pytest.mark.parametrize(
         "error", [StopIteration(1), SystemExit(2), KeyboardInterrupt(), asyncio.CancelledError()]
     )
-    async def test_an_exception_no_future_can_hold_is_wrapped(
+    async def test_exception_unfit_for_future_is_wrapped(
         self, error: BaseException, backend: Any, engine: FakeEngine
     ) -> None:
-        """C20: what would hang a future or end the loop becomes an exception that names it."""
+        """C20: an exception that would hang a future or end the loop is wrapped and named."""
         self.need(backend, FUNCTION, real=True)
         task = samples.function("task.000001", samples.fail, error)
         (report,) = await engine.run(backend, task)
@@ -70,25 +64,25 @@ class ResultClauses(Clauses):
         assert not isinstance(task["exception"], StopIteration)
         assert type(error).__name__ in str(task["exception"])
 
-    async def test_a_silent_failure_tells_its_exit_code(
+    async def test_failed_executable_without_output_has_exit_code(
         self, backend: Any, engine: FakeEngine
     ) -> None:
-        """C20: an executable that fails and writes nothing still says its exit code."""
+        """C20: the reason of a failed executable has its exit code, even without output."""
         self.need(backend, EXECUTABLE, real=True)
         task = samples.failing(EXECUTABLE, "task.000001")
         (report,) = await engine.run(backend, task)
         assert report.state == TaskStates.FAILED
         assert "3" in str(task.get("exception") or task["stderr"])
 
-    async def test_a_missing_program_fails_by_name(self, backend: Any, engine: FakeEngine) -> None:
-        """C20: a program that does not exist is FAILED, with its name in the reason."""
+    async def test_missing_program_is_named(self, backend: Any, engine: FakeEngine) -> None:
+        """C20: a task whose program does not exist is FAILED, and its reason names it."""
         self.need(backend, EXECUTABLE, real=True)
         task = samples.executable("task.000001", "/no/such/program")
         (report,) = await engine.run(backend, task)
         assert report.state == TaskStates.FAILED
         assert "/no/such/program" in str(task["exception"])
 
-    async def test_output_is_captured_in_files(self, backend: Any, engine: FakeEngine) -> None:
+    async def test_captured_output_is_in_files(self, backend: Any, engine: FakeEngine) -> None:
         """C33: `capture_stdio` writes `<_work_dir>/<uid>.stdout` and `.stderr`."""
         self.need(backend, EXECUTABLE, real=True)
         task = samples.executable(

@@ -1,4 +1,4 @@
-"""Shutting down, and the owners after that."""
+"""Clauses on shutdown and on later owners."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ __all__ = ["ShutdownClauses"]
 
 
 class ShutdownClauses(Clauses):
-    """The clauses on shutdown."""
+    """Tests of the clauses on shutdown."""
 
-    async def test_shutdown_may_come_at_any_time_and_again(
-        self, make_backend: Callable[[], Any]
-    ) -> None:
-        """C30: idempotent, before any use as well, and two at once; never raises."""
+    async def test_shutdown_is_idempotent(self, make_backend: Callable[[], Any]) -> None:
+        """C30: `shutdown` never raises: before any use, again, or concurrently."""
         backend = make_backend()
         await backend.shutdown()
         await asyncio.gather(backend.shutdown(), backend.shutdown())
 
     @held_kinds
-    async def test_shutdown_ends_what_runs(
+    async def test_shutdown_ends_running_tasks(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C30: tasks that run are stopped and reported, without freezing the loop."""
+        """C30: running tasks are stopped and reported, without blocking the loop."""
         self.need(backend, kind, real=True)
         await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
         await gate.started("task.000001")
@@ -42,20 +40,20 @@ class ShutdownClauses(Clauses):
         await gate.ended("task.000001")
 
     @every_kind
-    async def test_shutdown_leaves_no_task_without_an_end(
+    async def test_shutdown_reports_every_task(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C22, C30: when it returns, every task has been told about, the waiting ones as well."""
+        """C22, C30: when `shutdown` returns, every task has been reported, even queued ones."""
         self.need(backend, kind)
         uids = [f"task.{n:06}" for n in range(100)]
         await backend.submit_tasks([samples.quick(kind, uid) for uid in uids])
         await engine.shutdown(backend)
         assert [len(engine.reports.terminal(uid)) for uid in uids] == [1] * 100
 
-    async def test_a_later_owner_can_use_it_again(
+    async def test_later_owner_can_use_backend(
         self, backend: Any, make_engine: Callable[..., FakeEngine]
     ) -> None:
-        """C31: after one engine's shutdown another attaches, whose uids start from 1 again."""
+        """C31: after a shutdown another engine attaches; its uids start from 1 again."""
         for uid in ("first", "second"):
             engine = make_engine(uid)
             (report,) = await engine.run(backend, self.one_task(backend))
@@ -63,10 +61,10 @@ class ShutdownClauses(Clauses):
             await engine.shutdown(backend)
 
     @held_kinds
-    async def test_an_earlier_owners_task_is_not_a_later_ones(
+    async def test_task_of_earlier_owner_is_not_reported_to_later_owner(
         self, kind: str, backend: Any, make_engine: Callable[..., FakeEngine], gate: Gate
     ) -> None:
-        """C31: what an engine left behind with `skip_execution_backend=True` stays its own."""
+        """C31: a task left by `skip_execution_backend=True` is not reported to a later engine."""
         self.need(backend, kind, real=True)
         first = make_engine("first")
         await backend.submit_tasks([samples.held(kind, "task.000001", gate)])

@@ -1,4 +1,4 @@
-"""Tasks on their way in."""
+"""Clauses on submission."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["SubmissionClauses"]
 
 
 class SubmissionClauses(Clauses):
-    """The clauses on submitting."""
+    """Tests of the clauses on submission."""
 
     @held_kinds
-    async def test_submitting_does_not_wait_for_the_task(
+    async def test_submit_returns_while_tasks_run(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
         """C9: `submit_tasks` returns at once, while its tasks run."""
@@ -33,8 +33,10 @@ class SubmissionClauses(Clauses):
         gate.release("task.000001")
         assert (await engine.reports.end("task.000001")).state == TaskStates.DONE
 
-    async def test_tasks_may_come_in_many_passes(self, backend: Any, engine: FakeEngine) -> None:
-        """C10: one call after another, each with some tasks, none waiting for those before."""
+    async def test_tasks_can_be_submitted_in_many_passes(
+        self, backend: Any, engine: FakeEngine
+    ) -> None:
+        """C10: successive calls do not wait for the tasks of earlier calls."""
         tasks = [self.one_task(backend, f"task.{n:06}") for n in range(20)]
         for first in range(0, 20, 4):
             await backend.submit_tasks(tasks[first : first + 4])
@@ -42,20 +44,18 @@ class SubmissionClauses(Clauses):
             assert (await engine.reports.end(task["uid"])).state == TaskStates.DONE
 
     @every_kind
-    async def test_the_description_stays_as_it_was(
+    async def test_description_is_not_changed(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C11: keys may be added to a task, but none of the engine's is changed or removed."""
+        """C11: the backend may add keys, but must not change or remove the engine's keys."""
         self.need(backend, kind)
         task = samples.quick(kind, "task.000001")
         described = copy.deepcopy(task)
         await engine.run(backend, task)
         assert {key: task[key] for key in described} == described
 
-    async def test_the_kind_is_the_first_key_that_is_set(
-        self, backend: Any, engine: FakeEngine
-    ) -> None:
-        """C11: a key's presence says nothing; the engine leaves others in place as None."""
+    async def test_kind_is_first_key_with_value(self, backend: Any, engine: FakeEngine) -> None:
+        """C11: other keys may be present with the value None."""
         self.need(backend, EXECUTABLE, real=True)
         task = samples.describe(
             "task.000001", EXECUTABLE, executable="/bin/echo", arguments=["1"], prompt=None
@@ -64,10 +64,10 @@ class SubmissionClauses(Clauses):
         assert (report.state, task["stdout"]) == (TaskStates.DONE, "1\n")
 
     @every_kind
-    async def test_a_kind_it_cannot_run_fails_with_a_reason(
+    async def test_unsupported_kind_fails_with_reason(
         self, kind: str, backend: Any, engine: FakeEngine
     ) -> None:
-        """C12: a kind of task that the backend cannot run is FAILED, and says why."""
+        """C12: a task of a kind that the backend cannot run is FAILED with a reason."""
         if accepted_kinds(backend) >= ALL_KINDS or kind in accepted_kinds(backend):
             pytest.skip(f"the backend takes {kind} tasks")
         task = samples.quick(kind, "task.000001")
@@ -76,15 +76,15 @@ class SubmissionClauses(Clauses):
         assert isinstance(task["exception"], Exception)
         assert str(task["exception"])
 
-    async def test_arguments_are_passed_as_they_are(self, backend: Any, engine: FakeEngine) -> None:
+    async def test_arguments_are_passed_unchanged(self, backend: Any, engine: FakeEngine) -> None:
         """C12: `args` and `kwargs` hold values."""
         self.need(backend, FUNCTION, real=True)
         task = samples.function("task.000001", samples.add, 2, right=40)
         await engine.run(backend, task)
         assert task["return_value"] == 42
 
-    async def test_submitting_never_raises(self, backend: Any, engine: FakeEngine) -> None:
-        """C13: a task that cannot run is FAILED by itself; those beside it run."""
+    async def test_submit_never_raises(self, backend: Any, engine: FakeEngine) -> None:
+        """C13: a task that cannot run is FAILED on its own; the other tasks run."""
         good = self.one_task(backend, "task.000001")
         nothing_to_run = samples.describe("task.000002", FUNCTION)
         bad_options = self.one_task(backend, "task.000003")
@@ -94,8 +94,8 @@ class SubmissionClauses(Clauses):
         states = [report.state for report in reports]
         assert states == [TaskStates.FAILED, TaskStates.DONE, TaskStates.FAILED]
 
-    async def test_a_report_may_lead_to_the_next_task(self, backend: Any, tmp_path: Path) -> None:
-        """C14: callbacks may come at any time, also from inside `submit_tasks`."""
+    async def test_callback_can_submit_next_task(self, backend: Any, tmp_path: Path) -> None:
+        """C14: the callback may be called at any time, even within `submit_tasks`."""
         reports = Reports()
         following: list[asyncio.Task[None]] = []
 

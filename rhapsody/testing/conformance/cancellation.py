@@ -1,4 +1,4 @@
-"""Cancelling tasks."""
+"""Clauses on cancellation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rhapsody.testing.conformance.base import Clauses, every_kind, held_kinds
 from rhapsody.testing.gate import Gate
 from rhapsody.testing.owners import FakeEngine
 
-__all__ = ["CancellingClauses"]
+__all__ = ["CancellationClauses"]
 
 
-class CancellingClauses(Clauses):
-    """The clauses on cancelling."""
+class CancellationClauses(Clauses):
+    """Tests of the clauses on cancellation."""
 
     @every_kind
-    async def test_a_task_cancelled_at_once_ends(
+    async def test_task_cancelled_after_submission_ends(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C26: a cancelled task is reported, started or not; the answer says which way."""
+        """C26: a cancelled task gets a terminal report, whether it has started or not."""
         self.need(backend, kind)
         uids = [f"task.{n:06}" for n in range(20)]
         await backend.submit_tasks(
@@ -38,19 +38,19 @@ class CancellingClauses(Clauses):
         if self.runs_tasks and kind != PROMPT:
             assert all(cancelled)
 
-    async def test_cancelling_what_is_unknown_or_over_says_false(
+    async def test_cancel_of_unknown_or_finished_task_returns_false(
         self, backend: Any, engine: FakeEngine
     ) -> None:
-        """C27: no exception, and no second terminal state."""
+        """C27: it does not raise, and there is no second terminal report."""
         assert await backend.cancel_task("task.999999") is False
         await engine.run(backend, self.one_task(backend))
         assert await backend.cancel_task("task.000001") is False
         assert len(engine.reports.terminal("task.000001")) == 1
 
-    async def test_cancelling_twice_reports_once(
+    async def test_concurrent_cancels_report_once(
         self, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C22, C27: a second request while the first is under way changes nothing."""
+        """C22, C27: a second cancellation during the first has no effect."""
         kind = min(accepted_kinds(backend) - {PROMPT}, default=PROMPT)
         self.need(backend, kind, real=True)
         if kind == PROMPT:
@@ -62,26 +62,26 @@ class CancellingClauses(Clauses):
         assert [r.state for r in engine.reports.terminal("task.000001")] == [TaskStates.CANCELED]
 
     @held_kinds
-    async def test_a_cancelled_task_really_stops(
+    async def test_cancelled_task_stops(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C28: the work ends, child processes and their children included."""
+        """C28: the work ends, including child processes and their children."""
         self.need(backend, kind, real=True)
         if kind == FUNCTION and not self.stops_functions:
-            pytest.skip("a sync function runs on here")
+            pytest.skip("the backend does not stop sync functions")
         await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
         await gate.started("task.000001")
         assert await backend.cancel_task("task.000001") is True
         assert (await engine.reports.end("task.000001")).state == TaskStates.CANCELED
         await gate.ended("task.000001")
 
-    async def test_the_result_of_what_cannot_be_stopped_is_dropped(
+    async def test_result_of_cancelled_function_is_dropped(
         self, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C28: a function that runs on is reported CANCELED at once, and then no more."""
+        """C28: a function that cannot be stopped is CANCELED at once and not reported again."""
         self.need(backend, FUNCTION, real=True)
         if self.stops_functions:
-            pytest.skip("functions are stopped here")
+            pytest.skip("the backend stops sync functions")
         task = samples.held(FUNCTION, "task.000001", gate)
         await backend.submit_tasks([task])
         await gate.started("task.000001")
@@ -94,10 +94,10 @@ class CancellingClauses(Clauses):
         assert task.get("return_value") is None
 
     @held_kinds
-    async def test_the_backend_is_of_use_after_a_cancellation(
+    async def test_backend_is_usable_after_cancellation(
         self, kind: str, backend: Any, engine: FakeEngine, gate: Gate
     ) -> None:
-        """C28: a cancelled task takes nothing with it that others need."""
+        """C28: cancellation does not affect later tasks."""
         self.need(backend, kind, real=True)
         await backend.submit_tasks([samples.held(kind, "task.000001", gate)])
         await gate.started("task.000001")

@@ -1,8 +1,8 @@
-"""The ledger: counts and durations of tasks, kept from their events.
+"""Counters: counts and durations of tasks, computed from their events.
 
-It is the one place where tasks are counted; summaries, checkpoints and OpenTelemetry's counters
-all read it. Memory is bounded: finished tasks leave only numbers, and the tasks that are still
-open are limited to `max_open`, beyond which the oldest is forgotten.
+Summaries, the checkpoint file and OpenTelemetry's instruments all read these counters. Memory is
+bounded: a finished task leaves only numbers, and at most `max_open` unfinished tasks are tracked;
+beyond that, the oldest one is forgotten.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsody.backends.history import percentile
+from rhapsody.backends.core.history import percentile
 from rhapsody.telemetry.events import (
     BaseEvent,
     ResourceUpdate,
@@ -25,10 +25,10 @@ from rhapsody.telemetry.events import (
     TaskSubmitted,
 )
 
-__all__ = ["GroupStats", "TaskLedger", "TaskRecord"]
+__all__ = ["GroupCounters", "TaskCounters", "TrackedTask"]
 
 RECENT_DURATIONS = 10_000
-"""Percentiles are of this many latest durations in each group."""
+"""The number of latest durations in each group from which percentiles are computed."""
 
 _OUTCOMES: dict[type[BaseEvent], str] = {
     TaskCompleted: "completed",
@@ -39,8 +39,8 @@ _OPENING = frozenset({TaskCreated, TaskQueued, TaskSubmitted, TaskStarted, *_OUT
 
 
 @dataclass
-class TaskRecord:
-    """What is known of one task until it ends. Times are in seconds since the epoch."""
+class TrackedTask:
+    """An unfinished task. Times are in seconds since the epoch."""
 
     task_id: str
     backend: str
@@ -55,13 +55,13 @@ class TaskRecord:
 
     @property
     def begun_at(self) -> float:
-        """When it began to run, or else was submitted, or else was first seen."""
+        """When the task started, or else was submitted, or else was first seen."""
         return self.started_at or self.submitted_at or self.first_seen
 
 
 @dataclass
-class GroupStats:
-    """Numbers of the tasks of one backend and task type. Durations are in seconds."""
+class GroupCounters:
+    """Counts and durations of the tasks of one backend and type. Durations are in seconds."""
 
     submitted: int = 0
     started: int = 0
@@ -76,7 +76,7 @@ class GroupStats:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_DURATIONS))
 
     def add_duration(self, seconds: float) -> None:
-        """Take in how long a task ran."""
+        """Add the duration of a task."""
         self.durations += 1
         self.total_seconds += seconds
         self.min_seconds = min(self.min_seconds, seconds)
@@ -84,32 +84,33 @@ class GroupStats:
         self.recent.append(seconds)
 
 
-class TaskLedger:
+class TaskCounters:
     """Counts tasks by backend and type, from their events.
 
     Args:
-        max_open: How many unfinished tasks are remembered at most.
+        max_open: The maximum number of unfinished tasks to track.
     """
 
     def __init__(self, max_open: int) -> None:
-        self.groups: dict[tuple[str, str], GroupStats] = {}
+        self.groups: dict[tuple[str, str], GroupCounters] = {}
         self.resources: dict[str, ResourceUpdate] = {}
         self._max_open = max_open
-        self._open: dict[str, TaskRecord] = {}
+        self._open: dict[str, TrackedTask] = {}
 
-    def observe(self, event: BaseEvent, parent: Any) -> TaskRecord | None:
-        """Take in an event.
+    def observe(self, event: BaseEvent, parent: Any) -> TrackedTask | None:
+        """Count an event.
 
         Args:
             event: The event.
-            parent: The span it was emitted under; the first event of a task decides.
+            parent: The span in which it was emitted; the first event of a task decides.
 
         Returns:
-            The task it is about; its `outcome` is set if the event ended it. None for events
-            about no task, or about one that is not known.
+            The event's task, with its `outcome` set if the event ended it. None if the event
+            belongs to no task, or to one that is not tracked.
         """
         if isinstance(event, ResourceUpdate):
-            self.resources[f"{event.backend}/{event.node_id}"] = event
+            gpu = "" if event.gpu_id is None else f"/gpu{event.gpu_id}"
+            self.resources[f"{event.backend}/{event.node_id}{gpu}"] = event
             return None
         if event.task_id is None:
             return None
@@ -119,12 +120,13 @@ class TaskLedger:
                 return None
             record = self._remember(event, event.task_id, parent)
         record.task_type = record.task_type or str(event.attributes.get("task_type") or "")
-        record.executable = record.executable or str(event.attributes.get("executable") or "")
+        # A task's command may be known only when its function has returned it.
+        record.executable = str(event.attributes.get("executable") or record.executable)
         self._count(event, record)
         return record
 
-    def close_open(self) -> Iterator[TaskRecord]:
-        """Forget the tasks that were submitted and never ended, and yield them."""
+    def take_unfinished(self) -> Iterator[TrackedTask]:
+        """Remove all unfinished tasks, and yield those that were submitted."""
         while self._open:
             record = self._forget(next(iter(self._open)))
             if record.submitted_at is not None or record.started_at is not None:
@@ -137,7 +139,7 @@ class TaskLedger:
         return {state: sum(getattr(group, state) for group in groups) for state in states}
 
     def durations(self, backend: str | None = None) -> dict[str, float]:
-        """Return figures of how long tasks ran, those that completed or failed, in seconds."""
+        """Return statistics of how long completed and failed tasks ran, in seconds."""
         groups = [group for group in self._groups_of(backend) if group.durations]
         if not groups:
             return {}
@@ -156,11 +158,11 @@ class TaskLedger:
         return figures
 
     def backends(self) -> list[str]:
-        """Return the names of the backends that had tasks."""
+        """Return the names of all backends with tasks."""
         return sorted({backend for backend, _ in self.groups})
 
     def metrics(self) -> dict[str, Any]:
-        """Return the totals under the names that OpenTelemetry's instruments have."""
+        """Return the totals under the names of OpenTelemetry's instruments."""
         groups = self._groups_of(None)
         metrics: dict[str, Any] = {
             f"tasks_{name}": sum(getattr(group, name) for group in groups)
@@ -170,37 +172,38 @@ class TaskLedger:
         metrics["task_duration_seconds_sum"] = sum(group.total_seconds for group in groups)
         return metrics
 
-    def _groups_of(self, backend: str | None) -> list[GroupStats]:
+    def _groups_of(self, backend: str | None) -> list[GroupCounters]:
         groups = list(self.groups.items())
         return [group for (name, _), group in groups if backend is None or name == backend]
 
-    def _group(self, record: TaskRecord) -> GroupStats:
+    def _group(self, record: TrackedTask) -> GroupCounters:
         key = (record.backend, record.task_type)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = GroupStats()
+            group = self.groups[key] = GroupCounters()
         return group
 
-    def _remember(self, event: BaseEvent, task_id: str, parent: Any) -> TaskRecord:
+    def _remember(self, event: BaseEvent, task_id: str, parent: Any) -> TrackedTask:
         if len(self._open) >= self._max_open:
             self._forget(next(iter(self._open)))
-        record = TaskRecord(task_id, event.backend, parent, event.event_time)
+        record = TrackedTask(task_id, event.backend, parent, event.event_time)
         self._open[task_id] = record
         return record
 
-    def _forget(self, task_id: str) -> TaskRecord:
+    def _forget(self, task_id: str) -> TrackedTask:
         record = self._open.pop(task_id)
         if record.started_at is not None:
             self._group(record).running -= 1
         return record
 
-    def _count(self, event: BaseEvent, record: TaskRecord) -> None:
+    def _count(self, event: BaseEvent, record: TrackedTask) -> None:
         if isinstance(event, TaskSubmitted):
             # radical.asyncflow 0.6 names the task's own backend here, and the engine's default
             # backend when the task is created, starts and ends.
             record.backend = event.backend
+            if record.submitted_at is None:  # later ones are further attempts
+                self._group(record).submitted += 1
             record.submitted_at = event.event_time
-            self._group(record).submitted += 1
         elif isinstance(event, TaskStarted):
             if record.started_at is None:
                 record.started_at = event.event_time

@@ -1,4 +1,4 @@
-"""A bounded inbox that any thread may put into and one event loop empties."""
+"""A bounded queue from any thread to one event loop."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Inbox"]
+__all__ = ["BoundedQueue"]
 
 T = TypeVar("T")
 
 
-class Inbox(Generic[T]):
-    """A bounded queue that wakes its loop once per burst.
+class BoundedQueue(Generic[T]):
+    """A bounded queue that wakes its loop once for a burst of items.
 
-    When it is full or closed, what is put is not taken in but counted in `dropped`.
+    A full or closed queue drops further items and counts them in `dropped`.
 
     Args:
-        maxlen: The bound, in items.
-        on_items: Called on the loop, without arguments, after one or more items came.
+        maxlen: The maximum number of items.
+        on_items: Called on the loop after items were put.
     """
 
     def __init__(self, maxlen: int, on_items: Callable[[], None]) -> None:
@@ -38,14 +38,14 @@ class Inbox(Generic[T]):
         return len(self._items)
 
     def bind(self) -> None:
-        """Wake the running loop from now on; what was put before wakes it at once."""
+        """Use the running loop; items that were put earlier wake it at once."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         if self._items:
             self._notify()
 
     def close(self) -> None:
-        """Take nothing more in."""
+        """Drop all further items."""
         self._closed = True
 
     def put(self, item: T) -> None:
@@ -59,7 +59,7 @@ class Inbox(Generic[T]):
             self._notify()
 
     def take(self, limit: int) -> list[T]:
-        """Remove and return up to `limit` items, the oldest first."""
+        """Remove and return up to `limit` items, oldest first."""
         items: list[T] = []
         try:
             while len(items) < limit:
@@ -69,7 +69,7 @@ class Inbox(Generic[T]):
         return items
 
     def notify(self) -> None:
-        """Ask for another `on_items` call, as an item would."""
+        """Schedule another call of `on_items`, as a new item would."""
         if not self._notified:
             self._notify()
 
@@ -82,10 +82,10 @@ class Inbox(Generic[T]):
                 self._loop.call_soon(self._deliver)
             else:
                 self._loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:  # the loop is closed: readers still find the items
+        except RuntimeError:  # the loop is closed; `take` still returns the items
             self._notified = False
 
     def _deliver(self) -> None:
-        # Before the items are looked at: an item that comes from now on notifies again.
+        # Reset before `on_items` reads the queue: items put from now on notify again.
         self._notified = False
         self._on_items()

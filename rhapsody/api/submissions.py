@@ -1,0 +1,486 @@
+"""The submitted tasks of a session, and the futures that callers wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.api.journaling import SessionJournal
+from rhapsody.api.tasks import BaseTask
+from rhapsody.api.tasks.base import check_loop
+from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
+from rhapsody.api.walltime import SessionWalltime
+from rhapsody.backends.core.retries import RetryPolicy, clear_result
+from rhapsody.backends.protocol import (
+    ATTEMPT_KEY,
+    CONTEXT_KEY,
+    REPORTED_STATES,
+    TaskStates,
+    main_state,
+)
+from rhapsody.errors import (
+    QueueTimeoutError,
+    SessionError,
+    TaskCancelledError,
+    TaskExecutionError,
+    TaskValidationError,
+    WalltimeReached,
+)
+from rhapsody.report.runs import OwnerHistory
+from rhapsody.streaming import TextCallback
+from rhapsody.validation import brief, must_be
+
+if TYPE_CHECKING:
+    from rhapsody.telemetry.manager import TelemetryManager
+
+__all__ = ["AnyTask", "Submission", "Submissions"]
+
+logger = logging.getLogger(__name__)
+
+AnyTask = MutableMapping[str, Any]
+
+
+class Submission:
+    """One task, from its submission to its end.
+
+    Args:
+        task: The task.
+        backend: The backend that gets it.
+        future: Its result is the task; `await task` waits for it.
+
+    Attributes:
+        at_backend: Whether the backend has the current attempt.
+        failed: The number of attempts that failed.
+        pause: The timer of the next attempt. None: no attempt failed.
+    """
+
+    __slots__ = ("at_backend", "backend", "ended", "failed", "future", "pause", "task")
+
+    def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
+        self.task = task
+        self.backend = backend
+        self.future = future
+        self.at_backend = False
+        self.failed = 0
+        self.pause: asyncio.TimerHandle | None = None
+        self.ended: asyncio.Future[None] = future.get_loop().create_future()
+        """Done at the end of the task; it never has an exception."""
+
+    def settle(self, state: str) -> None:
+        """Complete both futures; may be called from any thread.
+
+        Args:
+            state: DONE, FAILED or CANCELED.
+        """
+        task, future = self.task, self.future
+        loop = future.get_loop()
+        if not _runs_here(loop) and not loop.is_closed():
+            # `with Session(...)` was left on a running loop, or a backend reports from a thread.
+            loop.call_soon_threadsafe(self.settle, state)
+            return
+        if not self.ended.done():
+            self.ended.set_result(None)
+        if future.done():  # the user cancelled the future itself
+            future = loop.create_future()
+            if isinstance(task, BaseTask):
+                task.bind_future(future)
+        if state == TaskStates.DONE:
+            future.set_result(task)
+            return
+        if state == TaskStates.CANCELED:
+            given = task.get("exception")
+            error: Any = given if isinstance(given, WalltimeReached) else None
+            if error is None:
+                error = TaskCancelledError(task["uid"])
+                task.setdefault("exception", error)
+        else:
+            error = task.get("exception")
+            if error is None:
+                error = TaskExecutionError(
+                    task["uid"], task.get("stderr") or "no reason was given", task.get("exit_code")
+                )
+                task["exception"] = error
+        future.set_exception(error)
+        future.exception()  # mark it as retrieved: users of wait_tasks() get no warnings
+
+
+class Submissions:
+    """All submissions of a session: hands tasks to backends and records their states.
+
+    Args:
+        reattach: A method that attaches the session to a backend again, if another owner had the
+            backend meanwhile. None: no such method.
+
+    Attributes:
+        active: Submissions whose tasks have not ended, by uid.
+        histories: By name, for backends that keep no history themselves.
+        telemetry: The session's telemetry, once it was started.
+        journal: Recalls and records results. None: the session has no journal.
+        walltime: Ends the run in time. None: there is no walltime.
+        closing: Whether the session closes, so that tasks are cancelled instead of handed over.
+    """
+
+    def __init__(self, reattach: Callable[[Any], None] | None = None) -> None:
+        # Held weakly: a session that nobody holds any more must end without a garbage collection.
+        self._reattach = None if reattach is None else weakref.WeakMethod(reattach)
+        self.active: dict[str, Submission] = {}
+        self.histories: dict[str, OwnerHistory] = {}
+        self.telemetry: TelemetryManager | None = None
+        self.journal: SessionJournal | None = None
+        self.walltime: SessionWalltime | None = None
+        self.closing = False
+        self._handovers: set[asyncio.Task[Any]] = set()
+        # Tasks that were submitted in this pass of the loop, by the name of their backend.
+        self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}
+        # Tasks that the user still holds. Their uids stay taken after the tasks have ended.
+        self._held: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
+
+    @property
+    def reached(self) -> WalltimeReached | None:
+        """The error of tasks that are not run any more, since the batch job ends."""
+        return None if self.walltime is None else self.walltime.reached
+
+    def check(self, tasks: Sequence[AnyTask]) -> None:
+        """Check that tasks are valid and new.
+
+        Raises:
+            TaskValidationError: A task is invalid or was submitted before, or its uid is taken.
+        """
+        uids: set[str] = set()
+        for task in tasks:
+            if not isinstance(task, BaseTask):
+                _check_mapping(task)
+            uid = task["uid"]
+            if not is_uid(uid):  # it was changed after the task was made
+                message = must_be("uid", UID_DESCRIPTION, uid)
+                raise TaskValidationError(None, message, "uid", uid)
+            if getattr(task, "_future", None) is not None:
+                raise TaskValidationError(uid, "it was submitted before; make a new task")
+            if uid in uids or uid in self.active or uid in self._held:
+                raise TaskValidationError(
+                    uid,
+                    "another task has this uid; leave 'uid' out to get a unique one",
+                    "uid",
+                    uid,
+                )
+            uids.add(uid)
+            refuse_tasks_as_arguments(task)
+            if task.get("retries") and task.get("on_text") is not None:
+                message = "'on_text' would get the text of every attempt; leave out 'retries'"
+                raise TaskValidationError(uid, message, "retries", task["retries"])
+
+    async def submit(
+        self, batches: Sequence[tuple[Any, list[AnyTask]]], loop: asyncio.AbstractEventLoop
+    ) -> dict[str, asyncio.Future[AnyTask]]:
+        """Hand batches of tasks to their backends.
+
+        Args:
+            batches: Backends, each with its tasks.
+            loop: The loop of the futures.
+
+        Returns:
+            The future of each task, by uid.
+        """
+        futures = {}
+        for backend, batch in batches:
+            for task in batch:
+                futures[task["uid"]] = self.add(task, backend, loop.create_future())
+        left = [task for _, batch in batches for task in batch]
+        try:
+            for backend, batch in batches:
+                del left[: len(batch)]
+                await self._recall_or_hand_over(backend, batch)
+        finally:  # if this call is cancelled, no backend will report the remaining tasks
+            for task in left:
+                self.on_state(task, TaskStates.CANCELED)
+        return futures
+
+    def submit_soon(
+        self, task: AnyTask, backend: Any, future: asyncio.Future[AnyTask], context: Context
+    ) -> None:
+        """Hand a task to its backend in the next pass of the loop, with others of this pass.
+
+        Args:
+            task: A valid and new task.
+            backend: Its backend.
+            future: Its future, which belongs to the running loop.
+            context: The context of the call, in which a function in a thread runs.
+        """
+        self.add(task, backend, future)
+        if getattr(backend, "carries_contexts", False):
+            task[CONTEXT_KEY] = context
+        if not self._queued:
+            future.get_loop().call_soon(self._hand_over_queued)
+        self._queued.setdefault(backend.name, (backend, []))[1].append(task)
+
+    def _hand_over_queued(self) -> None:
+        queued, self._queued = self._queued, {}
+        for backend, batch in queued.values():
+            self._start(self._recall_or_hand_over(backend, batch))
+
+    def _start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        job = asyncio.get_running_loop().create_task(coroutine)
+        self._handovers.add(job)
+        job.add_done_callback(self._handovers.discard)
+
+    async def _recall_or_hand_over(self, backend: Any, batch: list[AnyTask]) -> None:
+        if self.journal is not None:
+            batch = [task for task in batch if not self._is_recalled(task, backend)]
+        if batch:
+            await self._hand_over(backend, batch)
+
+    def _is_recalled(self, task: AnyTask, backend: Any) -> bool:
+        """Return whether the journal ends a task; an error of it must not stop the others."""
+        assert self.journal is not None
+        try:
+            return self.journal.recall(task, backend)
+        except Exception as error:
+            task.setdefault("exception", error)
+            self.on_state(task, TaskStates.FAILED)
+            return True
+
+    def add(
+        self, task: AnyTask, backend: Any, future: asyncio.Future[AnyTask]
+    ) -> asyncio.Future[AnyTask]:
+        """Count a task as active, before its backend gets it."""
+        if isinstance(task, BaseTask):
+            task.bind_future(future)
+            self._held[task["uid"]] = task
+        task["backend"] = backend.name
+        task["state"] = TaskStates.PENDING
+        self.active[task["uid"]] = Submission(task, backend, future)
+        if self.telemetry is not None:
+            self.telemetry.on_task_created(task)
+        return future
+
+    def _cancel_if_closing(self, batch: list[AnyTask]) -> None:
+        """Cancel retries, and tasks that another thread submits while the session closes."""
+        if self.closing:
+            for task in batch:
+                self.on_state(task, TaskStates.CANCELED)
+
+    async def _hand_over(self, backend: Any, batch: list[AnyTask]) -> None:
+        self._cancel_if_closing(batch)
+        submissions = [self.active.get(task["uid"]) for task in batch]
+        if None in submissions:  # cancelled meanwhile
+            batch = [task for task in batch if task["uid"] in self.active]
+            if not batch:
+                return
+        if self.walltime is not None:
+            held = {
+                submission.task["uid"]
+                for submission in submissions
+                if submission is not None and not self.walltime.may_hand_over(submission)
+            }
+            batch = [task for task in batch if task["uid"] not in held]
+            submissions = [self.active[task["uid"]] for task in batch]
+            if not batch:
+                return
+        for submission in submissions:
+            if submission is not None:
+                submission.at_backend = True
+                if submission.task.get("retries"):
+                    task, policy = submission.task, policy_of(submission.task)
+                    task[ATTEMPT_KEY] = policy.attempt(task["uid"], submission.failed)
+        if self.histories and backend.name in self.histories:
+            for task in batch:
+                self.histories[backend.name].submitted(task)
+        if self.telemetry is not None:
+            for task in batch:
+                self.telemetry.on_task_submitted(task)
+                self.telemetry.on_task_queued(task)
+        try:
+            reattach = None if self._reattach is None else self._reattach()
+            if reattach is not None:
+                reattach(backend)
+            await backend.submit_tasks(batch)
+        except Exception as error:  # backends must report failures instead, task by task
+            logger.exception("backend '%s' raised from submit_tasks", backend.name)
+            for task in batch:
+                task.setdefault("exception", error)
+                self.on_state(task, TaskStates.FAILED)
+
+    def on_state(self, task: AnyTask, state: str) -> None:
+        """Record a state that a backend reports."""
+        submission = self.active.get(task["uid"])
+        if submission is None:
+            return
+        if state not in REPORTED_STATES:
+            own_state, state = state, main_state(submission.backend, state) or ""
+            if not state:
+                logger.debug("ignored the state %s of task %s", own_state, task["uid"])
+                return
+        guard = self.walltime
+        if (
+            guard is not None
+            and state == TaskStates.CANCELED
+            and task["uid"] in guard.withdrawn
+            and task.get("exception") is not guard.reached
+        ):
+            return  # its backend gave it back, and it ends with the run
+        if state == TaskStates.FAILED and self._repeat(submission):
+            return
+        if state in TaskStates.terminal_states and self.journal is not None:
+            if self.journal.hold(task, state, lambda: self.on_state(task, state)):
+                return
+            self.journal.ended(task, state)
+        if self.histories and submission.backend.name in self.histories:
+            self.histories[submission.backend.name].on_state(task, state)
+        if state in TaskStates.terminal_states:
+            del self.active[task["uid"]]
+            if guard is not None:
+                guard.ended(submission)
+            if submission.pause is not None:
+                submission.pause.cancel()
+            task["state"] = state
+            submission.settle(state)
+        elif state == TaskStates.RUNNING:
+            task["state"] = state
+        if self.telemetry is not None:
+            self.telemetry.on_task_state(task, state)
+
+    def _repeat(self, submission: Submission) -> bool:
+        """Start another attempt of a task that failed, after a pause; False if none follows."""
+        task = submission.task
+        policy = policy_of(task)
+        if policy.is_last(submission.failed) or isinstance(
+            task.get("exception"), QueueTimeoutError
+        ):
+            return False
+        if self.histories and submission.backend.name in self.histories:
+            self.histories[submission.backend.name].on_state(task, TaskStates.FAILED)
+        clear_result(task)
+        task["state"] = TaskStates.PENDING
+        submission.at_backend = False
+        submission.pause = submission.future.get_loop().call_later(
+            policy.pause(submission.failed), self._start_again, submission
+        )
+        submission.failed += 1
+        return True
+
+    def _start_again(self, submission: Submission) -> None:
+        self._start(self._hand_over(submission.backend, [submission.task]))
+
+    def on_recalled(self, task: AnyTask, fields: Mapping[str, Any] | None) -> None:
+        """End a task with the result fields from the journal; None: run it after all."""
+        submission = self.active.get(task["uid"])
+        if submission is None:
+            return
+        if fields is None:
+            self._start(self._hand_over(submission.backend, [task]))
+            return
+        del self.active[task["uid"]]
+        if self.walltime is not None:
+            self.walltime.ended(submission)
+        task.pop(CONTEXT_KEY, None)
+        task.update(fields, from_journal=True, state=TaskStates.DONE)
+        on_text = task.get("on_text")
+        if callable(on_text) and isinstance(task.get("response"), str):
+            TextCallback(task["uid"], on_text)(task["response"])
+        submission.settle(TaskStates.DONE)
+        if self.telemetry is not None:
+            self.telemetry.on_task_state(task, TaskStates.DONE)
+
+    def find(self, task: AnyTask) -> Submission | None:
+        """Return the submission of a task to wait for, or None if the task has ended.
+
+        Raises:
+            SessionError: The task was not submitted to this session, or on another loop.
+        """
+        if not isinstance(task, MutableMapping):
+            raise SessionError(f"only tasks of this session can be waited for, got {brief(task)}")
+        submission = self.active.get(task.get("uid", ""))
+        if submission is None and task.get("state") not in TaskStates.terminal_states:
+            raise SessionError(f"task {task.get('uid')} was not submitted to this session")
+        if submission is not None:
+            check_loop(task["uid"], submission.future)
+        return submission
+
+    async def cancel(self, uid: str) -> bool:
+        """Ask a task's backend to cancel it; return False if the task has ended or is unknown."""
+        submission = self.active.get(uid)
+        if submission is None:
+            return False
+        if submission.future.get_loop().is_closed():  # the cancellation could not be delivered
+            check_loop(uid, submission.future)
+        if not submission.at_backend:
+            self.on_state(submission.task, TaskStates.CANCELED)
+            return True
+        return bool(await submission.backend.cancel_task(uid))
+
+    def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
+        """Ask the backends to cancel tasks; those that have ended are left out."""
+        self._start(self._cancel_all([task["uid"] for task in tasks]))
+
+    async def _cancel_all(self, uids: Iterable[str]) -> None:
+        cancellations = map(self.cancel, uids)
+        for outcome in await asyncio.gather(*cancellations, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                logger.error("a task could not be cancelled", exc_info=outcome)
+
+    def end_run(self, error: WalltimeReached) -> None:
+        """End every active task with an error: its batch job ends."""
+        for submission in list(self.active.values()):
+            submission.task["exception"] = error
+            self.on_state(submission.task, TaskStates.CANCELED)
+
+    def cancel_waiting(self) -> None:
+        """Cancel the tasks that no backend has: those of this pass, and those that are repeated."""
+        for submission in list(self.active.values()):
+            if not submission.at_backend:
+                self.on_state(submission.task, TaskStates.CANCELED)
+
+    def cancel_remaining(self) -> None:
+        """Mark every active task as cancelled, after its backend has shut down silently."""
+        for submission in list(self.active.values()):
+            self.on_state(submission.task, TaskStates.CANCELED)
+
+
+def _check_mapping(task: Any) -> None:
+    if not isinstance(task, MutableMapping):
+        raise TaskValidationError(
+            None, f"a task must be a ComputeTask, an AITask or a dict, got {type(task).__name__}"
+        )
+    task.setdefault("uid", BaseTask.from_dict(task)["uid"])
+
+
+def refuse_tasks_as_arguments(task: AnyTask) -> None:
+    """Refuse a task whose arguments are tasks: a session does not wait for them.
+
+    Raises:
+        TaskValidationError: An argument is a task.
+    """
+    if args := task.get("args"):
+        _refuse_tasks(task["uid"], "args", args, args)
+    if kwargs := task.get("kwargs"):
+        _refuse_tasks(task["uid"], "kwargs", kwargs, kwargs.values())
+
+
+def policy_of(task: AnyTask) -> RetryPolicy:
+    """Return how often a failed task is repeated, from its fields `retries` and `backoff`."""
+    backoff = task.get("backoff")
+    return RetryPolicy(task.get("retries") or 0, 0.1 if backoff is None else backoff)
+
+
+def _refuse_tasks(uid: str, field: str, arguments: Any, values: Iterable[Any]) -> None:
+    """Refuse arguments that are tasks: a session does not replace them by their results."""
+    for value in values:
+        if isinstance(value, BaseTask):
+            raise TaskValidationError(
+                uid,
+                f"'{field}' contains {brief(value)}; await it and pass its result, or use a "
+                "workflow of AsyncFlow for tasks that depend on each other",
+                field,
+                arguments,
+            )
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

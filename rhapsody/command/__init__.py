@@ -1,0 +1,1 @@
+"""The command `rhapsody`: one module for each subcommand."""

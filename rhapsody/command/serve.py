@@ -1,0 +1,238 @@
+"""`rhapsody serve`: a model's HTTP server from the shell."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rhapsody.allocation import is_under_dragon
+from rhapsody.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rhapsody.backends import DragonVllmInferenceBackend
+
+__all__ = ["serve"]
+
+REFRESH_SECONDS = 1.0
+PLACEMENT, BATCHING, SERVER, FAULTS = "Placement", "Batching", "HTTP server", "Faults"
+"""The groups of options in the help."""
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Name or path of the model.", show_default=False)],
+    engine: Annotated[
+        str, typer.Option(help="'vllm', or 'embedded', a text generator that needs no GPU.")
+    ] = "vllm",
+    config_file: Annotated[
+        Path | None, typer.Option(help="YAML file with the engine's own options.")
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            help="'local': on this machine; 'dragon': on the nodes of an allocation. "
+            "Default: 'dragon' if the dragon command started this.",
+            rich_help_panel=PLACEMENT,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            help="Servers on each node; instead of --num-gpus.", min=1, rich_help_panel=PLACEMENT
+        ),
+    ] = None,
+    num_nodes: Annotated[
+        int, typer.Option(help="Nodes to serve on.", rich_help_panel=PLACEMENT)
+    ] = 1,
+    num_gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs on each node; 0: on the CPU. Default: 1.", rich_help_panel=PLACEMENT
+        ),
+    ] = None,
+    tp_size: Annotated[
+        int, typer.Option(help="GPUs that one server spans.", rich_help_panel=PLACEMENT)
+    ] = 1,
+    offset: Annotated[
+        int, typer.Option(help="First node to use, from 0.", rich_help_panel=PLACEMENT)
+    ] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address or name to listen on.", rich_help_panel=SERVER)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port; 0: any free port.", rich_help_panel=SERVER)
+    ] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RHAPSODY_API_KEY",
+            help="Key that clients must send. Other users of this machine can read options, so "
+            "prefer the variable.",
+            rich_help_panel=SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    cors_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            help="Origin of web pages that may use the server; may be repeated.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    max_batch_size: Annotated[
+        int, typer.Option(help="Most prompts in a batch.", rich_help_panel=BATCHING)
+    ] = 1024,
+    max_batch_wait_ms: Annotated[
+        float,
+        typer.Option(
+            help="Longest wait for a batch, in ms, while all servers are busy.",
+            rich_help_panel=BATCHING,
+        ),
+    ] = 500,
+    max_pending: Annotated[
+        int,
+        typer.Option(
+            help="Most prompts queued and in flight; beyond it clients get a 503.",
+            rich_help_panel=BATCHING,
+        ),
+    ] = 65536,
+    max_retries: Annotated[
+        int,
+        typer.Option(
+            help="How often a prompt is sent again if its server dies.", rich_help_panel=FAULTS
+        ),
+    ] = 2,
+    max_restarts: Annotated[
+        int,
+        typer.Option(help="How often in a row a server is restarted.", rich_help_panel=FAULTS),
+    ] = 5,
+    startup_timeout: Annotated[
+        float, typer.Option(help="Seconds until a server must be ready.", rich_help_panel=FAULTS)
+    ] = 600.0,
+    health_interval: Annotated[
+        float, typer.Option(help="Seconds between health checks.", rich_help_panel=FAULTS)
+    ] = 2.0,
+    hang_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without a reaction until a server is restarted.", rich_help_panel=FAULTS
+        ),
+    ] = 60.0,
+    drain: Annotated[
+        float,
+        typer.Option(help="Seconds for pending prompts to finish at the end."),
+    ] = 10.0,
+) -> None:
+    """Serve a model over HTTP, with the routes of OpenAI, until Ctrl-C.
+
+    Example: rhapsody serve Qwen/Qwen2.5-0.5B-Instruct --port 8000
+
+    Without a GPU and without a model: rhapsody serve demo --engine embedded
+    """
+    from rhapsody.backends import DragonVllmInferenceBackend
+
+    if replicas is not None and num_gpus is not None:
+        raise ConfigurationError(
+            "--replicas and --num-gpus exclude each other; --replicas N stands for N x tp-size GPUs"
+        )
+    if replicas is not None:
+        num_gpus = replicas * tp_size
+    backend = DragonVllmInferenceBackend(
+        config_file,
+        model,
+        num_nodes=num_nodes,
+        num_gpus=1 if num_gpus is None else num_gpus,
+        tp_size=tp_size,
+        port=port,
+        offset=offset,
+        max_batch_size=max_batch_size,
+        max_batch_wait_ms=max_batch_wait_ms,
+        engine=engine,
+        launcher=launcher or ("dragon" if is_under_dragon() else "local"),
+        host=host,
+        api_key=api_key,
+        cors_origins=cors_origins or (),
+        max_pending=max_pending,
+        max_retries=max_retries,
+        max_restarts=max_restarts,
+        startup_timeout=startup_timeout,
+        health_interval=health_interval,
+        hang_timeout=hang_timeout,
+    )
+    asyncio.run(_serve(backend, drain))
+
+
+async def _serve(backend: DragonVllmInferenceBackend, drain: float) -> None:
+    """Serve until a signal; a second one ends the program at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal(sig: signal.Signals) -> None:
+        loop.remove_signal_handler(sig)  # the next one has its default effect
+        stop.set()
+
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sig, on_signal, sig)
+    config = backend.config
+    _say(f"Starting {config.model_name} ({config.engine}, launcher '{config.launcher}') ...")
+    starting = asyncio.ensure_future(backend.initialize())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            key = "with its key" if config.api_key else "without a key"
+            _say(f"Serving at {backend.get_endpoint()}/v1 {key}. Ctrl-C stops it.")
+            await _show_status(backend, stop)
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        pending = backend.get_statistics().get("pending_prompts", 0)
+        if stop.is_set():
+            _say(f"Stopping: {pending} prompts pending, up to {drain:g} s. Ctrl-C ends at once.")
+        await backend.shutdown(drain if stop.is_set() and pending else 0)
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+    _say("Stopped.")
+
+
+async def _show_status(backend: DragonVllmInferenceBackend, stop: asyncio.Event) -> None:
+    """Show one line of status until the server is to stop, if standard error is a terminal."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        await stop.wait()
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not stop.is_set():
+            live.update(Text(status_line(backend.get_statistics())), refresh=True)
+            waiting = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({waiting}, timeout=REFRESH_SECONDS)
+            waiting.cancel()
+
+
+def status_line(statistics: dict[str, Any]) -> str:
+    """Return "replicas: 2 ready | pending: 3 | prompts: 120 in 14 batches"."""
+    replicas = statistics.get("replicas", [])
+    states = Counter(str(replica["state"]).lower() for replica in replicas)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
+    restarts = sum(replica["restarts"] for replica in replicas)
+    prompts, batches = statistics.get("batched_prompts", 0), statistics.get("batches", 0)
+    parts = [
+        f"replicas: {counts}" + (f" ({restarts} restarts)" if restarts else ""),
+        f"pending: {statistics.get('pending_prompts', 0)}",
+        f"prompts: {prompts} in {batches} batches",
+    ]
+    return " | ".join(parts)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - a command speaks to its user

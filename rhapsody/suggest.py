@@ -1,0 +1,42 @@
+"""Suggestions for misspelled names in error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+__all__ = ["did_you_mean", "unknown_name"]
+
+
+def did_you_mean(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """Return "did you mean 'timeout'?" for the known name nearest to a misspelled one.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+        cutoff: Minimum similarity of a suggestion, between 0 and 1, as `difflib` computes it.
+
+    Returns:
+        The question, or "" if no known name is similar enough.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def unknown_name(what: str, name: str, known: Collection[str], where: str = "") -> str:
+    """Return the error message for an unknown name.
+
+    Args:
+        what: What the name stands for, such as "backend" or "ai_task option".
+        name: The unknown name.
+        known: The names that exist.
+        where: The place it was found in, such as "section 'llm'".
+
+    Returns:
+        "unknown backend 'dsk'; did you mean 'dask'? Known: concurrent, dask", or
+        "unknown backend 'x'; known: concurrent, dask" if no known name is similar.
+    """
+    unknown = f"unknown {what} '{name}'" + (f" in {where}" if where else "")
+    hint = did_you_mean(name, known)
+    names = ", ".join(sorted(known))
+    return f"{unknown}; {hint} Known: {names}" if hint else f"{unknown}; known: {names}"
