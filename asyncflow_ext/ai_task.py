@@ -1,74 +1,127 @@
 """`@flow.ai_task`: an async function that returns a prompt becomes a workflow task.
 
-The body of the task calls the function with the values of what it depends on, has a backend answer
-the prompt, and returns the response. It runs on the caller's loop, so a slow function delays no
-other task. On Rhapsody's engine it is a kind of task of its own. On the stock engine it is a block,
-made by public means, whose body waits for what it depends on; so values, cancelling and failures
-are the engine's own there too.
+The body of the task calls the function with the values of its dependencies, passes the prompt to a
+backend, and returns the response. It runs on the caller's loop, so a slow function delays no other
+task. On Rhapsody's engine an AI task is a separate kind of task. On the stock engine it is a
+block, created through the public API, whose body waits for the dependencies; so values, cancelling
+and failures are handled by the stock engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from asyncflow_ext.failures import as_exception, dependency_failure
-from asyncflow_ext.futures import find_futures, with_values
-from rhapsody.api.errors import ConfigurationError, TaskValidationError
+from asyncflow_ext.agents.agent import AGENT_OPTIONS, Agent
+from asyncflow_ext.arguments import find_futures, required, with_values
+from asyncflow_ext.failures import dependency_failure
+from asyncflow_ext.plain_functions import take_plain_functions
+from asyncflow_ext.recovery.stock import StockJournal
 from rhapsody.api.tasks import AITask
-from rhapsody.backends.protocol import PROMPT, accepted_kinds
+from rhapsody.backends.protocol import (
+    ATTEMPT_KEY,
+    PROMPT,
+    accepted_kinds,
+    backends_for_ai_kind,
+)
+from rhapsody.errors import ConfigurationError, TaskValidationError, as_exception
+from rhapsody.inference.kinds import GENERATE, SCORE, pooling_inputs, pooling_result
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
+from rhapsody.suggest import unknown_name
 
 __all__ = ["AITaskDecorator", "extend"]
 
 E = TypeVar("E")
 PromptFunction = Callable[..., Coroutine[Any, Any, Any]]
 
-OPTIONS = SAMPLING_FIELDS | {"backend", "model", "on_text", "system_prompt", "timeout"}
+OPTIONS = SAMPLING_FIELDS | {
+    "backend",
+    "kind",
+    "model",
+    "on_text",
+    "priority",
+    "system_prompt",
+    "timeout",
+}
+ENGINE_OPTIONS = ("backoff", "cache", "journal", "retries", "version")
+"""Options that only Rhapsody's engine has."""
 DRY_RUN_RESPONSE = "Dummy Prompt Output"
-"""What AsyncFlow's own no-op backend answers a prompt with."""
+"""The response of AsyncFlow's own no-op backend."""
 
 
-def extend(flow: E) -> E:
-    """Give one engine an `ai_task` decorator.
+def extend(flow: E, journal: str | os.PathLike[str] | None = None) -> E:
+    """Add the decorator `ai_task`, and a journal, to one engine of AsyncFlow.
+
+    `function_task` and `executable_task` of AsyncFlow's own engine also take plain functions then,
+    if all its backends are Rhapsody's.
 
     Args:
-        flow: A `WorkflowEngine`. Other engines are not touched.
+        flow: A `WorkflowEngine` without tasks; other engines do not change.
+        journal: File of a journal, which is created if it does not exist. The results of finished
+            tasks are kept there, and a later run of the program does not repeat them. It is
+            `flow.journal`, and is closed when the engine shuts its backends down. None: no
+            journal. In a dry run it is not used.
 
     Returns:
         The same engine.
 
     Raises:
-        TypeError: It is no workflow engine.
+        TypeError: `flow` is not a workflow engine, or it is Rhapsody's own and `journal` is given.
+        JournalError: The journal cannot be used, for example because another program uses it.
     """
     if not hasattr(flow, "block") or not hasattr(flow, "_backends"):
         raise TypeError(
-            f"extend() takes a radical.asyncflow WorkflowEngine, not {type(flow).__name__}"
+            f"extend() takes a radical.asyncflow WorkflowEngine, got {type(flow).__name__}"
         )
+    if not hasattr(flow, "_machine"):  # Rhapsody's engine takes them itself
+        take_plain_functions(flow)
+    if journal is not None:
+        if hasattr(flow, "_machine"):
+            raise TypeError(
+                "extend() adds a journal to AsyncFlow's own engine; for this one give it to "
+                "WorkflowEngine.create(journal=...)"
+            )
+        if not flow.dry_run:  # type: ignore[attr-defined]
+            stock_journal = StockJournal(flow, journal)
+            flow._stock_journal = stock_journal  # type: ignore[attr-defined]
+            flow.journal = stock_journal.journal  # type: ignore[attr-defined]
     flow.ai_task = AITaskDecorator(flow)  # type: ignore[attr-defined]
     return flow
 
 
 class AITaskDecorator:
-    """The `ai_task` of one engine; use it bare or with options.
+    """The decorator `ai_task` of one engine, used with or without options.
 
-    The decorated async function gets the values of the tasks that it depends on, also of those
-    inside lists, tuples and dicts, and returns a prompt: a str, a list of str, chat messages, or
-    an `AITask` whose own fields go before the options. Calling it gives a future of the response.
+    The decorated async function gets the values of its dependencies, including those inside lists,
+    tuples and dicts. It returns a prompt: a str, a list of str, chat messages, or an `AITask`,
+    whose fields override the options. Calling the function returns a future of the response.
 
-    Options, on the decorator or by the same keywords in a call (where the function has no
-    parameter of that name), or in a `task_description`, of a call or as the default of the
-    function's parameter of that name: `backend`, `model`, `system_prompt`, `timeout` (seconds),
-    sampling parameters such as `temperature`, and `on_text`, called on the caller's loop with each
-    piece of the response while it is written. With a pydantic model class as `response_format`
-    the future is of an instance of it. With one inference backend in the engine none need be
-    named; with several the decorator, the call or `model` says which. On Rhapsody's engine the
-    decorator takes `retries` and `backoff` (seconds) as well, but no `retries` beside `on_text`,
-    which would get the beginning again.
+    With `kind="embed"`, `"score"` or `"classify"` it returns texts or pairs as for `AITask`, and
+    the result is what `AITask` has as `response`.
+
+    The options are `kind`, `backend`, `model`, `system_prompt`, `timeout` (seconds), `priority`,
+    sampling parameters such as `temperature`, and `on_text`, which is called on the caller's loop
+    with each piece of the response as it is generated. If `response_format` is a pydantic model
+    class, the result is an instance of it. On Rhapsody's engine the decorator also accepts
+    `retries` and `backoff` (seconds), and `journal`, `cache` and `version` for its journal;
+    `retries` cannot be combined with `on_text`, since a retry would repeat text that `on_text` has
+    received.
+
+    With `tools=`, a list of functions or of tasks of this engine, the model may call them: each
+    call runs as a task, calls of one turn run at the same time, and their results go back to the
+    model, until it responds without a call. `max_rounds` (default 8) limits its responses, and
+    `timeout` the whole conversation. A tool that fails is told to the model, or with
+    `on_tool_error="fail"` fails the task. The conversation is in `messages` of an `AITask` that
+    the function returned, and on Rhapsody's engine in `future.task["messages"]`.
+
+    Options are given to the decorator, as keywords of a call (unless the function has a parameter
+    of that name), or in a `task_description`, either of a call or as the default of the function's
+    parameter. An engine with one inference backend needs no `backend`; with several, `backend` or
+    `model` selects one.
 
     Args:
         flow: The engine.
@@ -85,24 +138,33 @@ class AITaskDecorator:
             **options: See the class.
 
         Raises:
-            TypeError: The function is not async, or an option is unknown.
+            TypeError: The function is not async, an option is unknown, or a tool cannot be called
+                by a model.
             TaskValidationError: An option has a wrong value.
-            ConfigurationError: No backend of the engine, or not the one named, answers prompts,
-                or none serves the model. The message lists those that do.
+            ConfigurationError: The engine has no inference backend, the named backend is none, or
+                no backend serves the model. The message lists the inference backends.
         """
-        repeating: dict[str, Any] = {}
+        retrying: dict[str, Any] = {}
         if hasattr(self._flow, "_ai_component"):
-            repeating = {k: options.pop(k) for k in ("retries", "backoff") if k in options}
+            retrying = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}
+        given = {name: options.pop(name) for name in AGENT_OPTIONS if name in options}
+        agent = Agent(**given) if given.get("tools") is not None else None
+        if agent is None and given:
+            raise TypeError(f"'{min(given)}' needs 'tools'")
         _check_options(options)
-        self._able(options)
+        self._backends_for(options)
 
         def decorate(function: PromptFunction) -> Callable[..., asyncio.Future[Any]]:
-            return self._decorate(function, options, repeating)
+            return self._decorate(function, options, retrying, agent)
 
         return decorate if function is None else decorate(function)
 
     def _decorate(
-        self, function: PromptFunction, options: dict[str, Any], repeating: dict[str, Any]
+        self,
+        function: PromptFunction,
+        options: dict[str, Any],
+        retrying: dict[str, Any],
+        agent: Agent | None,
     ) -> Callable[..., asyncio.Future[Any]]:
         name = _name_of(function)
         if not inspect.iscoroutinefunction(function):
@@ -113,16 +175,16 @@ class AITaskDecorator:
         described = parameters.get("task_description")
         if described is not None and described.default is not inspect.Parameter.empty:
             options = {**_described(described.default), **options}
-            self._able(options)
+            self._backends_for(options)
 
-        _check_once(options, repeating)
+        _check_once(options, retrying)
 
         async def body(args: Any, kwargs: Any, merged: Any) -> Any:
             task = _make_task(await function(*args, **kwargs), merged, name)
-            _check_once(task, repeating)
-            return await self._answer(task, merged)
+            _check_once(task, retrying)
+            return await self._run(name, task, merged, agent)
 
-        component = self._component(body, name, repeating)
+        component = self._component(body, name, retrying)
 
         @wraps(function)
         def submit(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
@@ -134,7 +196,7 @@ class AITaskDecorator:
                 given[option] = kwargs.pop(option)
             _check_options(given)
             merged = {**options, **given}
-            _check_once(merged, repeating)
+            _check_once(merged, retrying)
             self._pick(merged)
             future: asyncio.Future[Any] = component(args, kwargs, merged, **engine_kwargs)
             return future
@@ -142,96 +204,146 @@ class AITaskDecorator:
         return submit
 
     def _component(
-        self, body: PromptFunction, name: str, repeating: dict[str, Any]
+        self, body: PromptFunction, name: str, retrying: dict[str, Any]
     ) -> Callable[..., asyncio.Future[Any]]:
-        """Make a component of the engine: called with arguments in which there are futures."""
+        """Make a component of the engine, which takes arguments that contain futures."""
         body.__name__ = name
         own_kind = getattr(self._flow, "_ai_component", None)
         if own_kind is not None:
-            made: Callable[..., asyncio.Future[Any]] = own_kind(**repeating)(body)
+            made: Callable[..., asyncio.Future[Any]] = own_kind(**retrying)(body)
             return made
 
-        async def waiting_body(arguments: _Opaque) -> Any:
+        async def waiting_body(arguments: _Arguments) -> Any:
             try:
                 return await body(*await arguments.values(name))
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # the stock engine would never end the block
+            except BaseException as error:  # the stock engine ends a block on an Exception only
                 raise as_exception(error) from error.__cause__
 
         waiting_body.__name__ = name
         block = self._flow.block(waiting_body)
 
         def component(*args: Any, **engine_kwargs: Any) -> asyncio.Future[Any]:
-            future: asyncio.Future[Any] = block(_Opaque(args), **engine_kwargs)
+            future: asyncio.Future[Any] = block(_Arguments(args), **engine_kwargs)
             return future
 
         return component
 
-    def _able(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the backends, by name, that can answer with these options; none in a dry run."""
+    def _backends_for(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the backends, by name, that fit these options; none in a dry run."""
         flow = self._flow
         if flow.dry_run:
             return {}
-        able = {
+        backends = {
             name: backend
             for name, backend in flow._backends.items()
-            if callable(getattr(backend, "answer", None)) and PROMPT in accepted_kinds(backend)
+            if callable(getattr(backend, "run_one", None)) and PROMPT in accepted_kinds(backend)
         }
-        names = ", ".join(f"'{name}'" for name in able) or "none"
+        names = ", ".join(f"'{name}'" for name in backends) or "none"
         name, model = options.get("backend"), options.get("model")
-        if name is not None and name not in able:
-            has = "cannot answer prompts" if name in flow._backends else "is not in the engine"
-            raise ConfigurationError(f"backend '{name}' {has}; these can: {names}")
-        if not able:
+        if name is not None and name not in backends:
+            fault = "cannot run prompts" if name in flow._backends else "is not in the engine"
+            raise ConfigurationError(f"backend '{name}' {fault}; these can: {names}")
+        if not backends:
             raise ConfigurationError(
-                "no backend of the engine answers prompts; create the engine with an inference "
+                "no backend of the engine runs prompts; create the engine with an inference "
                 "backend too: WorkflowEngine.create(backend=[compute, inference])"
             )
         if name is not None:
-            able = {name: able[name]}
+            backends = {name: backends[name]}
+        kind = options.get("kind") or GENERATE
+        able = backends_for_ai_kind(backends.values(), kind)
+        if not able:
+            every = [b for b in flow._backends.values() if callable(getattr(b, "run_one", None))]
+            others = ", ".join(f"'{b.name}'" for b in backends_for_ai_kind(every, kind)) or "none"
+            tried = ", ".join(f"'{name}'" for name in backends)
+            raise ConfigurationError(
+                f"{tried} cannot run an AI task of kind '{kind}'; these can: {others}"
+            )
+        backends = {name: backend for name, backend in backends.items() if backend in able}
         if model is None:
-            return able
-        served = {name: getattr(backend, "model_name", model) for name, backend in able.items()}
+            return backends
+        served = {name: getattr(backend, "model_name", model) for name, backend in backends.items()}
         if model not in served.values():
             models = ", ".join(f"'{served[name]}' by '{name}'" for name in served)
             raise ConfigurationError(f"no backend serves the model '{model}'; served: {models}")
-        return {name: able[name] for name in able if served[name] == model}
+        return {name: backends[name] for name in backends if served[name] == model}
 
     def _pick(self, options: Mapping[str, Any]) -> Any:
-        """Return the backend that is to answer; None in a dry run."""
-        able = self._able(options)
-        if len(able) > 1 and options.get("model") is None:
-            names = ", ".join(f"'{name}'" for name in able)
+        """Return the backend for these options; None in a dry run."""
+        backends = self._backends_for(options)
+        if len(backends) > 1 and options.get("model") is None:
+            names = ", ".join(f"'{name}'" for name in backends)
             raise ConfigurationError(
-                f"several backends answer prompts ({names}); name one: ai_task(backend=...)"
+                f"several backends run prompts ({names}); name one: ai_task(backend=...)"
             )
-        return next(iter(able.values()), None)
+        return next(iter(backends.values()), None)
 
-    async def _answer(self, task: AITask, options: Mapping[str, Any]) -> Any:
+    async def _run(
+        self, name: str, task: AITask, options: Mapping[str, Any], agent: Agent | None
+    ) -> Any:
         fields = {**options, **task}
         backend = self._pick(fields)
         if backend is None:
-            return _stand_in(fields)
-        task.update(await backend.answer(fields), state="DONE")
+            return _placeholder(fields)
+        respond = partial(self._respond, name, backend)
+        if agent is None:
+            result = await respond(fields)
+        else:
+            messages = task["messages"] = self._new_conversation()
+            result = await agent.run(fields, respond, messages)
+        task.update(result, state="DONE")
         return task["parsed" if is_model_class(fields.get("response_format")) else "response"]
+
+    def _new_conversation(self) -> list[dict[str, Any]]:
+        """Return the list for the messages of the component whose body runs."""
+        messages: list[dict[str, Any]] = []
+        machine: Any = getattr(self._flow, "_machine", None)
+        component = machine.bodies.current.get() if machine is not None else None
+        if component is not None:
+            component.description["messages"] = messages
+        return messages
+
+    async def _respond(self, name: str, backend: Any, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the result fields of a prompt, from the engine's journal if it has them."""
+        asked = fields
+        attempt = getattr(self._flow, "_current_attempt", lambda: None)()
+        if attempt is not None and hasattr(backend, "active_records"):
+            asked = {**fields, ATTEMPT_KEY: attempt}
+        machine: Any = getattr(self._flow, "_machine", None)
+        journal = getattr(machine, "journal", None)
+        stock_journal: StockJournal | None = getattr(self._flow, "_stock_journal", None)
+        model = getattr(backend, "model_name", None)
+        if stock_journal is not None:
+            return await stock_journal.run_prompt(
+                name, fields, model, lambda: backend.run_one(asked)
+            )
+        if journal is None:
+            result: dict[str, Any] = await backend.run_one(asked)
+            return result
+        result = await journal.run_prompt(
+            machine.bodies.current.get(),
+            fields,
+            model,
+            lambda: backend.run_one(asked),
+        )
+        return result
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise TypeError(
-                f"ai_task has no option '{name}'; {hint}options are {', '.join(sorted(OPTIONS))}"
-            )
-    AITask("-", uid="ai_task", **options)
+            known = OPTIONS | set(AGENT_OPTIONS) | set(ENGINE_OPTIONS)
+            raise TypeError(unknown_name("ai_task option", name, known))
+    AITask(("-", "-") if options.get("kind") == SCORE else "-", uid="ai_task", **options)
 
 
-def _check_once(options: Mapping[str, Any], repeating: Mapping[str, Any]) -> None:
-    if options.get("on_text") is not None and repeating.get("retries"):
+def _check_once(options: Mapping[str, Any], retrying: Mapping[str, Any]) -> None:
+    if options.get("on_text") is not None and retrying.get("retries"):
         raise TypeError(
-            "with 'retries' an 'on_text' would get the beginning again; use one of them"
+            "'retries' and 'on_text' exclude each other: a retry would repeat the text that "
+            "'on_text' has already received; leave one out"
         )
 
 
@@ -240,7 +352,7 @@ def _described(description: Any) -> dict[str, Any]:
         return {}
     if not isinstance(description, Mapping):
         raise TypeError(
-            f"'task_description' must be a dict of options, not {type(description).__name__}"
+            f"'task_description' must be a dict of options, got {type(description).__name__}"
         )
     _check_options(description)
     return dict(description)
@@ -254,8 +366,13 @@ def _make_task(prompt: Any, options: Mapping[str, Any], name: str) -> AITask:
     return AITask(prompt, uid=name, **options)
 
 
-def _stand_in(task: Mapping[str, Any]) -> Any:
-    """Return a response of the right shape: one per prompt, with `n` above 1 a list of n each."""
+def _placeholder(task: Mapping[str, Any]) -> Any:
+    """Return a response of the right shape: one for each prompt, or a list if `n` is above 1."""
+    kind = task.get("kind") or GENERATE
+    if kind != GENERATE:
+        inputs, single = pooling_inputs(kind, task["prompt"])
+        rows = [bytes(4)] * len(inputs)  # one number, 0
+        return pooling_result(kind, rows, [[DRY_RUN_RESPONSE]] * len(inputs), single=single)
     prompt, number, wanted = task["prompt"], task.get("n") or 1, task.get("response_format")
     response: Any = DRY_RUN_RESPONSE
     if is_model_class(wanted):
@@ -271,26 +388,30 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__name__", None) or repr(function)
 
 
-class _Opaque:
-    """Arguments that the stock engine does not look into: it finds futures one level deep only."""
+class _Arguments:
+    """Arguments hidden from the stock engine, which finds only futures that are not nested."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self._arguments, self._futures = find_futures(arguments)
 
     async def values(self, name: str) -> Any:
-        """Wait for all futures in the arguments and return these with the values in their place.
+        """Wait for all futures in the arguments, and return the arguments with their values.
+
+        Args:
+            name: The name of the task, for errors.
 
         Raises:
-            DependencyFailureError: One of them failed.
-            asyncio.CancelledError: One of them was cancelled, and so is this task.
+            DependencyFailureError: A future failed.
+            asyncio.CancelledError: A future was cancelled; the task is cancelled too.
         """
         futures = self._futures
         if not futures:
             return self._arguments
         await asyncio.wait(futures)
-        if any(future.cancelled() for future in futures):
+        needed = required(futures)
+        if any(future.cancelled() for future in needed):
             raise asyncio.CancelledError(f"a task that '{name}' depends on was cancelled")
-        failure = dependency_failure(name, futures)
+        failure = dependency_failure(name, needed)
         if failure is not None:
             raise failure
         return with_values(self._arguments)

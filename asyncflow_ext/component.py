@@ -1,138 +1,338 @@
-"""A component of a workflow, a task or a block, from its call to its end."""
+"""A component of a workflow, a task or a block, and the future of its result."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any, Protocol
+from enum import IntEnum, auto
+from typing import Annotated, Any, ClassVar, Protocol
 
-__all__ = ["Component", "Options", "Stage"]
+from pydantic import BeforeValidator, Field, InstanceOf
+
+from rhapsody.backends.core.retries import RetryPolicy
+from rhapsody.backends.protocol import Attempt
+from rhapsody.errors import EngineError, TaskTimeoutError
+from rhapsody.resources import MAX_PRIORITY, Resources
+from rhapsody.validation import Fault, StrictModel, ZeroOrMore
+
+__all__ = [
+    "AI",
+    "BLOCK",
+    "EXECUTABLE",
+    "FUNCTION",
+    "PROMPT",
+    "TASK",
+    "Component",
+    "Event",
+    "Options",
+    "Stage",
+    "Timers",
+    "description_of",
+    "loop_error",
+]
 
 
-class Stage(Enum):
-    """How far a component has come."""
+TASK, BLOCK = "task", "block"
+"""The types of components; "block" is also a kind."""
+
+FUNCTION, EXECUTABLE, PROMPT, AI = "function", "executable", "prompt", "ai"
+"""The kinds of tasks."""
+
+
+class Stage(IntEnum):
+    """The stage of a component; `state_machine.TRANSITIONS` defines the moves between stages."""
 
     WAITING = auto()
-    """For its dependencies, or for its next attempt."""
+    """Its dependencies are not all done, or it is launched in the next pass of the loop."""
+    PAUSING = auto()
+    """An attempt failed, and the next one is due after a pause."""
     PREPARING = auto()
-    """Its body is making the command or the prompt."""
+    """Its function is running, and will return the command or the prompt."""
     QUEUED = auto()
-    """For its backend to take the next batch."""
+    """It is in the queue of its backend."""
     SUBMITTING = auto()
-    """The backend is taking it."""
+    """The call of the backend's `submit_tasks` has not returned."""
     SUBMITTED = auto()
-    """The backend has it, or its body runs on the caller's loop."""
+    """The backend accepted it."""
+    RUNNING = auto()
+    """Its body runs on the caller's loop."""
+    CANCEL_PENDING = auto()
+    """Cancelled while SUBMITTING; the backend is asked to stop it when it has accepted it."""
+    CANCELLING = auto()
+    """Cancelled, and the backend was asked to stop it."""
+    TIMEOUT_PENDING = auto()
+    """Timed out while SUBMITTING; the backend is asked to stop it when it has accepted it."""
+    TIMING_OUT = auto()
+    """Timed out, and the backend was asked to stop it."""
+    STOPPING_BODY = auto()
+    """Timed out, and its body on the caller's loop was interrupted."""
+    DONE = auto()
+    """It has a result."""
+    FAILED = auto()
+    """It has an exception."""
+    CANCELLED = auto()
+    """Its future is cancelled."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a decorator says of all its calls.
+def as_paths(paths: Any) -> Any:
+    """Return a list of paths as a tuple of strings, and any other value unchanged."""
+    if isinstance(paths, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in paths):
+        return tuple(map(os.fspath, paths))
+    return paths
+
+
+FIRST_STAGE = Stage.WAITING
+"""A constant, since `Stage.WAITING` takes 50 ns in Python 3.11, for each component."""
+
+
+class Event(IntEnum):
+    """An event in the life of a component."""
+
+    PREPARE = auto()
+    """Its function is called for the command or the prompt."""
+    RUN = auto()
+    """Its body starts on the caller's loop."""
+    QUEUE = auto()
+    """It enters the queue of its backend."""
+    SUBMIT = auto()
+    """Its backend is called with its batch."""
+    ACCEPT = auto()
+    """The backend's `submit_tasks` returned."""
+    START = auto()
+    """The backend reported that it runs."""
+    SUCCEED = auto()
+    """The attempt succeeded; the outcome is the value."""
+    REJECT = auto()
+    """`submit_tasks` raised; the outcome is the error."""
+    FAIL = auto()
+    """The attempt failed; the outcome is the error."""
+    END = auto()
+    """The run ends before it was run; the outcome is the error."""
+    FAIL_DEPENDENCY = auto()
+    """A dependency failed; the outcome is the error, and no attempt follows."""
+    STOP = auto()
+    """The backend reported that it was cancelled, or its body raised `CancelledError`."""
+    CANCEL = auto()
+    """Its owner cancels it."""
+    TIMEOUT = auto()
+    """The attempt took too long."""
+    GIVE_UP = auto()
+    """The backend refused to stop it, or did not confirm in time; or its body did not end."""
+    RESUME = auto()
+    """The pause before the next attempt is over."""
+    RECALL = auto()
+    """The journal has its result; the outcome is the result fields."""
+    ABANDON = auto()
+    """A dependency was cancelled, or the engine shuts down; it ends at once."""
+
+
+Files = Annotated[tuple[str, ...], BeforeValidator(as_paths)] | Callable[..., Any] | None
+FILES = "a list of paths, or a function that returns one"
+
+
+class Options(StrictModel):
+    """The options of a decorator, for all calls of its function.
 
     Attributes:
-        is_service: Passed to the backend.
-        backend: Name of the backend; the engine's default where None.
+        service: Passed to the backend.
+        backend: Name of the backend; None: the engine's default.
         capture_stdio: Executables write their output to files.
         retries: How often a failed attempt is repeated.
         backoff: Seconds before the first repetition; each later one waits twice as long.
-        timeout: Seconds that an attempt may take; None is no limit.
+        timeout: Seconds that an attempt may run; None: no limit. Waiting for the backend is not
+            counted, except for prompts.
+        resources: What each task asks for.
+        priority: Tasks of higher priority start first.
+        journal: The engine's journal, if it has one, recalls and records the results.
+        cache: Equal calls share one recorded result, also within a run.
+        version: Replaces the hash of the function's code in the journal.
+        inputs: Files that the result depends on, or a function that returns them for the
+            arguments of a call.
+        outputs: Files that a recalled result needs, or such a function; if one is missing, the
+            call runs again.
+        expected: Seconds that a task is expected to run; None: its timeout. A task that cannot
+            end before the walltime is not started.
+        queue_timeout: Seconds that an attempt may wait for its start; None: no limit.
+
+    Raises:
+        TypeError: An option is unknown, or `service` is not a bool.
+        ValueError: Another option has a wrong value.
     """
 
-    is_service: bool = False
-    backend: str | None = None
-    capture_stdio: bool = False
-    retries: int = 0
-    backoff: float = 0.1
-    timeout: float | None = None
+    noun: ClassVar[str] = "task option"
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.is_service, bool):
-            raise TypeError(f"'service' must be a boolean, got {type(self.is_service).__name__}")
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise ValueError(
-                f"'retries' must be a whole number of at least 0, not {self.retries!r}"
-            )
-        if not _is_number(self.backoff) or not self.backoff >= 0:
-            raise ValueError(f"'backoff' must be a number of seconds, not {self.backoff!r}")
-        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
-            raise ValueError(
-                f"'timeout' must be a positive number of seconds, not {self.timeout!r}"
-            )
+    service: Annotated[bool, Field(description="a boolean")] = False
+    backend: Annotated[str | None, Field(description="the name of a backend")] = None
+    capture_stdio: Annotated[bool, Field(description="a boolean")] = False
+    retries: ZeroOrMore = 0
+    backoff: Annotated[
+        float, Field(ge=0, description="a number of seconds that is not negative")
+    ] = 0.1
+    timeout: Annotated[float | None, Field(gt=0, description="a positive number of seconds")] = None
+    resources: InstanceOf[Resources] | None = None
+    priority: Annotated[
+        int,
+        Field(
+            ge=-MAX_PRIORITY,
+            le=MAX_PRIORITY,
+            description=f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
+        ),
+    ] = 0
+    journal: Annotated[bool, Field(description="a boolean")] = True
+    cache: Annotated[bool, Field(description="a boolean")] = False
+    version: Annotated[str | None, Field(description="a string")] = None
+    expected: Annotated[float | None, Field(gt=0, description="a positive number of seconds")] = (
+        None
+    )
+    inputs: Annotated[Files, Field(description=FILES)] = None
+    outputs: Annotated[Files, Field(description=FILES)] = None
+    queue_timeout: Annotated[
+        float | None, Field(gt=0, description="a positive number of seconds")
+    ] = None
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """How often a failed attempt is repeated, and after which pauses."""
+        return RetryPolicy(self.retries, self.backoff)
+
+    @classmethod
+    def refuse(cls, fault: Fault) -> Exception:
+        """Return a TypeError for an unknown option, as Python raises for an unknown argument."""
+        kind = TypeError if fault.unknown or fault.field == "service" else ValueError
+        return kind(fault.message)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+class HandlesEvents(Protocol):
+    """The interface of `StateMachine` that components use."""
 
+    def launch(self, component: Component) -> None:
+        """Start an attempt; all dependencies are done."""
 
-class Engine(Protocol):
-    """What a future needs of its engine."""
-
-    def cancel(self, component: Component, msg: Any) -> bool:
-        """Cancel a component that has not ended."""
+    def handle(self, component: Component, event: Event, outcome: Any = None) -> bool:
+        """Apply an event; False if the component's stage does not allow it."""
 
     def release(self, component: Component) -> None:
         """Forget a component that has ended."""
 
 
+class TaskQueue(Protocol):
+    """The interface of `BackendQueue` that the state machine uses.
+
+    Attributes:
+        reports_running: Whether the backend reports the start of every function and executable.
+        carries_contexts: Whether the backend runs functions in the context of their calls.
+        keeps_history: Whether the backend records its tasks, and does not count attempts.
+    """
+
+    reports_running: bool
+    keeps_history: bool
+    carries_contexts: bool
+
+    def cancel(self, component: Component) -> None:
+        """Ask the backend to stop a component."""
+
+    def time_out(self, component: Component, error: TaskTimeoutError) -> None:
+        """Ask the backend to stop a component that took too long."""
+
+    def stop_when_accepted(
+        self, component: Component, error: TaskTimeoutError | None = None
+    ) -> None:
+        """Ask the backend to stop a component that ended before its `submit_tasks` returned."""
+
+
+class Timers:
+    """The timers of one attempt, one attribute for each purpose.
+
+    Attributes:
+        timeout: The attempt takes too long.
+        pause: The next attempt is due.
+        confirmation: The backend takes too long to confirm that it stopped the task.
+        body_stop: The interrupted body takes too long to end.
+        queue: The attempt waits too long for its start.
+        waited_too_long: Whether it did.
+    """
+
+    __slots__ = ("body_stop", "confirmation", "pause", "queue", "timeout", "waited_too_long")
+
+    def __init__(self) -> None:
+        self.queue: asyncio.TimerHandle | None = None
+        self.waited_too_long = False
+        self.timeout: asyncio.TimerHandle | None = None
+        self.pause: asyncio.TimerHandle | None = None
+        self.confirmation: asyncio.TimerHandle | None = None
+        self.body_stop: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Stop all timers."""
+        for timer in (
+            self.timeout,
+            self.pause,
+            self.confirmation,
+            self.body_stop,
+            self.queue,
+        ):
+            if timer is not None:
+                timer.cancel()
+
+
 class Component(asyncio.Future[Any]):
     """One call of a decorated function, and the future of its result.
 
-    Cancelling it asks the engine, which stops the work. As of the stock engine's entries, `type`,
-    `future` and `description` can be read as items.
+    Its items `type`, `future` and `description` are those of the stock engine's entries.
 
     Attributes:
         type: "task" or "block".
         uid: Unique in this process.
         name: The function's name.
-        state: As the stock engine says it.
-        task, block: The description, by the one name or the other.
-        description: What its backend gets.
-        engine: The engine it belongs to, until it has ended.
+        state: The state in the terms of the stock engine: "PENDING", "RUNNING", "DONE", "FAILED"
+            or "CANCELLED". The engine itself reads `stage` only.
+        task, block: The description, under the name of the component's type.
+        description: The dict that its backend gets.
+        machine: Its state machine, until it has ended.
         kind: "function", "executable", "prompt", "block" or "ai".
-        options: What its decorator said.
-        function: The function behind it.
-        arguments: `(args, kwargs)` as they were given, if there are futures among them, for as
-            long as an attempt may need them.
-        dependencies: These futures.
-        waiting: How many of them are not done.
-        stage: How far it is.
-        attempt: Repetitions so far.
-        job: The asyncio task that runs its body, if one does.
-        timer: Fires at its timeout, or when its next attempt is due.
-        timed_out: The present attempt took too long.
-        abandoned: Somebody cancelled it: there is no other attempt.
-        cancel_message: What that somebody said.
-        cancelling: Its backend has been asked to stop it, or will be.
-        context: The context of its call, in which its body runs, if the engine runs it.
-        members: The unfinished components made inside its body, if that runs here.
+        options: The options of its decorator.
+        function: The decorated function.
+        arguments: The `(args, kwargs)` of the call, if they contain futures, until no attempt
+            needs them.
+        dependencies: The futures among the arguments.
+        waiting: The number of dependencies that are not done.
+        stage: Its stage.
+        attempt: The number of attempts that failed.
+        job: The asyncio task that runs its body, if there is one.
+        queue: The queue of its backend. None: it has not been queued.
+        timers: The timers of the current attempt. None: no timer was started.
+        cancel_message: The argument of `cancel`.
+        context: The context of its call, in which its body or its function runs. None: a function
+            task without context variables, or whose backends run functions in processes.
+        members: The unfinished components called by its body. None: it has no body.
+        call: Its call in the journal. None: it is not journaled, or not yet.
     """
 
-    # One object for a call, and slots: what the garbage collector has to look at costs more than
-    # all else where many are pending.
+    # One object per call, with slots: if many tasks are pending, the garbage collector takes most
+    # of the time, and its time grows with the number of objects.
     __slots__ = (
-        "abandoned",
         "arguments",
         "attempt",
         "block",
+        "call",
         "cancel_message",
-        "cancelling",
         "context",
         "dependencies",
         "description",
-        "engine",
         "function",
         "job",
         "kind",
+        "machine",
         "members",
         "name",
         "options",
+        "queue",
         "stage",
         "state",
         "task",
-        "timed_out",
-        "timer",
+        "timers",
         "type",
         "uid",
         "waiting",
@@ -140,7 +340,7 @@ class Component(asyncio.Future[Any]):
 
     def __init__(
         self,
-        engine: Engine,
+        machine: HandlesEvents,
         loop: asyncio.AbstractEventLoop,
         comp_type: str,
         kind: str,
@@ -155,23 +355,22 @@ class Component(asyncio.Future[Any]):
         self.name: str = description["name"]
         self.description = description
         setattr(self, comp_type, description)
-        self.engine: Engine | None = engine
+        self.machine: HandlesEvents | None = machine
         self.kind = kind
         self.function = function
         self.options = options
         self.arguments: tuple[Any, ...] = ()
         self.dependencies: Sequence[asyncio.Future[Any]] = ()
         self.waiting = 0
-        self.stage = Stage.WAITING
+        self.stage = FIRST_STAGE
         self.attempt = 0
         self.job: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.timed_out = False
-        self.abandoned = False
+        self.queue: TaskQueue | None = None
+        self.timers: Timers | None = None
         self.cancel_message: Any = None
-        self.cancelling = False
-        self.context = None if kind == "function" else copy_context()
+        self.context = None if kind == FUNCTION else copy_context()
         self.members: set[Component] | None = None
+        self.call: Any = None
 
     def __getitem__(self, key: str) -> Any:
         if key == "future":
@@ -180,54 +379,99 @@ class Component(asyncio.Future[Any]):
             raise KeyError(key)
         return getattr(self, key)
 
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the work.
-
-        What no backend has yet is cancelled at once. Otherwise its backend is asked, and the
-        future is cancelled when it confirms, refuses, or takes too long.
-
-        Returns:
-            False where it is done.
-        """
-        if self.done() or self.engine is None:
-            return super().cancel(msg)
-        return self.engine.cancel(self, msg)
-
-    def cancel_now(self, msg: Any | None = None) -> None:
-        """Cancel the future itself, whatever becomes of the work."""
-        super().cancel(msg)
-        self._release()
-
-    def set_result(self, result: Any) -> None:
-        """End it well."""
-        super().set_result(result)
-        self._release()
-
-    def set_exception(self, exception: Any) -> None:
-        """End it badly."""
-        super().set_exception(exception)
-        self._release()
-
-    def _release(self) -> None:
-        # Not by a done callback, which costs some objects more for each future that is pending.
-        engine, self.engine = self.engine, None
-        if engine is not None:
-            engine.release(self)
-        self.context = self.members = None
-        self.arguments = self.dependencies = ()
-
     @property
     def id(self) -> str:
         """The number in its uid."""
         return self.uid.rpartition(".")[2]
 
-    @property
-    def runs_here(self) -> bool:
-        """Whether its body runs on the caller's loop: blocks and AI tasks."""
-        return self.kind in ("block", "ai")
+    def handle(self, event: Event, outcome: Any = None) -> bool:
+        """Apply an event.
 
-    def stop_timer(self) -> None:
-        """Take back its timeout or its next attempt."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        Args:
+            event: What happened.
+            outcome: The value of SUCCEED, or the error of FAIL and FAIL_DEPENDENCY.
+
+        Returns:
+            False if the stage does not allow the event; then nothing changes.
+        """
+        machine = self.machine
+        return machine is not None and machine.handle(self, event, outcome)
+
+    def current_attempt(self) -> Attempt | None:
+        """Return its current attempt; None if a failure is not repeated."""
+        return self.options.retry_policy.attempt(self.uid, self.attempt)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the work.
+
+        A component that no backend has is cancelled at once. Otherwise its backend is asked to
+        stop it, and the future is cancelled when the backend confirms, refuses, or takes too long.
+
+        Returns:
+            False if the component has ended.
+
+        Raises:
+            EngineError: The loop of its engine is closed; only a shutdown can cancel it.
+        """
+        if self.done() or self.machine is None:
+            return super().cancel(msg)
+        if self.get_loop().is_closed():
+            raise loop_error(f"'{self.name}' cannot be cancelled", self.get_loop())
+        self.cancel_message = msg
+        self.machine.handle(self, Event.CANCEL)
+        return True
+
+    def end_cancelled(self) -> None:
+        """Cancel the future itself, even if the work does not stop."""
+        try:
+            super().cancel(self.cancel_message)
+        except RuntimeError:  # a closed loop cannot call those who wait
+            if not self.get_loop().is_closed():
+                raise
+        self._release()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = self.get_loop()
+        if not self.done() and loop is not asyncio.get_running_loop():
+            raise loop_error(f"'{self.name}' cannot be awaited here", loop)
+        return super().__await__()
+
+    __iter__ = __await__
+
+    def set_result(self, result: Any) -> None:
+        """End the component with a result."""
+        super().set_result(result)
+        self._release()
+
+    def set_exception(self, exception: Any) -> None:
+        """End the component with an exception."""
+        super().set_exception(exception)
+        self._release()
+
+    def _release(self) -> None:
+        # A done callback would cost several objects for each pending future.
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            machine.release(self)
+        self.context = self.members = self.queue = self.timers = None
+        self.arguments = self.dependencies = ()
+
+
+def loop_error(fault: str, loop: asyncio.AbstractEventLoop) -> EngineError:
+    """Return the error about the use of an engine on another loop than its own.
+
+    Args:
+        fault: What cannot be done.
+        loop: The loop of the engine.
+    """
+    closed = " is closed; create an engine in each asyncio.run()"
+    other = " is another one; use an engine only on the loop that created it"
+    return EngineError(
+        f"{fault}: the engine's event loop {loop!r}{closed if loop.is_closed() else other}"
+    )
+
+
+def description_of(future: asyncio.Future[Any]) -> dict[str, Any] | None:
+    """Return the description of a component of any engine; None for another future."""
+    description = getattr(future, "task", None) or getattr(future, "block", None)
+    return description if isinstance(description, dict) else None

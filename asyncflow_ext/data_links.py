@@ -1,4 +1,4 @@
-"""AsyncFlow's data links: files that tasks hand on, on backends which see to that themselves."""
+"""AsyncFlow's data links: files passed between tasks, by backends that support it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 from radical.asyncflow import InputFile, OutputFile
 
-from asyncflow_ext.component import Component
+from asyncflow_ext.component import Component, description_of
 
 __all__ = ["link_data", "metadata"]
 
 NONE: dict[str, tuple[Any, ...]] = {"dependencies": (), "input_files": (), "output_files": ()}
-"""Of a call without arguments; one for all, since backends leave it as it is."""
+"""The metadata of a call without arguments. It is shared: backends do not change it."""
 
 
 def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
-    """Describe what a component depends on and which files it takes and makes.
+    """Return the dependencies of a component, and its input and output files.
 
-    Of each component that it depends on there is only the uid and the name: whole descriptions
-    would keep every earlier one of a chain in memory. In tuples, since empty ones cost nothing.
+    A dependency is given by uid and name only: whole descriptions would keep every earlier
+    component of a chain in memory. Tuples, because an empty tuple takes no memory.
     """
     description = component.description
     if not (description["args"] or description["kwargs"]):
         return NONE
     arguments = (*description["args"], *description["kwargs"].values())
-    others = filter(None, map(_description, component.dependencies))
+    others = filter(None, map(description_of, component.dependencies))
     return {
         "dependencies": tuple({"uid": other["uid"], "name": other["name"]} for other in others),
         "input_files": tuple(a.filename for a in arguments if isinstance(a, InputFile)),
@@ -34,15 +34,13 @@ def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
 
 
 def link_data(engine: Any, component: Component) -> None:
-    """Call the hooks of the engine's default backend, where it links data at all.
+    """Call the data-link hooks of the engine's default backend.
 
     Raises:
-        TypeError: A hook that has to name the file's destination did not.
-        Exception: Whatever a hook raises.
+        TypeError: A hook did not return the destination of a file.
+        Exception: Any error of a hook.
     """
-    if not (engine._links_implicit_data or engine._links_explicit_data):
-        return
-    sources = [d for f in component.dependencies if (d := _description(f)) is not None]
+    sources = [d for f in component.dependencies if (d := description_of(f)) is not None]
     if engine._links_implicit_data and engine.implicit_data_mode:
         for source in sources:
             if not source["metadata"]["output_files"]:
@@ -74,11 +72,6 @@ def _link_files(backend: Any, sources: list[dict[str, Any]], target: dict[str, A
 def _destination(link: Any, name: str) -> str:
     if not isinstance(link, dict) or "target" not in link:
         raise TypeError(
-            f"link_explicit_data_deps for '{name}' must return a dict with 'target', not {link!r}"
+            f"link_explicit_data_deps for '{name}' must return a dict with 'target', got {link!r}"
         )
     return Path(link["target"]).name
-
-
-def _description(future: Any) -> dict[str, Any] | None:
-    description = getattr(future, "task", None) or getattr(future, "block", None)
-    return description if isinstance(description, dict) else None

@@ -1,32 +1,34 @@
-"""Decorators that make workflow components of functions, and what they read from a call."""
+"""Decorators that turn functions into workflow components."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from asyncflow_ext.component import Component, Options
+from asyncflow_ext.component import AI, BLOCK, EXECUTABLE, FUNCTION, PROMPT, Component, Options
+from rhapsody.backends.core.work import is_async
+from rhapsody.resources import Resources
 
-__all__ = ["Decorated", "make_decorator"]
+__all__ = ["Decorated", "is_decorated", "make_decorator"]
+
+DECORATED = "__rhapsody_component__"
+"""The attribute that marks decorated functions."""
 
 Register = Callable[..., Component]
 
-OPTION_NAMES = ("backend", "backoff", "capture_stdio", "retries", "service", "timeout")
-
 
 class Decorated:
-    """A decorated function: what it is called, and what was said of it.
+    """A decorated function, its name, and its options.
 
     Args:
-        function: An async function, method, partial or callable object.
-        options: What the decorator was given.
+        function: A function, method, partial or callable object; for a block an async one.
+        options: The options of the decorator.
 
     Raises:
-        TypeError: It cannot be called, or its default `task_description` is no dict.
+        TypeError: The function is not callable, or its default `task_description` is not a dict.
     """
 
     def __init__(self, function: Callable[..., Any], options: Options) -> None:
@@ -37,9 +39,9 @@ class Decorated:
         self.name: str = _name_of(function)
         self.parameters = inspect.signature(function).parameters
         self.description = self._default_description()
-        with suppress(AttributeError, TypeError):  # methods and slotted objects take no attributes
+        with suppress(AttributeError, TypeError):  # methods and slotted objects reject attributes
             function.__task_description__ = self.description  # type: ignore[attr-defined]
-        self.is_async = _is_async(function)
+        self.is_async = is_async(function)
 
     def _default_description(self) -> dict[str, Any]:
         parameter = self.parameters.get("task_description")
@@ -53,16 +55,16 @@ class Decorated:
         return parameter.default
 
     def take(self, kwargs: dict[str, Any], name: str) -> Any:
-        """Read an option of the engine from a call; leave it where the function asks for it."""
+        """Return an option of a call, and remove it unless the function has such a parameter."""
         if name in self.parameters:
             return kwargs.get(name)
         return kwargs.pop(name, None)
 
     def read_description(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the call's `task_description` over the function's default one.
+        """Return the `task_description` of a call, merged over the default of the function.
 
         Raises:
-            TypeError: It is no dict.
+            TypeError: It is not a dict.
         """
         if not kwargs:
             return self.description.copy()
@@ -80,18 +82,18 @@ class Decorated:
         specific: dict[str, Any],
         workflow_id: str | None,
     ) -> dict[str, Any]:
-        """Describe one call in the words of AsyncFlow's backends.
+        """Return the description of one call, in the format of AsyncFlow's backends.
 
         Args:
             kind: "function", "executable", "prompt", "block" or "ai".
             uid: Unique in this process.
             args: Positional arguments.
             kwargs: Keyword arguments.
-            specific: What is for the backend only.
-            workflow_id: Label of the workflow that it belongs to.
+            specific: Options for the backend only.
+            workflow_id: Label of the workflow that the call belongs to.
         """
-        called = kind in ("function", "block", "ai")
-        task_type = "function" if kind == "block" else "prompt" if kind == "ai" else kind
+        called = kind in (FUNCTION, BLOCK, AI)
+        task_type = FUNCTION if kind == BLOCK else PROMPT if kind == AI else kind
         description: dict[str, Any] = {
             "uid": uid,
             "name": self.name,
@@ -99,7 +101,7 @@ class Decorated:
             "executable": None,
             "args": args,
             "kwargs": kwargs,
-            "is_service": self.options.is_service,
+            "is_service": self.options.service,
             "task_backend_specific_kwargs": specific,
             "target_backend": self.options.backend,
             "capture_stdio": self.options.capture_stdio,
@@ -107,17 +109,29 @@ class Decorated:
             "_tel_task_type": task_type,
             "_tel_executable": self.name,
         }
-        if kind != "executable":
+        if kind != EXECUTABLE:
             description["prompt"] = None
+        if self.options.resources is not None:
+            description["resources"] = self.options.resources
+        if self.options.priority:
+            description["priority"] = self.options.priority
         return description
 
 
-def make_decorator(register: Register) -> Callable[..., Any]:
-    """Return a decorator, to be used bare or with options.
+def make_decorator(
+    register: Register,
+    check: Callable[[Options], None],
+    takes_resources: bool = True,
+    takes_sync: bool = False,
+) -> Callable[..., Any]:
+    """Return a decorator that can be used with and without options.
 
     Args:
+        check: Raises an exception if options do not apply.
         register: Called as `register(decorated, args, kwargs, description, workflow_id)` for each
-            call of a decorated function; returns the future of its result.
+            call of a decorated function. It returns the future of the result.
+        takes_resources: Whether the decorator accepts the option `resources`.
+        takes_sync: Whether it also decorates functions that are not async.
     """
 
     def decorator(
@@ -129,29 +143,55 @@ def make_decorator(register: Register) -> Callable[..., Any]:
         retries: int = 0,
         backoff: float = 0.1,
         timeout: float | None = None,
+        resources: Mapping[str, Any] | Resources | None = None,
+        priority: int = 0,
+        journal: bool = True,
+        cache: bool = False,
+        version: str | None = None,
+        inputs: Any = None,
+        outputs: Any = None,
+        expected: float | None = None,
+        queue_timeout: float | None = None,
         **unknown: Any,
     ) -> Any:
-        for name in unknown:
-            near = difflib.get_close_matches(name, OPTION_NAMES, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+        if resources is not None and not takes_resources:
             raise TypeError(
-                f"there is no option '{name}'; {hint}options are {', '.join(OPTION_NAMES)}"
+                "'resources' is an option of function_task and executable_task; a block runs in "
+                "the engine's own loop, and a prompt on a model's replica"
             )
-        options = Options(service, backend, capture_stdio, retries, backoff, timeout)
+        options = Options(
+            service=service,
+            backend=backend,
+            capture_stdio=capture_stdio,
+            retries=retries,
+            backoff=backoff,
+            timeout=timeout,
+            resources=None if resources is None else Resources.of(resources),
+            priority=priority,
+            journal=journal,
+            cache=cache,
+            version=version,
+            inputs=inputs,
+            outputs=outputs,
+            expected=expected,
+            queue_timeout=queue_timeout,
+            **unknown,
+        )
+        check(options)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Component]:
-            return _wrap(Decorated(function, options), register)
+            return _wrap(Decorated(function, options), register, takes_sync)
 
         return decorate if possible_func is None else decorate(possible_func)
 
     return decorator
 
 
-def _wrap(decorated: Decorated, register: Register) -> Callable[..., Component]:
+def _wrap(decorated: Decorated, register: Register, takes_sync: bool) -> Callable[..., Component]:
     @functools.wraps(decorated.function)
     def wrapped(*args: Any, **kwargs: Any) -> Component:
         try:
-            if not decorated.is_async:
+            if not (takes_sync or decorated.is_async):
                 raise TypeError(
                     f"Function {decorated.name} must be async. "
                     "For sync functions, wrap them in async def."
@@ -162,7 +202,13 @@ def _wrap(decorated: Decorated, register: Register) -> Callable[..., Component]:
         workflow_id = decorated.take(kwargs, "workflow_id") if kwargs else None
         return register(decorated, args, kwargs, description, workflow_id)
 
+    wrapped.__dict__[DECORATED] = True
     return wrapped
+
+
+def is_decorated(function: Any) -> bool:
+    """Return whether a function was made a component by a decorator of this engine."""
+    return DECORATED in getattr(function, "__dict__", {})
 
 
 def _name_of(function: Any) -> str:
@@ -170,11 +216,3 @@ def _name_of(function: Any) -> str:
         function = function.func
     name: str = getattr(function, "__name__", type(function).__name__)
     return name
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself is looked at
-    )

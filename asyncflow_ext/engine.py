@@ -1,13 +1,15 @@
-"""AsyncFlow's engine, driven by events: what ends wakes what waits for it, and nothing polls."""
+"""The event-driven workflow engine: an event starts every step, and nothing polls."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from itertools import count
 from types import TracebackType
@@ -15,45 +17,57 @@ from typing import Any
 
 from radical.asyncflow import WorkflowEngine as StockEngine
 
-from asyncflow_ext import signals
 from asyncflow_ext.ai_task import extend
-from asyncflow_ext.attempts import STOP_SECONDS, Attempts
-from asyncflow_ext.bodies import Bodies
-from asyncflow_ext.cancelling import Canceller
-from asyncflow_ext.component import Component, Stage
-from asyncflow_ext.creation import Creation
-from asyncflow_ext.data_links import link_data, metadata
+from asyncflow_ext.compat import Components, Creation, Resolved, check_stock
+from asyncflow_ext.component import (
+    AI,
+    BLOCK,
+    EXECUTABLE,
+    FUNCTION,
+    PROMPT,
+    TASK,
+    Component,
+    Event,
+    Options,
+    loop_error,
+)
+from asyncflow_ext.data_links import metadata
 from asyncflow_ext.decorators import Decorated, make_decorator
-from asyncflow_ext.events import TaskEvents
-from asyncflow_ext.failures import as_exception, dependency_failure, reported_error
-from asyncflow_ext.futures import with_values
-from asyncflow_ext.jobs import Jobs, cancel_all
-from asyncflow_ext.sender import Sender
-from asyncflow_ext.stock import check_stock
-from asyncflow_ext.waiting import Waiting
-from rhapsody.api.errors import ConfigurationError, TaskTimeoutError
+from asyncflow_ext.failures import reported_error
+from asyncflow_ext.recovery.journal import ComponentJournal
+from asyncflow_ext.recovery.walltime import EngineWalltime
+from asyncflow_ext.scheduling import BackendQueue
+from asyncflow_ext.state_machine import STOP_SECONDS, StateMachine
+from rhapsody.backends.core.history import STATES
+from rhapsody.backends.core.html import as_html, state_cells
+from rhapsody.backends.protocol import REPORTED_STATES, Attempt, TaskStates, main_state
+from rhapsody.errors import ConfigurationError, EngineError, JournalError, WalltimeReached
+from rhapsody.journal.recorder import Journal, open_journal
+from rhapsody.report.runs import runs_of
+from rhapsody.walltime import find_end, signals
 
 __all__ = ["WorkflowEngine"]
 
 logger = logging.getLogger(__name__)
 
-BLOCK, EXECUTABLE, FUNCTION, PROMPT = "block", "executable", "function", "prompt"
-AI, TASK = "ai", "task"
+START, SUCCEED = Event.START, Event.SUCCEED
+"""Constants, since `Event.SUCCEED` takes 60 ns in Python 3.11, for each task."""
 
-_uids = count(1)  # of all engines of the process: two of them never use the same uid
+_uids = count(1)  # shared by all engines of the process, so that no uid occurs twice
 
 
 class WorkflowEngine(StockEngine):  # type: ignore[misc]
-    """A drop-in for the stock engine of `radical.asyncflow`; only the import changes.
+    """A drop-in replacement for the engine of `radical.asyncflow`; only the import changes.
 
-    Make one by `flow = await WorkflowEngine.create(backend=...)`, or with its shutdown seen to by
-    `async with WorkflowEngine.create(backend=...) as flow`. Beyond the stock engine it has the
-    `ai_task` decorator, and every decorator takes `retries=`, `backoff=` and `timeout=`.
+    Create an engine with `flow = await WorkflowEngine.create(backend=...)`, or with
+    `async with WorkflowEngine.create(backend=...) as flow`, which also shuts it down. Unlike the
+    stock engine it has the decorator `ai_task`, and every decorator accepts `retries=`,
+    `backoff=`, `timeout=` and `priority=`; those of functions and executables accept `resources=`.
 
     Raises:
-        ConfigurationError: Two of its backends have the same name.
-        BackendInUseError: A backend belongs to another engine or session that is still open.
-        ImportError: The installed AsyncFlow is not one that this engine fits.
+        ConfigurationError: Two backends have the same name.
+        BackendInUseError: A backend belongs to another open engine or session.
+        ImportError: The installed AsyncFlow differs from the supported version.
     """
 
     def __init__(
@@ -63,41 +77,32 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | None = None,
+        journal: Journal | None = None,
     ) -> None:
         check_stock()
-        self._senders: dict[str, Sender] = {}
+        self.journal = journal
         self._closer: asyncio.Task[None] | None = None
         if isinstance(backend, list) and not backend:
             raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
-        # What the engine does by itself runs in the context that it was made in, not in that of
-        # whichever task happened to come first.
+        # The engine's callbacks run in the context of its creation. Otherwise each would run in
+        # the context of the call that happened to schedule it.
         self._context = copy_context()
-        self._events = TaskEvents(self)
-        loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._jobs = Jobs(loop)
-        self._canceller = Canceller(loop, self._sender_of, self._end_cancelled, self._jobs.own)
-        self._waiting = Waiting(loop, self._context, self._launch, self._end_cancelled, self._fail)
-        self._attempts = Attempts(
-            loop,
-            self._context,
-            self._jobs,
-            self._canceller,
-            self._waiting.launch_soon,
-            self._end_cancelled,
-        )
-        self._bodies = Bodies(
-            self._begin_body, self._queue, self._succeed, self._fail, self._end_cancelled
-        )
-        self._block: ContextVar[Component | None] = ContextVar("block", default=None)
+        self._carries_contexts = False
+        self._machine = machine = StateMachine(self, asyncio.get_running_loop(), self._context)
+        if journal is not None:
+            machine.journal = ComponentJournal(journal, machine.tasks, machine.enqueue)
+            journal.on_failure = self._end_run
         try:
             super().__init__(backend, dry_run, implicit_data, uid, work_dir)
         except BaseException:
-            for sender in self._senders.values():
-                release = getattr(sender.backend, "release", None)
-                if release is not None:
-                    release(self)
+            for queue in self._machine.queues.values():
+                detach = getattr(queue.backend, "detach", None)
+                if detach is not None:
+                    detach(self)
             raise
+        self.components = self._components = Components()
+        self.resolved = Resolved(self._components)
         self._ai_component = self._register_decorator(TASK, AI)
         extend(self)
 
@@ -109,21 +114,81 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        journal_required: bool = False,
+        walltime: float | None = None,
+        walltime_margin: float = 60.0,
     ) -> Creation[WorkflowEngine]:
-        """Make an engine: await it, or enter it by `async with`.
+        """Create an engine; await the result, or enter it with `async with`.
 
         Args:
-            backend: A backend, or a list of them, the default first.
-            dry_run: Run nothing; tasks give stand-ins.
-            implicit_data: Link data between dependent tasks, on backends that do.
-            uid: Name of the engine; made where None.
-            work_dir: Captured output goes to `<work_dir>/<uid>/`; the current directory where
-                None.
+            backend: A backend, or a list of backends; the first is the default.
+            dry_run: Run no task; every task returns a placeholder.
+            implicit_data: Link data between dependent tasks, if the backend supports it.
+            uid: Name of the engine. None: a generated name.
+            work_dir: Captured output goes to `<work_dir>/<uid>/`. None: the current directory.
+            journal: File of the journal, which is created if it does not exist. The results of
+                finished tasks are kept there, and a later run of the program does not repeat
+                them. None: no journal. In a dry run it is not used.
+            journal_required: Shut the engine down if the journal cannot be written any more.
+                False: continue without it, with a warning.
+            walltime: Seconds after which the batch job of the program ends, if the batch system
+                does not say. The walltime is observed if this or `journal` is given.
+            walltime_margin: Seconds before the end of the walltime, or after SIGTERM or SIGUSR1,
+                in which running tasks may finish and no new ones are started. What is left then
+                raises `WalltimeReached`.
 
         Returns:
-            The engine, once awaited or entered.
+            The engine, when awaited or entered.
+
+        Raises:
+            JournalError: The journal cannot be used, for example because another program uses it.
         """
-        return Creation(super().create(backend, dry_run, implicit_data, uid, work_dir))
+        created = cls._create(
+            backend, dry_run, implicit_data, uid, work_dir, journal, journal_required
+        )
+        if (journal is not None or walltime is not None) and not dry_run:
+            created = cls._with_walltime(created, walltime, walltime_margin)
+        return Creation(created)
+
+    @classmethod
+    async def _with_walltime(
+        cls,
+        created: Coroutine[Any, Any, WorkflowEngine],
+        walltime: float | None,
+        margin: float,
+    ) -> WorkflowEngine:
+        engine: WorkflowEngine = await created
+        end = await engine.loop.run_in_executor(None, find_end, walltime)
+        guard = EngineWalltime(engine._components.active.values, margin, engine._end_run)
+        guard.start(engine.loop, end)
+        engine._machine.walltime = guard
+        signals.add_owner(engine, signal.SIGUSR1)
+        return engine
+
+    @classmethod
+    async def _create(
+        cls,
+        backend: Any,
+        dry_run: bool,
+        implicit_data: bool,
+        uid: str | None,
+        work_dir: str | None,
+        journal: str | os.PathLike[str] | None,
+        journal_required: bool,
+    ) -> WorkflowEngine:
+        opened = None
+        if journal is not None and not dry_run:
+            opened = await open_journal(journal, journal_required)
+        try:
+            backends = await cls._setup_execution_backend(backend, dry_run)
+            engine = cls(backends, dry_run, implicit_data, uid, work_dir, opened)
+            await engine._start_async_components()
+        except BaseException:
+            if opened is not None:
+                await opened.close()
+            raise
+        return engine
 
     async def __aenter__(self) -> WorkflowEngine:
         return self
@@ -136,25 +201,72 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     ) -> None:
         await self.shutdown()
 
+    def _repr_html_(self) -> str:
+        """Return the engine for a notebook: its backends, and their tasks by state."""
+        state = "shut down" if self._shutdown_event.is_set() else "open"
+        facts = {"uid": self.uid, "state": state, "active components": len(self._components.active)}
+        rows = [["backend", *(name.lower() for name in STATES)]]
+        backends = [queue.backend for queue in self._machine.queues.values()]
+        rows += [[run.name, *state_cells(run.history.counts)] for run in runs_of(backends)]
+        return as_html("WorkflowEngine", facts, rows)
+
     def _attach_backend(self, backend: Any) -> None:
         if isinstance(backend, type) or not hasattr(backend, "submit_tasks"):
             raise ConfigurationError(
-                f"a backend is wanted, not {backend!r}; make one, such as "
+                f"'backend' must be a backend, got {backend!r}; create one, for example "
                 "ConcurrentExecutionBackend()"
             )
-        if backend.name in self._senders:
+        machine = self._machine
+        if backend.name in machine.queues:
             raise ConfigurationError(
-                f"two backends are named '{backend.name}'; give one of them another name=..."
+                f"two backends are named '{backend.name}'; give one of them another name"
             )
-        super()._attach_backend(backend)
-        self._senders[backend.name] = Sender(
-            backend, self.loop, self._on_sending, self._on_sent, self._on_send_error
-        )
+        work_dir = os.path.join(self.work_dir, self.uid)
+        existed = os.path.isdir(work_dir)
+        super()._attach_backend(backend)  # which creates the folder
+        # Rhapsody's backends create it for their first file; others may rely on it.
+        if not existed and type(backend).__module__.startswith("rhapsody.backends."):
+            with suppress(OSError):
+                os.rmdir(work_dir)
+        reattach = getattr(backend, "reattach", None)
+        if reattach is not None:
+            reattach = partial(reattach, self.task_callbacks, work_dir)
+        self._carries_contexts |= getattr(backend, "carries_contexts", False)
+        machine.queues[backend.name] = BackendQueue(backend, self.loop, machine.tasks, reattach)
 
     def _register_decorator(
         self, comp_type: str, task_type: str | None = None
     ) -> Callable[..., Any]:
-        return make_decorator(partial(self._register, comp_type, task_type or BLOCK))
+        kind = task_type or BLOCK
+        return make_decorator(
+            partial(self._register, comp_type, kind),
+            partial(self._check_options, kind),
+            takes_resources=kind in (FUNCTION, EXECUTABLE),
+            takes_sync=kind != BLOCK,
+        )
+
+    def _check_options(self, kind: str, options: Options) -> None:
+        """Refuse a `queue_timeout` that cannot be kept.
+
+        Raises:
+            TypeError: Components of this kind wait in no queue, or their timeout includes it.
+            ConfigurationError: The backend does not report when a task starts.
+        """
+        if options.queue_timeout is None:
+            return
+        if kind == BLOCK:
+            raise TypeError("a block has no 'queue_timeout', since it starts at once")
+        if kind not in (FUNCTION, EXECUTABLE):
+            raise TypeError(
+                "a prompt has no 'queue_timeout'; its 'timeout' includes the time in the queue"
+            )
+        name = options.backend or self._default_backend_name
+        queue = self._machine.queues.get(name)
+        if queue is not None and not queue.reports_running and not self.dry_run:
+            raise ConfigurationError(
+                f"backend '{name}' does not report when a task starts, so 'queue_timeout' cannot "
+                "limit its wait; use 'timeout'"
+            )
 
     def _register(
         self,
@@ -167,15 +279,14 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         workflow_id: str | None,
     ) -> Component:
         if self._shutdown_event.is_set():
-            raise RuntimeError(
-                f"the workflow engine {self.uid} was shut down; make a new one to run "
+            guard = self._machine.walltime
+            if guard is not None and guard.reached is not None:
+                raise guard.reached
+            raise EngineError(
+                f"the workflow engine {self.uid} was shut down; create a new one to run "
                 f"'{decorated.name}'"
             )
-        if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                f"'{decorated.name}' was called in another thread than its engine's; call it there "
-                "by loop.call_soon_threadsafe"
-            )
+        self._check_loop(f"'{decorated.name}'", "called")
         description = decorated.describe(
             kind,
             f"{comp_type}.{next(_uids):06d}",
@@ -185,103 +296,69 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             workflow_id or self._workflow_id_ctx.get(),
         )
         component = Component(
-            self, self.loop, comp_type, kind, decorated.function, decorated.options, description
+            self._machine,
+            self.loop,
+            comp_type,
+            kind,
+            decorated.function,
+            decorated.options,
+            description,
         )
+        if self._carries_contexts and kind == FUNCTION:
+            context = copy_context()
+            if context or self._context:  # most programs have no variables
+                component.context = context
         self._add(component)
         return component
 
+    def _check_loop(self, what: str, use: str) -> None:
+        """Check that the running loop is the engine's, or that no loop runs in its thread.
+
+        Raises:
+            EngineError: The engine's loop is closed, another loop runs, or this is another thread.
+        """
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self.loop:
+            return
+        if not self.loop.is_closed() and threading.get_ident() != self._thread:
+            raise EngineError(
+                f"{what} must be {use} in the thread of its engine; to call tasks "
+                "inside a task, decorate it with @flow.block, which runs in that thread; from "
+                "another thread use loop.call_soon_threadsafe"
+            )
+        if running is not None or self.loop.is_closed():
+            raise loop_error(f"{what} cannot be {use} here", self.loop)
+
     def _add(self, component: Component) -> None:
         description = component.description
+        machine = self._machine
         if description["args"] or description["kwargs"]:
-            self._waiting.find(component)
+            machine.ready.find_dependencies(component)
         description["metadata"] = metadata(component)
-        self.components[component.uid] = component
+        self._components.active[component.uid] = component
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
-        block = self._block.get()
+        block = machine.bodies.current.get()
         if block is not None and block.members is not None:
             block.members.add(component)
             component.add_done_callback(block.members.discard, context=self._context)
         if self._telemetry is not None:
-            self._events.created(component)
-        self._waiting.add(component)
+            machine.events.created(component)
+        machine.ready.add(component)
 
-    def _launch(self, component: Component) -> None:
-        if self._telemetry is not None:
-            self._events.resolved(component)
-        if component.dependencies:
-            if any(dependency.cancelled() for dependency in component.dependencies):
-                self._end_cancelled(component)
-                return
-            failure = dependency_failure(component.name, component.dependencies)
-            if failure is not None:
-                self._fail(component, failure, again=False)
-                return
-            description = component.description
-            description["args"], description["kwargs"] = with_values(component.arguments)
-        if component.kind == FUNCTION:
-            self._queue(component)
-        elif component.runs_here:
-            self._jobs.start(component, self._bodies.run(component))
-            if component.kind == BLOCK:
-                self._block_asyncio_tasks[component.uid] = component.job
-        else:
-            component.stage = Stage.PREPARING
-            self._attempts.start_timer(component)
-            self._jobs.start(component, self._bodies.prepare(component))
+    def _current_attempt(self) -> Attempt | None:
+        """Return the attempt of the component whose body runs, if a failure is repeated."""
+        component = self._machine.bodies.current.get()
+        return component.current_attempt() if component is not None else None
 
-    def _queue(self, component: Component) -> None:
-        name = component.options.backend or self._default_backend_name
-        sender = self._senders.get(name)
-        if sender is None:
-            raise ConfigurationError(
-                f"the engine has no backend '{name}' for '{component.name}'; it has "
-                + ", ".join(f"'{known}'" for known in self._senders)
-            )
-        link_data(self, component)
-        if component.attempt == component.options.retries:  # nothing needs them any more
-            component.dependencies = component.arguments = ()
-        if self._telemetry is not None:
-            self._events.queued(component)
-        sender.add(component)
-
-    def _on_sending(self, batch: list[Component]) -> None:
-        for component in batch:
-            self.running.add(component.uid)
-            if component.options.timeout is not None and component.timer is None:
-                self._attempts.start_timer(component)
-            if self._telemetry is not None:
-                self._events.submitted(component)
-
-    def _on_sent(self, batch: list[Component]) -> None:
-        for component in batch:
-            if component.done():
-                continue
-            component.stage = Stage.SUBMITTED
-            if component.cancelling:
-                self._canceller.ask(component)
-
-    def _on_send_error(self, batch: list[Component], error: BaseException) -> None:
-        logger.error("a backend raised from submit_tasks", exc_info=error)
-        for component in batch:
-            self._fail(component, error)
-
-    def _begin_body(self, component: Component) -> AbstractContextManager[Any]:
-        component.stage = Stage.SUBMITTED
-        component.state = "RUNNING"
-        component.members = component.members or set()
-        self._block.set(component)
-        self._attempts.start_timer(component)
-        if component.kind == BLOCK:
-            self._workflow_id_ctx.set(component.uid)
-        if self._telemetry is None:
-            return nullcontext()
-        if component.kind == BLOCK:
-            span: AbstractContextManager[Any] = self._telemetry.span_scope(
-                "block", {"asyncflow.workflow_id": component.uid}
-            )
-            return span
-        self._events.taken(component)
-        return nullcontext()
+    def _register_component(self, *_: Any, **__: Any) -> Component:
+        raise RuntimeError(
+            "asyncflow_ext.WorkflowEngine has no _register_component, which is internal to "
+            "AsyncFlow's own engine; call a function decorated with function_task, "
+            "executable_task, prompt_task or block"
+        )
 
     def task_callbacks(
         self,
@@ -289,143 +366,116 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         state: str,
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
-        """Take a task's state from its backend; unknown tasks and states are ignored."""
+        """Handle the report of a backend; unknown tasks and states are ignored."""
         if threading.get_ident() != self._thread:
-            # A backend that reports from a thread of its own: nothing else would wake the loop.
-            self.loop.call_soon_threadsafe(self.task_callbacks, task, state, service_callback)
+            # Calls from the backend's own thread do not wake the loop.
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits for the task
+                self.loop.call_soon_threadsafe(self.task_callbacks, task, state, service_callback)
             return
-        states = self.task_states_map
         fields = task if isinstance(task, dict) else task.as_dict()
-        component = self.components.get(fields["uid"])
-        if component is None or (state != states.RUNNING and state not in states.terminal_states):
-            logger.debug("ignored state %s of task %s", state, fields["uid"])
+        component = self._components.active.get(fields["uid"])
+        reported: str | None = state
+        if component is not None and state not in REPORTED_STATES:
+            queue = component.queue
+            reported = None if queue is None else main_state(queue.backend, state)
+        if component is None or reported is None:
+            logger.debug("ignored the state %s of task %s", state, fields["uid"])
             return
         if service_callback is not None:
             service_callback(component, task, state)
-        if state == states.RUNNING:
-            component.state = "RUNNING"
-            if self._telemetry is not None:
-                self._events.started(component)
-        elif state == states.DONE:
-            self._succeed(component, fields)
-        elif state == states.CANCELED:
-            self._end_cancelled(component)
+        if reported == TaskStates.DONE:
+            key = "stdout" if component.kind in (EXECUTABLE, PROMPT) else "return_value"
+            machine = self._machine
+            if key in fields:
+                value = fields[key]
+                if machine.journal is None or not machine.journal.hold(component, fields, value):
+                    machine.handle(component, SUCCEED, value)
+            else:
+                message = f"the backend reported '{component.name}' DONE without its '{key}'"
+                machine.handle(component, Event.FAIL, RuntimeError(message))
+        elif reported == TaskStates.RUNNING:
+            self._machine.handle(component, START)
+        elif reported == TaskStates.CANCELED:
+            guard = self._machine.walltime
+            if guard is None or component not in guard.withdrawn:
+                self._machine.handle(component, Event.STOP)
         else:
-            self._fail(component, reported_error(fields))
-
-    def _succeed(self, component: Component, fields: Any) -> None:
-        if component.done():
-            return
-        key = "stdout" if component.kind in (EXECUTABLE, PROMPT) else "return_value"
-        if key not in fields:
-            error = RuntimeError(
-                f"the backend reported '{component.name}' DONE without its '{key}'"
-            )
-            self._fail(component, error)
-            return
-        component.state = "DONE"
-        component.set_result(fields[key])
-        if self._telemetry is not None:
-            self._events.ended("TaskCompleted", component)
-
-    def _fail(self, component: Component, error: BaseException, again: bool = True) -> None:
-        """Fail a component, or start its next attempt where it has one."""
-        if component.done():
-            return
-        component.stop_timer()
-        self.running.discard(component.uid)
-        if component.abandoned:
-            component.timed_out = False
-            self._end_cancelled(component)
-            return
-        if again and component.attempt < component.options.retries:
-            self._attempts.repeat(component)
-            return
-        component.state = "FAILED"
-        component.set_exception(as_exception(error))
-        if self._telemetry is not None:
-            self._events.ended("TaskFailed", component, error_type=type(error).__name__)
-
-    def cancel(self, component: Component, msg: Any) -> bool:
-        """Cancel a component that has not ended; its future asks for this."""
-        component.abandoned, component.timed_out = True, False
-        component.cancel_message = msg
-        self._canceller.cancel(component)
-        return True
-
-    def _sender_of(self, component: Component) -> Sender:
-        return self._senders[component.options.backend or self._default_backend_name]
-
-    def _end_cancelled(self, component: Component, again: bool = True) -> None:
-        if component.done():
-            return
-        if component.timed_out:
-            limit = component.options.timeout or 0.0
-            self._fail(component, TaskTimeoutError(component.uid, limit), again)
-            return
-        component.state = "CANCELLED"
-        component.cancel_now(component.cancel_message)
-        if self._telemetry is not None:
-            self._events.ended("TaskCanceled", component)
-
-    def release(self, component: Component) -> None:
-        """Forget a component that has ended; what only it needed ends with it."""
-        if component.timer is not None:
-            component.stop_timer()
-        # Not here and now: blocks may be nested as deep as one likes.
-        if component.job is not None:
-            self.loop.call_soon(self._jobs.cancel, component.job, context=self._context)
-            component.job = None
-        if component.members and (component.cancelled() or component.timed_out):
-            self.loop.call_soon(cancel_all, component.members, context=self._context)
-        uid = component.uid
-        self.components.pop(uid, None)
-        self.dependencies.pop(uid, None)
-        self.running.discard(uid)
-        if component.kind == BLOCK:
-            self._block_asyncio_tasks.pop(uid, None)
+            self._machine.handle(component, Event.FAIL, reported_error(fields))
 
     def _setup_signal_handlers(self) -> None:
-        signals.take(self)
+        signals.add_owner(self, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
     def on_signal(self, sig: Any) -> None:
-        """Shut down; called for SIGHUP, SIGINT and SIGTERM."""
-        logger.info("engine %s: shutting down after %s", self.uid, sig.name)
+        """Shut down, after SIGTERM and SIGUSR1 in an orderly way if the walltime is observed."""
+        guard = self._machine.walltime
+        if (
+            guard is not None
+            and sig in (signal.SIGTERM, signal.SIGUSR1)
+            and (guard.begin(f"of the signal {sig.name}") or sig == signal.SIGUSR1)
+        ):
+            return
+        logger.info("engine %s shuts down after %s", self.uid, sig.name)
+        self._begin_shutdown(skip_execution_backend=False)
+
+    async def start_telemetry(self, *args: Any, **options: Any) -> Any:
+        """Record events, spans and metrics of this engine's tasks; see the stock engine."""
+        self._check_loop(f"the telemetry of engine {self.uid}", "started")
+        return await super().start_telemetry(*args, **options)
+
+    def _end_run(self, error: JournalError | WalltimeReached) -> None:
+        """End all components with an error, and shut down."""
+        for component in list(self._components.active.values()):
+            if isinstance(component, Component):
+                self._machine.handle(component, Event.END, error)
         self._begin_shutdown(skip_execution_backend=False)
 
     async def _start_async_components(self) -> None:
-        """Start nothing: there is no loop to run."""
+        """Do nothing: this engine has no scheduling loop to start."""
 
     async def run(self) -> None:
-        """Wait for the shutdown: nothing here runs in a loop."""
+        """Wait for the shutdown; the stock engine runs its scheduling loop here."""
+        self._check_loop(f"engine {self.uid}", "awaited")
         await self._shutdown_event.wait()
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
-        """Cancel what is not done, and shut the backends down. Idempotent.
+        """Cancel all unfinished tasks and blocks, then shut the backends down. Idempotent.
+
+        It may be called on any event loop, also after the engine's own was closed.
 
         Args:
-            skip_execution_backend: Leave the backends running, for another owner.
+            skip_execution_backend: Keep the backends running for another owner.
         """
+        if self.loop.is_running() and threading.get_ident() != self._thread:
+            there = self.shutdown(skip_execution_backend)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there, self.loop))
+            return
         await asyncio.shield(self._begin_shutdown(skip_execution_backend))
 
     def _begin_shutdown(self, skip_execution_backend: bool) -> asyncio.Task[None]:
-        if self._closer is None:
-            self._closer = self.loop.create_task(self._shut_down(skip_execution_backend))
-        return self._closer
+        closer = self._closer
+        # The end of the loop on which it began may have cancelled it.
+        if closer is None or (closer.get_loop() is not asyncio.get_running_loop()):
+            coroutine = self._shut_down(skip_execution_backend)
+            closer = self._closer = asyncio.get_running_loop().create_task(coroutine)
+        return closer
 
     async def _shut_down(self, skip_execution_backend: bool) -> None:
-        self._shutdown_event.set()
-        signals.give_back(self)
-        for component in list(self.components.values()):
-            if isinstance(component, Component):  # the dictionary is open to everybody
-                component.timed_out = False
-                self._end_cancelled(component)
-        stops = [sender.stop(STOP_SECONDS) for sender in self._senders.values()]
-        await asyncio.gather(*stops)
-        await asyncio.sleep(0)  # bodies and members have been cancelled then
-        await self._jobs.end(STOP_SECONDS)
+        with suppress(RuntimeError):  # the engine's loop is closed, and `run` cannot be resumed
+            self._shutdown_event.set()
+        signals.remove_owner(self)
+        for component in list(self._components.active.values()):
+            if isinstance(component, Component):  # users may put other objects there
+                self._machine.handle(component, Event.ABANDON)
+        queues = self._machine.queues.values()
+        await asyncio.gather(*(queue.stop(STOP_SECONDS) for queue in queues))
+        await asyncio.sleep(0)  # bodies and members are cancelled in this pass of the loop
+        await self._machine.tasks.end(STOP_SECONDS)
         if not skip_execution_backend:
-            ends = [sender.backend.shutdown() for sender in self._senders.values()]
+            ends = [queue.backend.shutdown() for queue in queues]
             for error in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
+        if self._machine.walltime is not None:
+            self._machine.walltime.stop()
+        if self.journal is not None:
+            await self.journal.close()

@@ -1,4 +1,4 @@
-"""What a component's future raises: its own failure, or that of something it depends on."""
+"""The exceptions of components: failures reported by backends, and failed dependencies."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from typing import Any
 
 from radical.asyncflow.errors import DependencyFailureError
 
-from rhapsody.api.errors import message_of
+from asyncflow_ext.component import description_of
+from rhapsody.errors import describe_error
 
 LONGEST_REASON = 1000
-"""Characters of a reason; whole ones would make the memory of a failed chain quadratic."""
+"""Longest reason in characters; whole reasons would make the memory of a failed chain quadratic."""
 
-__all__ = ["as_exception", "dependency_failure", "reported_error"]
-
-
-def as_exception(error: BaseException) -> Exception:
-    """Return an exception that a future can hold: `StopIteration` and exits are wrapped."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    wrapped = RuntimeError(_in_words(error))
-    wrapped.__cause__ = error
-    return wrapped
+__all__ = ["dependency_failure", "reported_error"]
 
 
 def reported_error(fields: Mapping[str, Any]) -> BaseException:
-    """Return the failure that a backend reports: an exception, else what is on stderr."""
+    """Return the error that a backend reported: its exception, or else its standard error."""
     error = fields.get("exception")
     if error is None:
         error = fields.get("stderr") or "failed with unknown error"
@@ -36,16 +28,16 @@ def reported_error(fields: Mapping[str, Any]) -> BaseException:
 def dependency_failure(
     dependent: str, dependencies: Iterable[asyncio.Future[Any]]
 ) -> DependencyFailureError | None:
-    """Say that a component cannot run since something it depends on failed.
+    """Return the error of a component whose dependencies failed.
 
-    The message has the whole chain down to the root cause, and so has `__cause__`.
+    The message names the whole chain down to the root cause, and `__cause__` holds it.
 
     Args:
-        dependent: The name of what cannot run.
-        dependencies: Futures that are done, and not cancelled.
+        dependent: The name of the component.
+        dependencies: Futures that are done and not cancelled.
 
     Returns:
-        None where none of them failed.
+        None if no dependency failed.
     """
     failed = [
         (_name(dependency), error)
@@ -58,7 +50,7 @@ def dependency_failure(
     if isinstance(error, DependencyFailureError):
         reason = _shortened(str(error))
     else:
-        reason = _in_words(error)
+        reason = describe_error(error)
     return DependencyFailureError(
         f"Cannot execute '{dependent}' due to dependency failure: '{name}' failed: {reason}",
         failed_dependencies=[name for name, _ in failed],
@@ -66,18 +58,13 @@ def dependency_failure(
     )
 
 
-def _in_words(error: BaseException) -> str:
-    name, message = type(error).__name__, message_of(error)
-    return name if message == name else f"{name}: {message}"
-
-
 def _shortened(text: str) -> str:
-    """Leave out the middle of a long chain, which `__cause__` has in full."""
+    """Remove the middle of a long text; `__cause__` holds the whole chain."""
     if len(text) <= LONGEST_REASON:
         return text
     return f"{text[: LONGEST_REASON // 2]} [...] {text[-LONGEST_REASON // 2 :]}"
 
 
-def _name(dependency: Any) -> str:
-    description = getattr(dependency, "task", None) or getattr(dependency, "block", None)
-    return description["name"] if isinstance(description, dict) else repr(dependency)
+def _name(dependency: asyncio.Future[Any]) -> str:
+    description = description_of(dependency)
+    return repr(dependency) if description is None else description["name"]

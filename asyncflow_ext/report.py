@@ -1,4 +1,4 @@
-"""Seeing a workflow run: one HTML page of it, and a live view in the terminal."""
+"""Reports of a workflow: an HTML page, and a live view in the terminal."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rhapsody.api.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError
 from rhapsody.report.runs import BackendRun, runs_of
 
 __all__ = ["flow_live", "flow_report"]
 
 
 def flow_report(flow: Any, path: str | os.PathLike[str], title: str | None = None) -> Path:
-    """Write one HTML page about a workflow engine's tasks so far; it needs no other file.
+    """Write a self-contained HTML page about the tasks of a workflow engine so far.
 
-    It shows what `rhapsody.Session.report` shows. Nothing has to be started before, and it may be
-    called at any time, after the engine's shutdown too.
+    The page shows the same as `rhapsody.Session.report`. It can be written at any time, even after
+    the engine's shutdown.
 
     Args:
-        flow: A `WorkflowEngine`, the stock one or Rhapsody's.
-        path: The file, replaced where there is one.
-        title: Heading of the page; the engine's uid where None.
+        flow: A `WorkflowEngine`, AsyncFlow's or Rhapsody's.
+        path: The file to write; an existing file is replaced.
+        title: Heading of the page. None: the engine's uid.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        TypeError: It is no workflow engine.
-        ConfigurationError: None of its backends keeps a history, as Rhapsody's backends do.
+        TypeError: `flow` is not a workflow engine.
+        ConfigurationError: No backend of the engine keeps a history. Rhapsody's backends do.
         OSError: The file cannot be written.
     """
     from rhapsody.report.page import write_page
@@ -39,16 +39,16 @@ def flow_report(flow: Any, path: str | os.PathLike[str], title: str | None = Non
 
 
 def flow_live(flow: Any) -> AbstractContextManager[Any]:
-    """Show how a workflow engine's tasks get on, on standard error, while a `with` body runs.
+    """Show the progress of a workflow engine on standard error during a `with` block.
 
-    A table on a terminal, or else a plain line now and then.
+    On a terminal it is a table; otherwise plain lines from time to time.
 
     Args:
-        flow: A `WorkflowEngine`, the stock one or Rhapsody's.
+        flow: A `WorkflowEngine`, AsyncFlow's or Rhapsody's.
 
     Raises:
-        TypeError: It is no workflow engine.
-        ConfigurationError: None of its backends keeps a history, as Rhapsody's backends do.
+        TypeError: `flow` is not a workflow engine.
+        ConfigurationError: No backend of the engine keeps a history. Rhapsody's backends do.
     """
     from rhapsody.report.live import LiveView
 
@@ -58,12 +58,18 @@ def flow_live(flow: Any) -> AbstractContextManager[Any]:
 def _runs(flow: Any) -> list[BackendRun]:
     backends = getattr(flow, "_backends", None)
     if not isinstance(backends, dict):
-        raise TypeError(f"a radical.asyncflow WorkflowEngine is wanted, not {type(flow).__name__}")
+        raise TypeError(
+            f"'flow' must be a radical.asyncflow WorkflowEngine, got {type(flow).__name__}"
+        )
     runs = runs_of(backends.values())
+    journal = getattr(getattr(flow, "_machine", None), "journal", None)
+    journal = journal or getattr(flow, "_stock_journal", None)
+    if journal is not None:
+        runs.append(BackendRun(journal.recalled))
     if not runs:
         names = ", ".join(f"'{name}'" for name in backends) or "none"
         raise ConfigurationError(
-            f"no backend of the engine keeps a history (there are: {names}); Rhapsody's do: "
-            "create the engine with one of them"
+            f"no backend of the engine keeps a history; its backends are: {names}. Create the "
+            "engine with a backend of Rhapsody"
         )
     return runs

@@ -1,60 +1,68 @@
-"""The engine's telemetry: what it tells AsyncFlow's manager of each task, if there is one."""
+"""Telemetry: the events of tasks, emitted to AsyncFlow's telemetry manager."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from asyncflow_ext.component import Component
+from radical.asyncflow import WorkflowEngine as StockEngine
+
+from asyncflow_ext.component import TASK, Component
 
 __all__ = ["TaskEvents"]
 
 
 class TaskEvents:
-    """Emits a task's events through its engine; to be called only where telemetry is on.
+    """Emits the events of an engine's tasks; call its methods only while telemetry is on.
 
     Args:
-        engine: The engine; its `_emit` is the stock engine's.
+        engine: The engine.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: StockEngine) -> None:
         self._engine = engine
         self._submitted: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
     def created(self, component: Component) -> None:
-        """A component was made, task or block."""
+        """Emit that a task or a block was created."""
         uids = [d["uid"] for d in component.description["metadata"]["dependencies"]]
         self._emit("TaskCreated", component, attributes={"depends_on": uids})
 
     def resolved(self, component: Component) -> None:
-        """All that it depends on is done."""
-        if component.type == "task":
+        """Emit that all dependencies of a task are done."""
+        if component.type == TASK:
             self._emit("asyncflow.TaskResolved", component)
 
     def queued(self, component: Component) -> None:
-        """It waits for its backend to take it."""
+        """Emit that a task is in the queue of its backend."""
         self._emit("TaskQueued", component, backend=component.options.backend)
 
     def submitted(self, component: Component) -> None:
-        """Its backend gets it now."""
+        """Emit that a task is being submitted to its backend."""
         now = self._submitted[component.uid] = time.time()
         self._emit("TaskSubmitted", component, backend=component.options.backend, event_time=now)
 
-    def taken(self, component: Component) -> None:
-        """It runs on the caller's loop: nothing queues it, and it starts at once."""
+    def started_here(self, component: Component) -> None:
+        """Emit that a task is queued, submitted and started: it runs on the caller's loop."""
         self.queued(component)
         self.submitted(component)
         self.started(component)
 
     def started(self, component: Component) -> None:
-        """Its backend says that it runs."""
+        """Emit that a task runs."""
         now = self._started[component.uid] = time.time()
         self._emit("TaskStarted", component, event_time=now)
 
     def ended(self, event: str, component: Component, **fields: Any) -> None:
-        """It ended, as the event says."""
-        if component.type != "task":
+        """Emit the end of a task.
+
+        Args:
+            event: The name of the event.
+            component: The task; blocks have no such event.
+            **fields: Further fields of the event.
+        """
+        if component.type != TASK:
             return
         now = time.time()
         submitted = self._submitted.pop(component.uid, now)

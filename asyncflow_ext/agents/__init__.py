@@ -1,0 +1,1 @@
+"""Agents: AI tasks whose model calls tools, which run as tasks."""

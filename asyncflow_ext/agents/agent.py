@@ -1,0 +1,186 @@
+"""An agent: a chat with a model that calls tools, until it responds with a text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from asyncflow_ext.agents.tools import Tool
+from rhapsody.errors import (
+    ConfigurationError,
+    PromptError,
+    TaskTimeoutError,
+    TaskValidationError,
+)
+from rhapsody.inference.kinds import GENERATE
+
+__all__ = ["AGENT_OPTIONS", "Agent"]
+
+AGENT_OPTIONS = ("max_rounds", "on_tool_error", "tools")
+DEFAULT_ROUNDS = 8
+MAX_CALLS = 64
+"""How many calls of one turn are made. A model that repeats itself may send thousands."""
+TELL, FAIL = "tell", "fail"
+
+Respond = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Takes the fields of a prompt, and returns its result fields."""
+
+
+class Agent:
+    """Runs the turns of a chat, and the tools that the model calls.
+
+    Args:
+        tools: Functions, or tasks of the engine.
+        max_rounds: How often the model may respond; its last response must call no tool.
+        on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
+
+    Raises:
+        ConfigurationError: An option is invalid.
+        TypeError: A tool cannot be called by a model.
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[Callable[..., Any]],
+        max_rounds: int = DEFAULT_ROUNDS,
+        on_tool_error: str = TELL,
+    ) -> None:
+        if not isinstance(tools, (list, tuple)) or not tools:
+            raise ConfigurationError(f"'tools' must be a non-empty list, got {tools!r:.80}")
+        if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
+            raise ConfigurationError(
+                f"'max_rounds' must be a whole number of at least 1, got {max_rounds!r:.80}"
+            )
+        if on_tool_error not in (TELL, FAIL):
+            raise ConfigurationError(
+                f"'on_tool_error' must be 'tell' or 'fail', got {on_tool_error!r:.80}"
+            )
+        made = [Tool(function) for function in tools]
+        self._tools = {tool.name: tool for tool in made}
+        if len(self._tools) < len(made):
+            raise ConfigurationError("'tools' has two tools of one name; rename one")
+        self._max_rounds = max_rounds
+        self._fails = on_tool_error == FAIL
+
+    async def run(
+        self, fields: Mapping[str, Any], respond: Respond, messages: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Run the chat, and return the result fields of the last turn, with the usage of all.
+
+        Args:
+            fields: The fields of the AI task.
+            respond: Asks the model.
+            messages: Filled with the conversation.
+
+        Raises:
+            TaskTimeoutError: The task's `timeout` is over.
+            PromptError: The model called tools in all its rounds, or the server sent broken calls.
+            TaskValidationError: The task cannot have tools.
+            Exception: The model or, with `on_tool_error="fail"`, a tool failed.
+        """
+        messages += _first_messages(fields)
+        timeout = fields.get("timeout")
+        schemas = [tool.schema for tool in self._tools.values()]
+        asked = {**fields, "system_prompt": None, "timeout": None, "tools": schemas}
+        running = asyncio.ensure_future(self._run(asked, respond, messages))
+        try:
+            return await asyncio.wait_for(running, timeout)
+        except asyncio.TimeoutError:
+            if timeout is None or not running.cancelled():  # a tool or the model raised it
+                raise
+            raise TaskTimeoutError(str(fields.get("uid")), timeout) from None
+
+    async def _run(
+        self, asked: Mapping[str, Any], respond: Respond, messages: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        usage: dict[str, int] = {}
+        for left in reversed(range(self._max_rounds)):
+            result = await respond({**asked, "prompt": list(messages)})
+            for name, tokens in result["usage"].items():
+                usage[name] = usage.get(name, 0) + tokens
+            message = _plain(result["message"])
+            messages.append(message)
+            calls = message.get("tool_calls")
+            if not calls:
+                fields = {name: value for name, value in result.items() if name != "message"}
+                return {**fields, "usage": usage}
+            if left:  # otherwise the model would not see the results
+                messages += await self._call_all(calls)
+        raise PromptError(
+            f"the model called tools in all {self._max_rounds} rounds and gave no answer; raise "
+            "max_rounds, or have the prompt ask for an answer",
+            422,
+            "ToolRoundsError",
+            "max_rounds",
+        )
+
+    async def _call_all(self, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Make the calls of one turn at the same time. If one fails the task, cancel the others."""
+        running = [asyncio.ensure_future(self._call(call)) for call in calls[:MAX_CALLS]]
+        left_out = [
+            _result_message(call, f"This call was not made: {MAX_CALLS} calls in one turn at most.")
+            for call in calls[MAX_CALLS:]
+        ]
+        try:
+            return [*await asyncio.gather(*running), *left_out]
+        finally:
+            for one in running:
+                one.cancel()
+            await asyncio.wait(running)
+
+    async def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Call a tool, and return the message with its result or its error."""
+        name = call["function"]["name"]
+        tool = self._tools.get(name)
+        try:
+            if tool is None:
+                raise ValueError(f"there is no such tool; there are: {', '.join(self._tools)}")
+            content = await tool.call(call["function"].get("arguments") or "")
+        except Exception as error:
+            if self._fails:
+                raise
+            content = f"The tool '{name}' failed: {type(error).__name__}: {error}"
+        return _result_message(call, content)
+
+
+def _result_message(call: Mapping[str, Any], content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call.get("id"), "content": content}
+
+
+def _first_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    prompt, system_prompt = fields["prompt"], fields.get("system_prompt")
+    one_text = isinstance(prompt, str)
+    if not (one_text or isinstance(prompt[0], Mapping)) or fields.get("n") not in (None, 1):
+        raise TaskValidationError(
+            fields.get("uid"), "a task with 'tools' must have a single prompt, and no 'n' above 1"
+        )
+    if fields.get("on_text") is not None or fields.get("kind") not in (None, GENERATE):
+        raise TaskValidationError(
+            fields.get("uid"), "a task with 'tools' must have neither 'on_text' nor another kind"
+        )
+    messages = [{"role": "user", "content": prompt}] if one_text else [dict(m) for m in prompt]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return messages
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of the model with what the next turn needs."""
+    plain = {"role": "assistant", "content": message.get("content")}
+    calls = message.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list) or not all(map(_is_call, calls)):
+            raise PromptError(
+                f"the model server sent tool calls that are not as in OpenAI's API: {calls!r:.200}",
+                502,
+            )
+        plain["tool_calls"] = [
+            {key: call[key] for key in ("id", "type", "function") if key in call} for call in calls
+        ]
+    return plain
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)

@@ -1,0 +1,258 @@
+"""The futures inside the arguments of a call: their search, and their replacement by values."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from copy import copy
+from typing import Any
+
+from rhapsody.errors import TaskCancelledError
+
+__all__ = [
+    "AllowFailures",
+    "Tolerated",
+    "allow_failures",
+    "find_futures",
+    "required",
+    "with_values",
+]
+
+PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+"""Types of most arguments, which contain nothing."""
+
+EMPTY: OrderedDict[Any, Any] = OrderedDict()
+VIEWS: tuple[type, ...] = (
+    *(type({}.keys()), type({}.values()), type({}.items())),
+    *(type(EMPTY.keys()), type(EMPTY.values()), type(EMPTY.items())),
+)
+LISTS = (list, UserList, deque)
+SETS = (set, frozenset)
+MAPPINGS = (dict, UserDict, ChainMap)
+BUILT_IN = frozenset({dict, frozenset, list, set, tuple})
+SEQUENCES = (*LISTS, *SETS, tuple, *VIEWS)
+
+
+class AllowFailures:
+    """An argument whose futures may fail; see `allow_failures`.
+
+    Args:
+        value: A future, or a container of futures.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def allow_failures(futures: Any) -> Any:
+    """Mark an argument of a task: the task runs even if these futures fail or are cancelled.
+
+    The function gets the same containers, with the result of each future that succeeded, the
+    exception of each that failed, and a `TaskCancelledError` for each that was cancelled. Works on
+    Rhapsody's engine.
+
+    Args:
+        futures: A future, or a list, tuple or dict of futures, at any depth.
+    """
+    return AllowFailures(futures)
+
+
+class Tolerated(list[asyncio.Future[Any]]):
+    """Futures, of which some may fail.
+
+    Attributes:
+        tolerated: Those that may fail.
+    """
+
+    tolerated: frozenset[asyncio.Future[Any]] = frozenset()
+
+
+def required(futures: Sequence[asyncio.Future[Any]]) -> Sequence[asyncio.Future[Any]]:
+    """Return the futures that must succeed, of those that `find_futures` returned."""
+    if not isinstance(futures, Tolerated):
+        return futures
+    return [future for future in futures if future not in futures.tolerated]
+
+
+def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:
+    """Find the futures in a value, at any depth of containers and dataclasses.
+
+    Returns:
+        The value, in which containers with futures are copies, so that later changes by the caller
+        have no effect; and the futures, each once. The copy of a dict view is a list.
+
+    Raises:
+        TypeError: The value contains a coroutine, or a container with futures cannot be copied.
+    """
+    found: dict[asyncio.Future[Any], None] = {}
+    strict: set[asyncio.Future[Any]] = set()
+    in_marks: set[asyncio.Future[Any]] = set()
+
+    def note(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        found[future] = None
+        strict.add(future)
+        return future
+
+    def note_in_mark(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        found[future] = None
+        in_marks.add(future)
+        return future
+
+    def without_marks(value: Any) -> Any:
+        return _replace(value, note_in_mark, without_marks)
+
+    def find_in_mark(value: Any) -> Any:
+        new = without_marks(value)
+        return AllowFailures(new) if in_marks else new
+
+    new = _replace(value, note, find_in_mark)
+    if not in_marks:
+        return new, list(found)
+    futures = Tolerated(found)
+    futures.tolerated = frozenset(in_marks - strict)
+    return new, futures
+
+
+def with_values(value: Any) -> Any:
+    """Return a value in which every future is replaced by its result; all futures are done.
+
+    Inside of `AllowFailures` a future that failed is replaced by its exception. Containers without
+    futures are not copied.
+    """
+    return _replace(value, lambda future: future.result(), _with_outcomes)
+
+
+def _with_outcomes(value: Any) -> Any:
+    return _replace(value, _outcome, _with_outcomes)
+
+
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    if future.cancelled():
+        return TaskCancelledError(str(getattr(future, "uid", future)))
+    error = future.exception()
+    return future.result() if error is None else error
+
+
+NewFor = Callable[[asyncio.Future[Any]], Any]
+
+
+def _replace(value: Any, new_for: NewFor, new_for_marked: Callable[[Any], Any]) -> Any:
+    new, changed = _replace_each((value,), new_for, new_for_marked, set())
+    return new[0] if changed else value
+
+
+def _replace_each(
+    values: Iterable[Any],
+    new_for: NewFor,
+    new_for_marked: Callable[[Any], Any],
+    inside: set[int],
+) -> tuple[list[Any], bool]:
+    """Return the values with futures replaced, and whether there were any futures."""
+    new, changed = [], False
+    for value in values:
+        kind: Any = type(value)
+        built_in = kind in BUILT_IN
+        if kind in PLAIN or not (built_in or _may_contain(kind)):
+            new.append(value)
+            continue
+        if not built_in and (isinstance(value, asyncio.Future) or asyncio.isfuture(value)):
+            changed = True
+            new.append(new_for(value))
+            continue
+        if kind is AllowFailures:
+            changed = True
+            new.append(new_for_marked(value.value))
+            continue
+        items = _items_of(value) if not built_in or kind is dict else value
+        if items and id(value) not in inside:
+            inside.add(id(value))
+            items, renewed = _replace_each(items, new_for, new_for_marked, inside)
+            inside.discard(id(value))
+            if renewed:
+                changed = True
+                value = _copy_with(value, items)
+        new.append(value)
+    return new, changed
+
+
+@functools.lru_cache(maxsize=1024)  # the checks of abstract classes are slow
+def _may_contain(kind: type) -> bool:
+    """Return whether objects of a type are futures or coroutines, or may contain some."""
+    return (
+        hasattr(kind, "_asyncio_future_blocking")  # as `asyncio.isfuture` looks for it
+        or issubclass(kind, (*MAPPINGS, *SEQUENCES, Coroutine, AllowFailures))
+        or hasattr(kind, "__dataclass_fields__")
+    )
+
+
+def _items_of(value: Any) -> Any:
+    """Return what a value contains; for a mapping the keys and then the values."""
+    if isinstance(value, MAPPINGS):
+        return (*value, *value.values())
+    if isinstance(value, SEQUENCES):
+        return value
+    if hasattr(type(value), "__dataclass_fields__"):
+        return [getattr(value, name, None) for name in value.__dataclass_fields__]
+    if isinstance(value, Coroutine):
+        name = getattr(value, "__qualname__", type(value).__name__)
+        raise TypeError(
+            f"an argument is the coroutine '{name}'; pass its value, with 'await', or a task that "
+            "runs it, made by asyncio.create_task"
+        )
+    return ()
+
+
+def _copy_with(value: Any, items: list[Any]) -> Any:
+    """Return a copy of a value with other items, in the order of `_items_of`.
+
+    Raises:
+        TypeError: The value cannot be copied.
+    """
+    kind: Any = type(value)
+    try:
+        if kind in BUILT_IN and kind is not dict:
+            return kind(items)
+        if isinstance(value, MAPPINGS):
+            return _copy_mapping(value, items)
+        if isinstance(value, VIEWS):
+            return items
+        if isinstance(value, (tuple, frozenset)):
+            return _copy_immutable(value, items)
+        new = copy(value)
+        if isinstance(value, LISTS):
+            new.clear()
+            new.extend(items)
+        elif isinstance(value, SETS):
+            new.clear()
+            new.update(items)
+        else:
+            for name, item in zip(value.__dataclass_fields__, items, strict=True):
+                if hasattr(value, name):
+                    object.__setattr__(new, name, item)  # also if the dataclass is frozen
+        return new
+    except Exception as error:
+        raise TypeError(
+            f"an argument contains a future inside a {type(value).__qualname__}, which cannot be "
+            f"copied with its value ({error}); pass a list, tuple or dict"
+        ) from error
+
+
+def _copy_mapping(value: Any, items: list[Any]) -> Any:
+    half = len(items) // 2
+    pairs = zip(items[:half], items[half:], strict=True)
+    if type(value) is dict:
+        return dict(pairs)
+    new = copy(value)
+    new.clear()
+    for key, item in pairs:
+        new[key] = item
+    return new
+
+
+def _copy_immutable(value: Any, items: list[Any]) -> Any:
+    make = getattr(type(value), "_make", None)  # of a named tuple
+    if make is None:
+        raise TypeError("it is a subclass of an immutable type")
+    return make(items)

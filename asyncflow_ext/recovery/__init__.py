@@ -1,0 +1,1 @@
+"""Recovery of a run: results that are not computed again, and an end before the walltime."""

@@ -1,0 +1,83 @@
+"""The end of an engine's run before its walltime: which components finish, start or are held."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from asyncflow_ext.component import BLOCK, Component, Stage
+from rhapsody.errors import WalltimeReached
+from rhapsody.walltime.guard import WalltimeGuard
+
+__all__ = ["EngineWalltime"]
+
+AT_BACKEND = (Stage.SUBMITTING, Stage.SUBMITTED)
+BUSY = (*AT_BACKEND, Stage.PREPARING, Stage.RUNNING)
+
+
+class EngineWalltime(WalltimeGuard):
+    """Ends an engine's run in time.
+
+    Args:
+        components: Returns the components that have not ended.
+        margin: Seconds before the end at which nothing new is started any more.
+        on_end: Called with the error when the margin is over or nothing runs any more.
+
+    Attributes:
+        withdrawn: Components that their backends were asked to give back.
+    """
+
+    def __init__(
+        self,
+        components: Callable[[], Collection[Any]],
+        margin: float,
+        on_end: Callable[[WalltimeReached], None],
+    ) -> None:
+        super().__init__(margin)
+        self.withdrawn: set[Component] = set()
+        self._components = components
+        self._on_end = on_end
+
+    def _tasks(self) -> Iterator[Component]:
+        for component in list(self._components()):  # users may put other objects there
+            if isinstance(component, Component) and component.kind != BLOCK:
+                yield component  # a block waits for its tasks
+
+    def _withdraw(self) -> None:
+        for component in self._tasks():
+            queue: Any = component.queue
+            if component.stage == Stage.QUEUED and queue is not None:
+                queue.withdraw(component)
+            elif (
+                component.stage in AT_BACKEND
+                and queue.reports_running
+                and component.state != "RUNNING"
+            ):
+                self.withdrawn.add(component)
+                queue.cancel(component)
+
+    def _busy(self) -> list[asyncio.Future[Any]]:
+        return [c for c in self._tasks() if c.stage in BUSY and c not in self.withdrawn]
+
+    def _is_idle(self) -> bool:
+        return all(
+            component in self._held or _waits_for_components(component)
+            for component in self._tasks()
+        )
+
+    async def _end_run(self, error: WalltimeReached) -> None:
+        self._on_end(error)
+
+    def may_launch(self, component: Component) -> bool:
+        """Return whether a component can end before the walltime; if not, it is held."""
+        options = component.options
+        return self.may_start(component, options.expected or options.timeout, component.name)
+
+
+def _waits_for_components(component: Component) -> bool:
+    """Return whether a component can start only after other components."""
+    return component.stage == Stage.WAITING and any(
+        isinstance(dependency, Component) and not dependency.done()
+        for dependency in component.dependencies
+    )
