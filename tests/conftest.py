@@ -1,4 +1,4 @@
-"""What holds for every test: a session that leaves nothing behind, and no error lost in a log."""
+"""Checks for every test: the session leaves nothing behind, and asyncio logs no error."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ import pytest
 from tests.runtimes import RUNTIMES
 from tests.support import leaks
 
-# Examples of a property share their cores with servers and pools: time is no property of theirs.
+# Servers and worker pools share the cores with hypothesis, so its time limits would be unreliable.
 hypothesis.settings.register_profile("rhapsody", deadline=None)
 hypothesis.settings.load_profile("rhapsody")
 
-# Seconds after which a timeout that did not end its test is raised again.
+# Seconds after which a timeout is raised again if it did not end its test.
 TIMEOUT_AGAIN_S = 5
 
 EXECUTED = pytest.StashKey[Counter[str]]()
@@ -32,7 +32,7 @@ SCRATCH = pytest.StashKey[Path]()
 
 
 class LostErrors(logging.Handler):
-    """Collects what asyncio can only log: destroyed tasks, exceptions that nobody retrieved."""
+    """Collects errors that asyncio only logs: destroyed tasks and exceptions never retrieved."""
 
     def __init__(self) -> None:
         super().__init__(level=logging.ERROR)
@@ -61,10 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{runtime.marker}: needs {runtime.name}")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
+    # A shell starts its background jobs with this signal ignored, also for their children.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     os.environ[leaks.SESSION_VARIABLE] = secrets.token_hex(8)
 
-    # A temporary folder of the session's own: in the shared one, files of another Rhapsody that
-    # runs on this machine could not be told from ours. pytest keeps its tmp_path where it was.
+    # The session has its own temporary folder, since the shared one may contain files of another
+    # Rhapsody on this machine. pytest's tmp_path keeps its location.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     config.stash[SCRATCH] = Path(tempfile.mkdtemp(prefix="rhapsody-tests-"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(config.stash[SCRATCH])
@@ -77,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if LOST in config.stash:
         logging.getLogger("asyncio").removeHandler(config.stash[LOST])
-        # After multiprocessing, which removes its own folder in there at exit, with priority -100.
+        # After multiprocessing, which removes its own folder in there at exit with priority -100.
         Finalize(None, shutil.rmtree, (config.stash[SCRATCH], True), exitpriority=-200)
 
 
@@ -90,11 +94,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(skip)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: sees what became of an xfail
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost, so that xfail is already applied
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[pytest.TestReport]:
-    report: pytest.TestReport = yield
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if report.when == "call" and not report.skipped:
         item.config.stash[EXECUTED].update(
             r.marker for r in RUNTIMES if item.get_closest_marker(r.marker)
@@ -103,9 +107,9 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_timeout_set_timer(settings: Any) -> Iterator[object]:
-    # The signal is raised in whatever runs when it arrives. Where that is not the hanging test
-    # but another task of its event loop, the task takes the exception and the test hangs on.
+def pytest_timeout_set_timer(settings: Any) -> Generator[None, object, object]:
+    # The signal's exception is raised in the code that runs when it arrives. If that is another
+    # task of the event loop, the task takes the exception and the test continues to hang.
     result = yield
     if signal.getitimer(signal.ITIMER_REAL)[0]:
         signal.setitimer(signal.ITIMER_REAL, settings.timeout, TIMEOUT_AGAIN_S)
@@ -114,7 +118,7 @@ def pytest_timeout_set_timer(settings: Any) -> Iterator[object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    # Here and not in a fixture: the test's event loop is closed after the last fixture is.
+    # Not in a fixture, because the test's event loop is closed after the last fixture.
     yield
     if lost := item.config.stash[LOST].take():
         pytest.fail("asyncio logged errors:\n" + "\n".join(lost), pytrace=False)
@@ -134,28 +138,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def asyncio_errors(pytestconfig: pytest.Config) -> list[str]:
-    """What asyncio logged as an error in this test, which fails unless it clears the list."""
+    """Return the errors that asyncio logged in this test, which fails unless it clears the list."""
     return pytestconfig.stash[LOST].messages
 
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Run outside the checkout: AsyncFlow makes its session folders where it is started."""
+    """Run outside the checkout: AsyncFlow creates session folders in the working directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(pytestconfig.stash[SCRATCH])
-        # What a test starts imports the same checkout as the test, installed or not.
+        # Processes that a test starts import the same checkout, even if it is not installed.
         patch.setenv("PYTHONPATH", str(pytestconfig.rootpath), prepend=os.pathsep)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def leak_check(elsewhere: None) -> Iterator[None]:
-    """Nothing of the session's outlives it: once for all tests, since a look costs too much."""
+    """Check that nothing outlives the session, once for all tests because the check is slow."""
     before = leaks.look()
     yield
     if left := leaks.left_behind(before):
         pytest.fail(
-            "The test session (not just the test named here) leaves behind:\n  "
+            "The test session (not only the test named here) leaves behind:\n  "
             + "\n  ".join(left),
             pytrace=False,
         )

@@ -1,10 +1,10 @@
-"""The runtimes that some tests need, and what this version does with each.
+"""The runtimes that some tests need.
 
-The one table of its kind: markers, automatic skips, the closing summary and continuous
-integration all read it. To bring a runtime under test, set ``supported`` here and add its extra
-to ``dev`` in pyproject.toml, or its installation to ``make runtimes``.
+Markers, automatic skips, the final summary and continuous integration use this table. To test
+another runtime, set ``supported`` here and add its extra to ``dev`` in pyproject.toml, or its
+installation to ``make runtimes``.
 
-``python -m tests.runtimes REPORT`` fails when the tests of a supported runtime did not run.
+``python -m tests.runtimes REPORT`` fails if no test of a supported runtime ran.
 """
 
 import importlib.util
@@ -16,13 +16,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Runtime:
-    """Something a test may need that a bare Python does not have.
+    """A runtime that tests may need.
 
     Args:
-        name: As its users write it.
-        module: What to import to see whether it is installed.
+        name: Name for users.
+        module: Module that exists if the runtime is installed.
         marker: The pytest marker of the tests that need it.
-        supported: Whether this version has tests for it, which then must run.
+        supported: Whether this version has tests for it, which must then run.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Runtime:
             return False
 
     def describe(self, executed: int) -> str:
-        """Say in one line what became of this runtime's tests."""
+        """Return one line on the runtime's tests, given the number that ran."""
         if not self.supported:
-            return f"{self.name}: not yet part of this version's tests"
+            return f"{self.name}: this version has no tests for it"
         if not self.installed:
-            return f"{self.name}: NOT INSTALLED here, its tests were skipped"
+            return f"{self.name}: NOT INSTALLED, its tests were skipped"
         if executed == 0:
             return f"{self.name}: no test ran"
         return f"{self.name}: {executed} {'test' if executed == 1 else 'tests'} ran"
@@ -57,7 +57,7 @@ RUNTIMES = (
 
 
 def not_tested(executed: dict[str, int]) -> list[Runtime]:
-    """List the supported runtimes of which no test ran, given the number run per marker."""
+    """Return the supported runtimes of which no test ran, given the number of tests by marker."""
     return [r for r in RUNTIMES if r.supported and not executed.get(r.marker)]
 
 
@@ -65,7 +65,7 @@ def main(report: Path) -> int:
     try:
         executed = json.loads(report.read_text())
     except (OSError, ValueError) as error:
-        print(f"No account of which tests ran: {error}", file=sys.stderr)
+        print(f"The report of executed tests cannot be read: {error}", file=sys.stderr)
         return 1
     missing = not_tested(executed)
     for runtime in missing:

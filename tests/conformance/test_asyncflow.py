@@ -1,4 +1,4 @@
-"""AsyncFlow's own engine drives each backend through a small workflow."""
+"""Small workflows of AsyncFlow's own engine on each backend."""
 
 import asyncio
 import multiprocessing
@@ -11,23 +11,22 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import BackendInUseError
 from rhapsody.backends import (
     BaseBackend,
     ConcurrentExecutionBackend,
     DragonVllmInferenceBackend,
     NoopExecutionBackend,
 )
+from rhapsody.errors import BackendInUseError
 from rhapsody.testing.gate import Gate, hold_async
+from tests.support.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncflow
-
-PATIENCE = 30
 
 
 @contextmanager
 def compute_backend(where: str) -> Iterator[ConcurrentExecutionBackend]:
-    """Make a backend whose functions run in threads or processes, its own or the caller's."""
+    """Create a backend with threads or processes, its own or an executor of the caller."""
     if where == "threads":
         yield ConcurrentExecutionBackend("thread")
     elif where == "processes":
@@ -72,11 +71,11 @@ async def gate() -> AsyncIterator[Gate]:
         yield gate
 
 
-async def within(awaitable: Any) -> Any:
-    return await asyncio.wait_for(awaitable, PATIENCE)
+async def bounded(awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, LIMIT_S)
 
 
-async def test_functions_and_executables_feed_each_other(flow: Any) -> None:
+async def test_functions_and_executables_exchange_results(flow: Any) -> None:
     @flow.function_task
     async def number(value: int) -> int:
         return value
@@ -90,10 +89,10 @@ async def test_functions_and_executables_feed_each_other(flow: Any) -> None:
         return " ".join(str(part).strip() for part in parts)
 
     one, two = number(1), number(2)
-    assert await within(join(one, two, spell(two))) == "1 2 three"
+    assert await bounded(join(one, two, spell(two))) == "1 2 three"
 
 
-async def test_a_block_runs_its_tasks(flow: Any) -> None:
+async def test_block_runs_its_tasks(flow: Any) -> None:
     @flow.function_task
     async def double(value: int) -> int:
         return 2 * value
@@ -103,10 +102,10 @@ async def test_a_block_runs_its_tasks(flow: Any) -> None:
         result: int = await double(await double(value))
         return result
 
-    assert await within(asyncio.gather(*(twice(n) for n in range(5)))) == [0, 4, 8, 12, 16]
+    assert await bounded(asyncio.gather(*(twice(n) for n in range(5)))) == [0, 4, 8, 12, 16]
 
 
-async def test_a_failure_is_raised_and_its_dependents_fail(flow: Any) -> None:
+async def test_failure_is_raised_and_dependents_fail(flow: Any) -> None:
     @flow.function_task
     async def broken() -> None:
         raise ValueError("no such luck")
@@ -118,40 +117,40 @@ async def test_a_failure_is_raised_and_its_dependents_fail(flow: Any) -> None:
     failed = broken()
     dependent = after(failed)
     with pytest.raises(ValueError, match="no such luck"):
-        await within(failed)
+        await bounded(failed)
     with pytest.raises(Exception, match="'after' due to dependency failure"):
-        await within(dependent)
+        await bounded(dependent)
 
 
-async def test_a_stop_iteration_does_not_hang_its_future(flow: Any) -> None:
+async def test_stop_iteration_fails_task(flow: Any) -> None:
     @flow.function_task
     async def stops() -> None:
         next(iter(()))
 
     with pytest.raises(Exception, match="StopIteration"):
-        await within(stops())
+        await bounded(stops())
 
 
-async def test_a_failed_executable_says_its_exit_code(flow: Any) -> None:
+async def test_failed_executable_names_exit_code(flow: Any) -> None:
     @flow.executable_task
     async def broken() -> str:
         return "/bin/sh -c 'exit 3'"
 
     with pytest.raises(Exception, match="exit code 3"):
-        await within(broken())
+        await bounded(broken())
 
 
-async def test_output_is_captured_in_the_engines_own_directory(flow: Any, tmp_path: Path) -> None:
+async def test_output_is_captured_in_directory_of_engine(flow: Any, tmp_path: Path) -> None:
     @flow.executable_task(capture_stdio=True)
     async def echo() -> str:
         return "/bin/echo kept"
 
-    stdout = Path(await within(echo()))
+    stdout = Path(await bounded(echo()))
     assert stdout.read_text() == "kept\n"
     assert stdout.parent == tmp_path / flow.uid
 
 
-async def test_cancelling_a_running_executable_ends_it(flow: Any, gate: Gate) -> None:
+async def test_cancel_ends_running_executable(flow: Any, gate: Gate) -> None:
     command = shlex.join(gate.command("held"))
 
     @flow.executable_task
@@ -162,11 +161,11 @@ async def test_cancelling_a_running_executable_ends_it(flow: Any, gate: Gate) ->
     await gate.started("held")
     future.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await within(future)
+        await bounded(future)
     await gate.ended("held")
 
 
-async def test_cancelling_a_running_async_function_ends_it(flow: Any, gate: Gate) -> None:
+async def test_cancel_ends_running_async_function(flow: Any, gate: Gate) -> None:
     address = gate.address
 
     @flow.function_task
@@ -177,11 +176,11 @@ async def test_cancelling_a_running_async_function_ends_it(flow: Any, gate: Gate
     await gate.started("held")
     future.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await within(future)
+        await bounded(future)
     await gate.ended("held")
 
 
-async def test_shutting_the_engine_down_ends_what_runs(
+async def test_shutdown_of_engine_ends_running_tasks(
     backend: BaseBackend, tmp_path: Path, gate: Gate
 ) -> None:
     flow = await make_engine(backend, tmp_path)
@@ -193,13 +192,13 @@ async def test_shutting_the_engine_down_ends_what_runs(
 
     future = held()
     await gate.started("held")
-    await within(flow.shutdown())
+    await bounded(flow.shutdown())
     assert future.cancelled()
     await gate.ended("held")
 
 
 @pytest.mark.parametrize("skip_execution_backend", [False, True])
-async def test_a_second_engine_takes_over_after_the_first(
+async def test_second_engine_can_use_backend_after_first(
     skip_execution_backend: bool, backend: BaseBackend, tmp_path: Path
 ) -> None:
     for _ in range(2):
@@ -209,12 +208,12 @@ async def test_a_second_engine_takes_over_after_the_first(
         async def answer() -> int:
             return 42
 
-        assert await within(answer()) == 42
+        assert await bounded(answer()) == 42
         await flow.shutdown(skip_execution_backend=skip_execution_backend)
     await backend.shutdown()
 
 
-async def test_a_second_engine_is_refused_while_the_first_is_open(
+async def test_second_engine_is_rejected_while_first_is_open(
     flow: Any, backend: BaseBackend, tmp_path: Path
 ) -> None:
     with pytest.raises(BackendInUseError, match=flow.uid):
@@ -224,19 +223,19 @@ async def test_a_second_engine_is_refused_while_the_first_is_open(
     async def echo() -> str:
         return "/bin/echo mine"
 
-    assert Path(await within(echo())).parent == tmp_path / flow.uid
+    assert Path(await bounded(echo())).parent == tmp_path / flow.uid
 
 
-async def test_many_tasks_at_once_all_end(flow: Any) -> None:
+async def test_three_hundred_concurrent_tasks_end(flow: Any) -> None:
     @flow.function_task
     async def double(value: int) -> int:
         return 2 * value
 
-    results = await within(asyncio.gather(*(double(n) for n in range(300))))
+    results = await bounded(asyncio.gather(*(double(n) for n in range(300))))
     assert results == [2 * n for n in range(300)]
 
 
-async def test_the_no_op_backend_runs_a_workflow_without_doing_anything(tmp_path: Path) -> None:
+async def test_no_op_backend_runs_workflow(tmp_path: Path) -> None:
     flow = await make_engine(NoopExecutionBackend(), tmp_path)
 
     @flow.function_task
@@ -247,7 +246,7 @@ async def test_the_no_op_backend_runs_a_workflow_without_doing_anything(tmp_path
     async def echo(_: Any) -> str:
         return "/bin/echo"
 
-    assert await within(echo(number())) == ""
+    assert await bounded(echo(number())) == ""
     await flow.shutdown()
 
 
@@ -267,7 +266,7 @@ async def test_prompts_run_beside_functions(tmp_path: Path) -> None:
         async def join(number: int, text: str) -> tuple[int, str]:
             return number, text
 
-        number_, text = await within(join(number(), ask()))
+        number_, text = await bounded(join(number(), ask()))
         assert number_ == 7
         assert isinstance(text, str)
         assert text

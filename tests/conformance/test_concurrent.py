@@ -1,4 +1,4 @@
-"""The concurrent backend keeps the protocol, whatever its functions run in."""
+"""Conformance of the concurrent backend, with its own pools and with executors of the caller."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The Dask backend keeps the protocol: in threads and processes, its own and the caller's."""
+"""Conformance of the Dask backend, on its own cluster and on a cluster of the caller."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

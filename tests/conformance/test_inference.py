@@ -1,4 +1,4 @@
-"""The inference backend, on the embedded model, keeps the protocol."""
+"""Conformance of the inference backend, with the embedded model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,7 +24,7 @@ class TestInference(BackendConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def started(cls) -> Iterator[DragonVllmInferenceBackend]:
-        """One backend for all tests; what a test has shut down, the next one starts again."""
+        """One backend for all tests; it starts again after a test has shut it down."""
         backend = make()
         yield backend
         asyncio.run(backend.shutdown())

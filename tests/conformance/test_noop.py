@@ -1,4 +1,4 @@
-"""The no-op backend keeps the protocol."""
+"""Conformance of the no-op backend."""
 
 from collections.abc import Callable
 

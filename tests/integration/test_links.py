@@ -1,4 +1,4 @@
-"""Links lead somewhere: files and headings of ours exist, and addresses of others are few."""
+"""Links of the documentation: their files and headings exist, and external addresses are listed."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,13 @@ EXTERNAL = {
     "https://keepachangelog.com/en/1.1.0/",
     "https://semver.org/spec/v2.0.0.html",
 }
-"""Every address outside of the project that a page links to, to be followed by hand."""
+"""All external addresses that pages link to; they are checked by hand."""
 
-ROOMS = "rhapsody|asyncflow_ext|tests|examples|docs|benchmarks"
+FOLDERS = "rhapsody|asyncflow_ext|tests|examples|docs|benchmarks"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for link in links_of(page):
         target, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", target):
@@ -37,27 +37,27 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
-def test_pages_link_inside_of_the_documentation(page: Path) -> None:
+def test_links_stay_inside_documentation(page: Path) -> None:
     for link in links_of(page):
         target = link.partition("#")[0]
         if target and not re.match(r"[a-z]+:", target):
             assert DOCS in (page.parent / target).resolve().parents, f"{link}: not on the site"
 
 
-def test_addresses_of_others_are_known() -> None:
+def test_external_links_are_listed() -> None:
     linked = {link for page in TEXTS for link in links_of(page) if re.match(r"[a-z]+:", link)}
     assert linked == EXTERNAL
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
-def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{ROOMS})/[\w./-]*)`", prose_of(page))
+def test_files_named_on_pages_exist(page: Path) -> None:
+    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", prose_of(page))
     named += re.findall(r"\bexamples/[\w./]+\.py", page.read_text())
     for path in named:
         assert (ROOT / path).exists(), f"there is no {path}"
 
 
-def test_files_that_examples_name_exist() -> None:
+def test_files_named_in_examples_exist() -> None:
     for example in ROOT.glob("examples/*.py"):
         for path in re.findall(r"\b(?:examples|docs)/[\w./-]+\.(?:py|md)", example.read_text()):
             assert (ROOT / path).is_file(), f"{example.name}: there is no {path}"

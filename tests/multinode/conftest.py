@@ -1,6 +1,6 @@
 """Tests that run in one Dragon runtime over two nodes: `make test-multinode`.
 
-Elsewhere they are not collected: they need the nodes that `nodes.py` sets up.
+Without a runtime they are not collected. They need the nodes that `nodes.py` sets up.
 """
 
 import os
@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.under_dragon import Runner, mark
+from tests.support.marking import add_marks
+from tests.support.on_dragon import DragonRunner
 
 HERE = Path(__file__).parent
 LIMIT_S = 240
-"""A backend takes seconds to start over both nodes, and many more where these have few CPUs."""
+"""On nodes with few CPUs a backend may take many seconds to start."""
 
 if "DRAGON_MY_PUID" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mark(items, HERE, pytest.mark.timeout(LIMIT_S))
+    add_marks(items, HERE, pytest.mark.dragon, pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")
@@ -34,18 +35,18 @@ def here() -> str:
 @pytest.fixture(scope="session")
 def there(here: str) -> str:
     """The other node."""
-    from rhapsody.backends.dragon_runtime import allocation
+    from rhapsody.allocation import allocation
 
-    others = [host.name for host in allocation() if host.name != here]
+    others = [node.name for node in allocation() if node.name != here]
     if not others:
         pytest.skip("this runtime has one node; make test-multinode starts one over two")
     return others[0]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner() -> AsyncIterator[Runner]:
-    """A worker on each node, shared by the tests of a module that do them no harm."""
+async def runner() -> AsyncIterator[DragonRunner]:
+    """A backend with a worker on each node, for all tests of a module that leave it usable."""
     from rhapsody.backends import DragonExecutionBackendV3
 
     async with DragonExecutionBackendV3(num_workers=2) as backend:
-        yield Runner(backend)
+        yield DragonRunner(backend)

@@ -1,11 +1,10 @@
-"""Two nodes on this one machine, and pytest in a Dragon runtime over both: `make test-multinode`.
+"""Runs pytest in a Dragon runtime over two nodes on this machine: `make test-multinode`.
 
     python tests/multinode/nodes.py [OPTIONS OF PYTEST]
 
-Each node has a network of its own, a host name, processes, shared memory and an ssh server; files
-they have in common. All of it is in namespaces that end with the first process in them, so nothing
-has to be put back: this machine's network, mounts and files stay as they are. Ends with pytest's
-exit code.
+Each node has its own network, host name, processes, shared memory and ssh server; both share the
+file system. Everything is in namespaces, which end with their first process: the machine's network,
+mounts and files do not change. Exits with pytest's exit code.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ NODES = {"node1": "10.77.0.1", "node2": "10.77.0.2"}
 LAUNCHER = ("launcher", "10.77.0.254")
 BRIDGE = "nodes0"
 SHARED_MEMORY = "size=9G"
-"""Dragon takes 4 GiB at its start, and does not start where there is less than 6 GiB."""
+"""Dragon takes 4 GiB when it starts, and does not start with less than 6 GiB."""
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 SSH_SECONDS = 30.0
-"""How long the ssh servers may take to answer."""
+"""How long the ssh servers may take to start."""
 
 LIMIT_SECONDS = float(os.environ.get("MULTINODE_SECONDS", "3600"))
 """How long the whole run may take."""
 
 
 def missing() -> str:
-    """Say in one sentence what this machine lacks; nothing where it has everything."""
+    """Return a sentence that says what this machine lacks; empty if it lacks nothing."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "the two nodes are Linux namespaces, which only root can make"
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -57,30 +56,30 @@ def missing() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the namespaces and run all the rest in them."""
-    if words := missing():
-        print(words, file=sys.stderr)
+    """Make the namespaces and run `inside` in them."""
+    if reason := missing():
+        print(reason, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     new = ("--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
     with tempfile.TemporaryDirectory(prefix="rhapsody-nodes-") as folder:
         inside = subprocess.Popen(
             ["unshare", *new, sys.executable, __file__, "--inside", folder, *arguments],
-            stdin=subprocess.PIPE,  # its end tells those inside that this process is gone
+            stdin=subprocess.PIPE,  # closed when this process ends
             cwd=CHECKOUT,
         )
         try:
             return inside.wait(LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"no end after {LIMIT_SECONDS:g} s", file=sys.stderr)
+            print(f"the tests did not end within {LIMIT_SECONDS:g} s", file=sys.stderr)
             return 124
         finally:
-            inside.kill()  # and with it everything in the namespaces
+            inside.kill()  # which ends everything in the namespaces
             inside.wait()
 
 
 def inside(folder: Path, arguments: Sequence[str]) -> int:
-    """Set the nodes up and run pytest over them, as the first process of the namespaces."""
+    """Set up the nodes and run pytest on them, as the first process of the namespaces."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     _write_files(folder)
@@ -128,7 +127,7 @@ def _write_files(folder: Path) -> None:
         "UserKnownHostsFile /dev/null\n"
         "LogLevel ERROR\n"
     )
-    # Dragon calls `ssh`, and has no way to name a configuration that is not the user's own.
+    # Dragon calls `ssh` without an option for its configuration.
     programs = folder / "bin"
     programs.mkdir()
     (programs / "ssh").write_text(
@@ -142,7 +141,7 @@ def _connect_nodes() -> None:
     _run(f"ip link add {BRIDGE} type bridge")
     _run(f"ip address add {LAUNCHER[1]}/24 dev {BRIDGE}")
     _run(f"ip link set {BRIDGE} up")
-    # It leads nowhere, but Dragon asks which address of ours a distant host would see.
+    # The route leads nowhere; Dragon uses it to find the address that other nodes see.
     _run(f"ip route add default dev {BRIDGE}")
     for node, address in NODES.items():
         _run(f"ip netns add {node}")
@@ -156,8 +155,8 @@ def _connect_nodes() -> None:
 
 @contextlib.contextmanager
 def _node(name: str, folder: Path) -> Iterator[None]:
-    """Run a node's first process, its ssh server."""
-    # By this file Dragon tells hosts from each other.
+    """Run the first process of a node, its ssh server."""
+    # Dragon tells nodes apart by this file.
     boot_id = folder / f"boot_id-{name}"
     boot_id.write_text(f"{uuid.uuid4()}\n")
     first = (
@@ -188,8 +187,8 @@ def _wait_for_ssh(node: str, address: str, folder: Path) -> None:
             return
         except OSError:
             if time.monotonic() > deadline:
-                said = (folder / f"{node}.log").read_text(errors="replace")
-                sys.exit(f"no ssh server on {node} after {SSH_SECONDS:g} s:\n{said}")
+                log = (folder / f"{node}.log").read_text(errors="replace")
+                sys.exit(f"the ssh server of {node} did not start within {SSH_SECONDS:g} s:\n{log}")
             time.sleep(0.1)
 
 
@@ -198,31 +197,31 @@ def _run_pytest(folder: Path, arguments: Sequence[str]) -> int:
     environment["PATH"] = f"{folder}/bin:{environment['PATH']}"
     environment["PYTHONPATH"] = f"{HERE / 'site'}:{CHECKOUT}"
     code = folder / "exit_code"
-    launcher = subprocess.Popen(
+    launcher = subprocess.Popen(  # type: ignore[call-overload]  # Python 3.11, as Dragon
         [
             *("dragon", "-m", "-w", "ssh", "-t", "tcp", "--hostlist", ",".join(NODES)),
             *("--network-prefix", f"^(eth0|{BRIDGE})$"),
-            *(__file__, "--head", str(code)),
+            *(__file__, "--program", str(code)),
             *("-p", "no:cacheprovider", *arguments, str(HERE)),
         ],
         stdin=subprocess.DEVNULL,
         env=environment,
         cwd=CHECKOUT,
-        process_group=0,  # Dragon hangs in a session of its own
+        process_group=0,  # Dragon hangs in its own session
     )
     launcher.wait()
     if not code.exists():
-        print("pytest did not come to its end", file=sys.stderr)
+        print("pytest did not write its exit code", file=sys.stderr)
         return 1
     return int(code.read_text())
 
 
-def head(code: Path, arguments: Sequence[str]) -> int:
-    """Run pytest as the program of the Dragon runtime, whose launcher does not pass on its end.
+def run_program(code: Path, arguments: Sequence[str]) -> int:
+    """Run pytest as the program of the Dragon runtime, whose launcher always exits with 0.
 
     Args:
         code: File for pytest's exit code.
-        arguments: Those of pytest.
+        arguments: Arguments for pytest.
     """
     import pytest
 
@@ -234,6 +233,6 @@ def head(code: Path, arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         sys.exit(inside(Path(sys.argv[2]), sys.argv[3:]))
-    if sys.argv[1:2] == ["--head"]:
-        sys.exit(head(Path(sys.argv[2]), sys.argv[3:]))
+    if sys.argv[1:2] == ["--program"]:
+        sys.exit(run_program(Path(sys.argv[2]), sys.argv[3:]))
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The Dragon backend keeps the protocol over two nodes; a lone task runs on the other one."""
+"""Conformance of the Dragon backend over two nodes; a single task runs on the other node."""
 
 import socket
 from collections.abc import Callable

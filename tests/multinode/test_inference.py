@@ -1,21 +1,21 @@
-"""A model server on each node, reached over the network where that is not the program's own."""
+"""A model server on each node; the one on the other node is reached over the network."""
 
 import asyncio
 import os
 import signal
 
 from rhapsody.backends import DragonExecutionBackendV3, DragonVllmInferenceBackend
-from rhapsody.backends.service import service_loop
-from tests.support.inference import embedded, until
-from tests.support.under_dragon import Runner
+from rhapsody.backends.core.service_loop import service_loop
+from tests.support.inference import embedded
+from tests.support.on_dragon import DragonRunner
+from tests.support.waiting import until
 
 START_SECONDS = 90.0
 
 
 async def written(backend: DragonVllmInferenceBackend) -> list[int]:
-    """Count the tokens that each server has written."""
+    """Return how many tokens each server has generated."""
     assert backend._service is not None
-    assert backend._service.pool is not None
     replicas = backend._service.pool.ready
 
     async def ask() -> list[str | None]:
@@ -26,7 +26,7 @@ async def written(backend: DragonVllmInferenceBackend) -> list[int]:
     return [int(float(line.split()[1])) for line in lines if line.startswith(name)]
 
 
-async def test_a_replica_on_each_node(here: str, there: str) -> None:
+async def test_replica_runs_on_each_node_and_is_restarted_there(here: str, there: str) -> None:
     backend = embedded(num_nodes=2, num_gpus=0, launcher=None)
     await backend.initialize()
     try:
@@ -40,7 +40,7 @@ async def test_a_replica_on_each_node(here: str, there: str) -> None:
         assert all(tokens)
 
         async with DragonExecutionBackendV3(num_workers=1, nodes=[there]) as workers:
-            runner = Runner(workers)
+            runner = DragonRunner(workers)
             kill = runner.function(os.kill, replicas[there]["pid"], signal.SIGKILL)
             assert await runner.run(kill) == ["DONE"]
         assert len(await backend.generate(["What is heat?"] * 50, max_tokens=4)) == 50

@@ -1,4 +1,4 @@
-"""Where tasks and the ranks of jobs run, and what passes between the nodes."""
+"""Placement of tasks and ranks, and data between the nodes."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.backends import DragonExecutionBackendV3
-from tests.support.under_dragon import Runner
+from tests.support.on_dragon import DragonRunner
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,7 +30,9 @@ def reverse(data: bytes) -> bytes:
     return data[::-1]
 
 
-async def test_workers_are_spread_over_the_nodes(runner: Runner, here: str, there: str) -> None:
+async def test_workers_are_spread_over_the_nodes(
+    runner: DragonRunner, here: str, there: str
+) -> None:
     functions = [runner.function(where) for _ in range(20)]
     executables = [runner.executable("/bin/sh", "-c", "sleep 0.2; hostname") for _ in range(20)]
     assert set(await runner.run(*functions, *executables)) == {"DONE"}
@@ -38,25 +40,27 @@ async def test_workers_are_spread_over_the_nodes(runner: Runner, here: str, ther
     assert {task["stdout"] for task in executables} == {f"{here}\n", f"{there}\n"}
 
 
-async def test_nodes_is_how_many_or_which(here: str, there: str) -> None:
+async def test_nodes_are_chosen_by_number_or_by_name(here: str, there: str) -> None:
     for nodes, expected in ((1, here), ([there], there)):
         async with DragonExecutionBackendV3(num_workers=2, nodes=nodes) as backend:
-            runner = Runner(backend)
+            runner = DragonRunner(backend)
             tasks = [runner.function(where) for _ in range(10)]
             assert set(await runner.run(*tasks)) == {"DONE"}
             assert {task["return_value"] for task in tasks} == {expected}
 
 
-async def test_megabytes_pass_between_the_nodes(there: str, tmp_path: Path) -> None:
+async def test_large_arguments_pass_between_the_nodes(there: str, tmp_path: Path) -> None:
     data = os.urandom(20_000_000)
     async with DragonExecutionBackendV3(num_workers=1, nodes=[there]) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         task = runner.function(reverse, data)
         assert await runner.run(task) == ["DONE"]
         assert task["return_value"] == data[::-1]
 
 
-async def test_a_job_over_both_nodes(runner: Runner, here: str, there: str) -> None:
+async def test_job_runs_on_both_nodes_in_blocks(
+    runner: DragonRunner, here: str, there: str
+) -> None:
     task = runner.function(rank, options={"ranks": 4})
     script = "echo $RHAPSODY_RANK on $(hostname)"
     shell = runner.executable(script, options={"ranks": 4, "shell": True})
@@ -69,13 +73,13 @@ async def test_a_job_over_both_nodes(runner: Runner, here: str, there: str) -> N
     assert shell["stdout"] == "".join(f"{n} on {host}\n" for n, host in enumerate(hosts))
 
 
-async def test_a_job_on_the_nodes_that_it_names(runner: Runner, there: str) -> None:
+async def test_job_runs_on_its_named_nodes(runner: DragonRunner, there: str) -> None:
     task = runner.function(rank, options={"ranks": 2, "nodes": [there]})
     assert await runner.run(task) == ["DONE"]
     assert [each["return_value"] for each in task["ranks"]] == [(0, there), (1, there)]
 
 
-async def test_exit_codes_are_those_of_their_ranks(runner: Runner) -> None:
+async def test_each_rank_has_its_own_exit_code(runner: DragonRunner) -> None:
     task = runner.function(exit_with_rank, options={"ranks": 4})
     assert await runner.run(task) == ["FAILED"]
     assert [each["exit_code"] for each in task["ranks"]] == [10, 11, 12, 13]

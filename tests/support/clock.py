@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told to go on."""
+"""A clock that advances only on request."""
 
 import heapq
 from collections import deque
@@ -16,7 +16,7 @@ class Handle:
 
 
 class FakeClock:
-    """Time and callbacks as an asyncio loop has them, in seconds that a test decides on."""
+    """Time and callbacks of an asyncio loop, with time in seconds set by a test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,14 +38,14 @@ class FakeClock:
         return handle
 
     def run_pass(self) -> None:
-        """Run what was due before this pass began, as a loop does."""
+        """Run the callbacks that were due before this pass began, as a loop does."""
         for _ in range(len(self._soon)):
             handle = self._soon.popleft()
             if handle.callback is not None:
                 handle.callback()
 
     def advance(self, seconds: float) -> None:
-        """Let time go on, running every callback at its time."""
+        """Advance time, and run every callback at its time."""
         end = self.now + seconds
         while self._soon:
             self.run_pass()

@@ -1,4 +1,4 @@
-"""What can be said of Python without running it: its names exist, its calls fit."""
+"""Static checks of Python code: its names exist and its calls match signatures."""
 
 import ast
 import builtins
@@ -9,31 +9,33 @@ from typing import Any
 
 from asyncflow_ext import WorkflowEngine
 from asyncflow_ext.ai_task import OPTIONS as PROMPT_OPTIONS
+from asyncflow_ext.component import Options
 from rhapsody.backends import DragonVllmInferenceBackend
 
 OURS = ("rhapsody", "asyncflow_ext")
 REPEATING = {"retries", "backoff", "timeout"}
+COMPUTE = set(Options.model_fields)
 DECORATORS = {
     "ai_task": PROMPT_OPTIONS | REPEATING,
     "block": REPEATING,
-    "executable_task": REPEATING | {"backend", "capture_stdio"},
-    "function_task": REPEATING | {"backend", "capture_stdio"},
+    "executable_task": COMPUTE,
+    "function_task": COMPUTE,
 }
-"""Decorators of an engine, which are made with it, and their options."""
+"""Options of an engine's decorators, which exist only on instances."""
 
 UNKNOWN = object()
-"""A value of which nothing is known."""
+"""A value of unknown type."""
 
 
 class Instance:
-    """A value of which the class is known."""
+    """A value of a known class."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Collect every name that code binds, in whatever scope."""
+    """Return every name that code binds, in any scope."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -50,7 +52,7 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 class PageChecker:
-    """Reads the blocks of a page in order, and complains of what cannot be."""
+    """Reads the code blocks of a page in order and collects complaints."""
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
@@ -60,8 +62,8 @@ class PageChecker:
         """Read a block.
 
         Args:
-            code: The block.
-            check: Look at its calls as well: it is not run anywhere.
+            code: The code of the block.
+            check: Whether to check its calls too, because no test runs it.
         """
         tree = ast.parse(code)
         self.known |= dict.fromkeys(bound_names(tree) - self.known.keys(), UNKNOWN)
@@ -75,10 +77,10 @@ class PageChecker:
                 if isinstance(node, ast.Call):
                     self._call(node)
                 elif isinstance(node, ast.Name) and not self._is_defined(node.id):
-                    self.complaints.append(f"nothing defines {node.id}")
+                    self.complaints.append(f"{node.id} is not defined")
 
     def _is_defined(self, name: str) -> bool:
-        return name in self.known or hasattr(builtins, name)
+        return name in self.known or hasattr(builtins, name) or name == "__file__"
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -108,7 +110,7 @@ class PageChecker:
             value = value.value
         if isinstance(target, ast.Name) and isinstance(value, ast.Call):
             made = self._value(value.func)
-            if inspect.ismethod(made) and made.__func__ is WorkflowEngine.create.__func__:
+            if made == WorkflowEngine.create:
                 made = WorkflowEngine
             if inspect.isclass(made):
                 self.known[target.id] = Instance(made)
@@ -140,7 +142,7 @@ class PageChecker:
         literal = self._literal_arguments(node)
         if function is DragonVllmInferenceBackend and literal is not None:
             try:
-                function(*literal[0], **literal[1])  # checks its parameters, and starts nothing
+                function(*literal[0], **literal[1])  # validates its parameters and starts nothing
             except Exception as error:
                 self.complaints.append(str(error))
 
@@ -159,7 +161,7 @@ class PageChecker:
             return
         try:
             signature = inspect.signature(function)
-        except ValueError:  # of something built in
+        except ValueError:  # a built-in without a signature
             return
         if inspect.ismethod(function):
             before = ()

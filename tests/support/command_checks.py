@@ -1,4 +1,4 @@
-"""What can be said of shell commands without running them: they parse, and name what exists."""
+"""Static checks of shell commands: they parse, and the names in them exist."""
 
 import contextlib
 import importlib.util
@@ -7,34 +7,38 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 from tests.support.pages import ROOT
 
 SBATCH = {
     *("account", "exclusive", "gpus-per-node", "job-name", "nodes"),
-    *("ntasks-per-node", "output", "partition", "time"),
+    *("ntasks-per-node", "output", "partition", "signal", "time"),
 }
-"""Directives of Slurm that the pages use."""
+"""Slurm directives that the pages use."""
 
-SHELL = {"&", "cd", "export", "source", "kill"}
-STRANGERS = {"curl", "hf", "hostname", "sbatch", "ssh", "tail"}
-"""Programs of others that the pages name, with nothing of ours in their arguments."""
+SHELL = {
+    *("&", "cd", "done", "exit", "export", "fi", "if", "kill", "module", "source", "trap", "umask"),
+    *("wait", "while"),
+}
+OTHER_PROGRAMS = {"curl", "hf", "hostname", "openssl", "sbatch", "ssh", "tail"}
+"""External programs that the pages use, whose arguments are not checked."""
 
 
 def targets() -> set[str]:
-    """Read the targets of the Makefile."""
+    """Return the targets of the Makefile."""
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 def extras() -> set[str]:
-    """Read the extras of the project."""
+    """Return the extras of the project."""
     project = (ROOT / "pyproject.toml").read_text()
     optional = project.partition("\n[project.optional-dependencies]\n")[2].partition("\n[")[0]
     return set(re.findall(r"^([\w-]+) = \[", optional, re.M))
 
 
 def check_script(code: str, known_files: set[str]) -> None:
-    """Refuse a script that does not parse, or that names what does not exist.
+    """Fail if a script does not parse, or if a name in it does not exist.
 
     Args:
         code: The script, for bash.
@@ -42,7 +46,7 @@ def check_script(code: str, known_files: set[str]) -> None:
     """
     subprocess.run(["bash", "-n"], input=code, text=True, check=True, timeout=10)
     for directive in re.findall(r"^#SBATCH --([\w-]+)", code, re.M):
-        assert directive in SBATCH, f"no directive of Slurm: {directive}"
+        assert directive in SBATCH, f"unknown Slurm directive: {directive}"
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"\w+=.*", words[0]):
@@ -52,7 +56,7 @@ def check_script(code: str, known_files: set[str]) -> None:
 
 
 def check_command(words: list[str], known_files: set[str]) -> None:
-    """Refuse a command that names what does not exist."""
+    """Fail if a name in a command does not exist."""
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
     if program == "srun":
@@ -63,7 +67,7 @@ def check_command(words: list[str], known_files: set[str]) -> None:
     elif program in CHECKS:
         CHECKS[program](rest, known_files)
     else:
-        assert program in SHELL | STRANGERS, f"what is {program}?"
+        assert program in SHELL | OTHER_PROGRAMS, f"unknown program: {program}"
 
 
 def _check_make(words: list[str], known_files: set[str]) -> None:
@@ -94,12 +98,12 @@ def _check_dragon(words: list[str], known_files: set[str]) -> None:
         return
     from dragon.launcher.launchargs import get_parser
 
-    complaint = io.StringIO()
+    parser_output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(parser_output):
             arguments = get_parser().parse_args(words)
     except SystemExit:
-        raise AssertionError(f"dragon: {complaint.getvalue()}") from None
+        raise AssertionError(f"dragon: {parser_output.getvalue()}") from None
     if arguments.prog:
         _check_program(arguments.prog, known_files)
 
@@ -114,8 +118,23 @@ def _check_dask(words: list[str], known_files: set[str]) -> None:
     from distributed.cli import dask_scheduler, dask_worker
 
     command = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}[words[0]]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     assert {word for word in words if word.startswith("--")} <= known, words
+
+
+def _check_rhapsody(words: list[str], known_files: set[str]) -> None:
+    from typer.main import get_command
+
+    from rhapsody.command.app import app
+
+    group: Any = get_command(app)
+    command = group.commands[words[0]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known | {"--help"}, words
 
 
 CHECKS: dict[str, Callable[[list[str], set[str]], None]] = {
@@ -126,4 +145,5 @@ CHECKS: dict[str, Callable[[list[str], set[str]], None]] = {
     "pip": _check_pip,
     "pytest": lambda words, known_files: None,
     "python": _check_python,
+    "rhapsody": _check_rhapsody,
 }

@@ -1,4 +1,4 @@
-"""What the tests of the Dragon launcher run under the `dragon` command; prints lines of JSON."""
+"""The program that tests of the Dragon launcher run under `dragon`; it prints lines of JSON."""
 
 import asyncio
 import json
@@ -9,51 +9,52 @@ import sys
 from typing import Any
 
 from rhapsody import AITask, ComputeTask, Session
-from rhapsody.api.errors import ResourceError
 from rhapsody.backends import DragonExecutionBackendV3, DragonVllmInferenceBackend
+from rhapsody.errors import ResourceError
 from rhapsody.inference.launchers.dragon import DragonLauncher
 from rhapsody.waiting import done_within
-from tests.support.inference import embedded, until
+from tests.support.inference import embedded
+from tests.support.waiting import until
 
 
-def tell(**found: Any) -> None:
+def report(**found: Any) -> None:
     print(json.dumps(found), flush=True)
 
 
 async def drill(backend: DragonVllmInferenceBackend) -> None:
-    """Ask, kill a server, ask again, wait for the other one to come back."""
+    """Send prompts, kill a server, send prompts again, and wait until it has been restarted."""
     await backend.initialize()
     first = backend.replicas
-    answers = await backend.generate(["What is heat?"] * 50, max_tokens=4)
+    responses = await backend.generate(["What is heat?"] * 50, max_tokens=4)
     os.kill(first[0]["pid"], signal.SIGKILL)
     again = await backend.generate(["What is heat?"] * 50, max_tokens=4)
     await until(lambda: backend.replicas[0]["restarts"] == 1)
     await until(lambda: backend.replicas[0]["state"] == "READY")
     last = backend.replicas
     await backend.shutdown()
-    tell(
-        answers=len(answers) + len(again),
+    report(
+        responses=len(responses) + len(again),
         addresses=[replica["address"] for replica in first],
         nodes=[replica["node"] for replica in first],
         pids=[replica["pid"] for replica in (*first, *last)],
     )
 
 
-async def near_and_far() -> None:
+async def local_and_remote() -> None:
     await drill(embedded(num_gpus=2, launcher=None))
-    DragonLauncher.__init__.__defaults__ = (True,)  # type: ignore[misc]  # over the network
+    DragonLauncher.__init__.__defaults__ = (True,)  # over the network
     await drill(embedded(num_gpus=2, launcher="dragon"))
     beyond = embedded(launcher="dragon", offset=1)
     try:
         await beyond.initialize()
     except ResourceError as error:
-        tell(refused=str(error))
+        report(refused=str(error))
 
 
 async def until_killed() -> None:
     backend = embedded(num_gpus=2, launcher="dragon")
     await backend.initialize()
-    tell(head=os.getpid(), pids=[replica["pid"] for replica in backend.replicas])
+    report(head=os.getpid(), pids=[replica["pid"] for replica in backend.replicas])
     await done_within(asyncio.Event().wait(), 60)
 
 
@@ -70,7 +71,7 @@ async def vllm() -> None:
         await session.submit_tasks([*tasks, echo])
         await asyncio.gather(*tasks, echo)
     responses = sum(len(task.response) for task in tasks)
-    tell(responses=responses, echo=echo.return_value, pids=pids)
+    report(responses=responses, echo=echo.return_value, pids=pids)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""AsyncFlow engines with `ai_task`, the stock one and ours, and backends that answer prompts."""
+"""AsyncFlow's and Rhapsody's engines with `ai_task`, and backends for prompts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,11 +8,11 @@ from rhapsody.backends import NoopExecutionBackend
 
 ENGINES = ("stock", "ours")
 MakeFlow = Callable[..., Awaitable[Any]]
-"""Makes an engine over backends."""
+"""Creates an engine with given backends."""
 
 
 async def make_engine(kind: str, backend: Any = None, **options: Any) -> Any:
-    """Make an engine that has `ai_task`.
+    """Create an engine that has `ai_task`.
 
     Args:
         kind: "stock" for AsyncFlow's own, extended; "ours" for Rhapsody's.
@@ -29,13 +29,23 @@ async def make_engine(kind: str, backend: Any = None, **options: Any) -> Any:
     return asyncflow_ext.extend(stock)
 
 
+def make_task(flow: Any, **options: Any) -> Any:
+    """Make a function task that takes any arguments and returns "fine"."""
+
+    @flow.function_task(**options)
+    async def task(*before: Any) -> str:
+        return "fine"
+
+    return task
+
+
 class Echo(NoopExecutionBackend):
-    """Answers a prompt with itself in angle brackets, and keeps what it was asked.
+    """Responds to a prompt with the prompt in angle brackets, and records tasks.
 
     Args:
         name: Name of the backend.
         model_name: What it serves.
-        held: Answer only after `let_go` was set.
+        held: Respond only after `let_go` was set.
     """
 
     task_kinds = frozenset({"prompt"})
@@ -53,7 +63,7 @@ class Echo(NoopExecutionBackend):
     def prompts(self) -> list[Any]:
         return [task["prompt"] for task in self.asked]
 
-    async def answer(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    async def run_one(self, task: Mapping[str, Any]) -> dict[str, Any]:
         self.asked.append(dict(task))
         try:
             await self.let_go.wait()

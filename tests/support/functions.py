@@ -1,4 +1,4 @@
-"""Functions for tasks, importable by worker processes."""
+"""Functions for tasks; worker processes import them."""
 
 import asyncio
 import os
@@ -17,6 +17,18 @@ async def add_async(left: int, right: int = 1) -> int:
     return left + right
 
 
+_meetings: list[asyncio.Future[None]] = []
+
+
+async def meet() -> None:
+    """Wait for another call of this function in the same process."""
+    if _meetings:
+        _meetings.pop().set_result(None)
+    else:
+        _meetings.append(asyncio.get_running_loop().create_future())
+        await _meetings[-1]
+
+
 def pid(*_: Any) -> int:
     return os.getpid()
 
@@ -25,7 +37,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def kill_oneself() -> None:
+def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -34,10 +46,10 @@ def unpicklable() -> threading.Lock:
 
 
 class Counter:
-    """Callable in more than one way.
+    """An object with several kinds of callables.
 
     Args:
-        start: What it counts from.
+        start: Initial value.
     """
 
     def __init__(self, start: int) -> None:
@@ -59,7 +71,7 @@ class Counter:
 
 
 class FieldError(Exception):
-    """Pickles with what it was made of."""
+    """Can be pickled with its fields."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} ({code})")
@@ -71,7 +83,7 @@ class FieldError(Exception):
 
 
 class StubbornError(Exception):
-    """Pickles, and cannot be rebuilt."""
+    """Its constructor has other arguments than its `args`."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} ({code})")
@@ -79,13 +91,18 @@ class StubbornError(Exception):
 
 @dataclass(frozen=True)
 class FrozenError(Exception):
-    """Takes no attributes, and so cannot be rebuilt either."""
+    """Does not allow new attributes, and so cannot be unpickled."""
 
     what: str
 
 
+@dataclass(frozen=True)
+class FrozenEmptyError(Exception):
+    """Does not allow new attributes, and can be pickled."""
+
+
 class LockedError(Exception):
-    """Does not even pickle."""
+    """Cannot be pickled."""
 
     def __init__(self) -> None:
         super().__init__("locked")

@@ -1,16 +1,16 @@
-"""A backend whose tasks stay active until they are let go."""
+"""A backend whose tasks stay active until a test releases them."""
 
 import asyncio
 import threading
 from typing import Any
 
 from rhapsody.backends import BaseBackend, Work
+from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.protocol import ALL_KINDS
-from rhapsody.backends.service import service_loop
 
 
 class HeldBackend(BaseBackend):
-    """Runs nothing: a task is RUNNING until `release`, and DONE then."""
+    """Keeps tasks RUNNING until `release`; then they are DONE."""
 
     task_kinds = ALL_KINDS
 
@@ -21,7 +21,7 @@ class HeldBackend(BaseBackend):
         self._gate = asyncio.Event()
 
     async def execute(self, work: Work) -> dict[str, Any]:
-        self.running(work)
+        self.report_running(work)
         self.entered.set()
         try:
             await self._gate.wait()
@@ -33,6 +33,6 @@ class HeldBackend(BaseBackend):
     def release(self) -> None:
         service_loop().call(self._gate.set)
 
-    async def has_begun(self) -> None:
-        """Wait until a task is inside."""
+    async def wait_entered(self) -> None:
+        """Wait until a task is running."""
         assert await asyncio.to_thread(self.entered.wait, 20)

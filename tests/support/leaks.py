@@ -1,10 +1,12 @@
-"""What a test session must not leave behind: processes, sockets, threads and files.
+"""Finds leaks of a test session: processes, sockets, threads and files.
 
-``look()`` lists what is there now; ``left_behind(before)`` waits a little for things to end and
-lists what was not there before. Only what is ours counts: our descendants, processes that carry
-the session's mark, our own threads and sockets, and files with our prefix.
+``look()`` lists what exists now. ``left_behind(before)`` waits a few seconds and lists what did not
+exist before. It considers descendants of this process, processes with the session's mark, threads
+and sockets of this process, and files with the prefix.
 """
 
+import contextlib
+import fcntl
 import gc
 import os
 import tempfile
@@ -22,12 +24,13 @@ SERVICE_IO_THREADS = "rhapsody-io_"
 # Dask keeps one thread for heavy pickling for the life of the process.
 DASK_THREADS = "Dask-Offload_"
 
-# In the environment of every process that a test starts, so that an orphan can be told from a
-# stranger after its parent is gone.
+# In the environment of every process that a test starts. It identifies an orphan after its parent
+# has ended.
 SESSION_VARIABLE = "RHAPSODY_TEST_SESSION"
 
-# The standard library keeps one of each for the life of a process that uses process pools.
+# The standard library and loky keep one of each for the life of a process that uses their pools.
 STDLIB_HELPERS = (
+    "from loky.backend.resource_tracker import main",
     "from multiprocessing.forkserver import main",
     "from multiprocessing.resource_tracker import main",
 )
@@ -36,16 +39,16 @@ Seen = dict[Hashable, str]
 
 
 def look() -> Seen:
-    """List everything of ours that exists now: an identity, and words for the reader."""
+    """Return a description of every process, socket, thread and file, by identity."""
     return dict([*_processes(), *_inet_sockets(), *_unix_sockets(), *_threads(), *_files()])
 
 
 def left_behind(before: Seen, wait: float = 5.0) -> list[str]:
-    """Describe what exists now and did not before.
+    """Return descriptions of what exists now and did not exist before.
 
     Args:
-        before: What ``look()`` returned at the start.
-        wait: Seconds to give to what is still ending.
+        before: Result of ``look()`` at the start.
+        wait: Seconds to wait for things that are still ending.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -64,7 +67,7 @@ def _processes() -> Iterator[tuple[Hashable, str]]:
         try:
             if mark and process.environ().get(SESSION_VARIABLE) == mark:
                 found.setdefault(process.pid, process)
-        except psutil.Error:  # it ended, or is another user's
+        except psutil.Error:  # it has ended, or belongs to another user
             continue
     found.pop(me.pid, None)
     for process in found.values():
@@ -72,12 +75,12 @@ def _processes() -> Iterator[tuple[Hashable, str]]:
             parent = process.ppid()
             identity = ("process", process.pid, process.create_time())
             if process.status() == psutil.STATUS_ZOMBIE:
-                command = f"{process.name()} (ended, but nobody waited for it)"
+                command = f"{process.name()} (ended, but not waited for)"
             else:
                 command = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        # The forkserver's own children look just like it: only a direct child of ours is it.
+        # The forkserver's children have the same command: only a direct child is the forkserver.
         if parent == me.pid and any(helper in command for helper in STDLIB_HELPERS):
             continue
         yield identity, f"process {identity[1]}, child of {parent}: {command[:200]}"
@@ -92,13 +95,13 @@ def _inet_sockets() -> Iterator[tuple[Hashable, str]]:
 
 def _unix_sockets() -> Iterator[tuple[Hashable, str]]:
     table = Path("/proc/net/unix")
-    if not table.exists():  # psutil cannot tell a listening Unix socket from another either
+    if not table.exists():  # psutil does not tell listening Unix sockets from others
         return
     ours = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             target = os.readlink(descriptor)
-        except OSError:  # the descriptor that listed the folder
+        except OSError:  # the descriptor of this listing
             continue
         if target.startswith("socket:["):
             ours.add(target[len("socket:[") : -1])
@@ -120,12 +123,33 @@ def _threads() -> Iterator[tuple[Hashable, str]]:
         if thread.name.startswith((SERVICE_IO_THREADS, DASK_THREADS)):
             continue
         if not thread.daemon or thread.name.startswith("rhapsody"):
-            # By object: an identifier may be used again by a later thread.
+            # By object, because a later thread may reuse an identifier.
             yield ("thread", thread), f"thread {thread.name!r} (daemon: {thread.daemon})"
 
 
 def _files() -> Iterator[tuple[Hashable, str]]:
-    # The temporary folder is the session's own (conftest); shared memory has only one place.
+    # The session has its own temporary folder (see conftest), but shared memory is global.
     for folder in {Path(tempfile.gettempdir()), Path("/dev/shm")}:
         for path in folder.glob(f"{PREFIX}*"):
-            yield ("file", path), f"file {path}"
+            if not _is_used_by_another_process(path):
+                yield ("file", path), f"file {path}"
+
+
+def _is_used_by_another_process(path: Path) -> bool:
+    """Return whether a directory is locked by its owner, and this process is not the owner."""
+    own = {_target(descriptor) for descriptor in Path("/proc/self/fd").iterdir()}
+    for lock in path.glob("owner@*"):
+        if str(lock) in own:
+            return False
+        with contextlib.suppress(OSError), lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def _target(descriptor: Path) -> str:
+    with contextlib.suppress(OSError):  # the descriptor of this listing
+        return os.readlink(descriptor)
+    return ""

@@ -1,76 +1,61 @@
-"""Tasks on a Dask backend, and schedulers and workers as processes that a test can kill."""
+"""Runner of tasks on a Dask backend, and Dask schedulers and workers in separate processes."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rhapsody.testing.samples import executable, function
 from tests.support.runner import TaskRunner
-
-PATIENCE_S = 30.0
+from tests.support.waiting import until, until_blocking
 
 SMALL = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
-"""A cluster in threads of this process, there in no time."""
+"""Options of a cluster in threads of this process, which starts at once."""
 
 HERE = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-"""What a caller adds to `SMALL` who makes a cluster and listens on this machine only."""
+"""Further options with which a test's own cluster listens on loopback only."""
 
 
-class Runner(TaskRunner):
+class DaskRunner(TaskRunner):
     """Describes tasks, submits them and waits for their ends."""
 
-    def function(self, func: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """Describe a function; keywords are options of the backend."""
+    def function(self, func: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
+        """Describe a function task; keyword arguments are options of the backend."""
         task = function(self.next_uid(), func, *args)
         return {**task, "name": func.__name__, "task_backend_specific_kwargs": options}
 
     def executable(self, *command: str, **options: Any) -> dict[str, Any]:
-        """Describe an executable; keywords are options of the backend."""
+        """Describe an executable task; keyword arguments are options of the backend."""
         task = executable(self.next_uid(), *command)
         return {**task, "name": command[0], "task_backend_specific_kwargs": options}
 
     async def running(self, task: dict[str, Any]) -> None:
-        """Wait until a task is said to run."""
+        """Wait until a task is reported RUNNING."""
         await until(lambda: self.began(task))
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what no event tells."""
-    for _ in range(int(PATIENCE_S / 0.01)):
-        if is_so():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError(f"waited for {PATIENCE_S} s")
 
 
 @contextlib.contextmanager
 def scheduler_process(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a scheduler of its own, as `dask scheduler` does; its address and its process."""
-    about = directory / "scheduler.json"
+    """Run `dask scheduler`; yields its address and its process."""
+    file = directory / "scheduler.json"
     command = [
         *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"),
-        *("--port", "0", "--no-dashboard", "--scheduler-file", str(about)),
+        *("--port", "0", "--no-dashboard", "--scheduler-file", str(file)),
     ]
     with _process(command, directory / "scheduler.log") as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not about.exists() or not about.read_text():
-            assert process.poll() is None, (directory / "scheduler.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield json.loads(about.read_text())["address"], process
+        until_blocking(lambda: process.poll() is not None or _has_text(file))
+        assert process.poll() is None, (directory / "scheduler.log").read_text()
+        yield json.loads(file.read_text())["address"], process
 
 
 @contextlib.contextmanager
 def worker_process(address: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker of its own, without a nanny."""
+    """Run `dask worker` without a nanny; yields its process."""
     command = [
         *(sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny"),
         *("--no-dashboard", "--nthreads", "2", "--host", "127.0.0.1"),
@@ -78,6 +63,10 @@ def worker_process(address: str, directory: Path) -> Iterator[subprocess.Popen[b
     ]
     with _process(command, directory / "worker.log") as process:
         yield process
+
+
+def _has_text(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
 
 
 @contextlib.contextmanager

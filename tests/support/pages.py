@@ -1,4 +1,4 @@
-"""Pages of the documentation: their blocks of code, their prose, their headings and links."""
+"""Pages of the documentation: their code blocks, prose, headings and links."""
 
 import ast
 import re
@@ -21,14 +21,14 @@ INDENTED = re.compile(r"\n\n    +(?![-*\d])\S.*")
 
 @dataclass
 class Block:
-    """A fenced block of a page.
+    """A fenced code block of a page.
 
     Args:
         page: The page.
-        line: Its first line of code, counted from 1.
-        language: What its fence says.
+        line: Number of its first line of code, counted from 1.
+        language: The language named by its fence.
         code: The code.
-        reason: Why it is not run here; None where it is.
+        reason: Why the tests do not run it; None if they do.
     """
 
     page: Path
@@ -42,10 +42,11 @@ class Block:
         return f"{name_of(self.page)}:{self.line}"
 
     def compile(self) -> types.CodeType:
-        """Compile it so that a traceback names the page's own line."""
+        """Compile the block so that a traceback names the line of the page."""
         padded = "\n" * (self.line - 1) + self.code
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        return compile(padded, str(self.page), "exec", flags, dont_inherit=True)
+        code: types.CodeType = compile(padded, str(self.page), "exec", flags, dont_inherit=True)
+        return code
 
 
 def name_of(page: Path) -> str:
@@ -68,7 +69,7 @@ def prose_of(page: Path) -> str:
 
 
 def indented_code_of(page: Path) -> list[str]:
-    """List lines that Markdown takes for code without a fence: they name no language."""
+    """Return lines that Markdown renders as code without a fence, and so without a language."""
     paragraphs = [
         "" if re.match(r"(!!!|:::|- |\d+\. )", part) else part
         for part in re.split(r"\n\n(?=\S)", prose_of(page))
@@ -82,5 +83,5 @@ def slugs_of(page: Path) -> set[str]:
 
 
 def links_of(page: Path) -> list[str]:
-    """List the targets of a page's links and pictures, which may be broken over lines."""
+    """Return the targets of a page's links and pictures; a link may span lines."""
     return [match["target"] for match in LINK.finditer(prose_of(page))]

@@ -1,4 +1,4 @@
-"""A backend whose start, tasks and stop do what a test tells them, and events between threads."""
+"""A backend whose start, tasks and stop are coroutines of a test, and events between threads."""
 
 import asyncio
 import threading
@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rhapsody.backends import BaseBackend, Work
+from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.protocol import ALL_KINDS
-from rhapsody.backends.service import service_loop
 from rhapsody.testing.gate import PATIENCE_SECONDS
 from rhapsody.testing.samples import describe
 
 
 class Flag:
-    """An event between the service loop and a test; set and awaited on either side."""
+    """An event shared by the service loop and a test; either side can set it or wait for it."""
 
     def __init__(self) -> None:
         self._set = threading.Event()
@@ -43,16 +43,16 @@ async def done_at_once(work: Work) -> dict[str, Any]:
 
 
 async def nothing() -> None:
-    """Start or stop without doing anything."""
+    """Do nothing, as a start or a stop."""
 
 
 class ProbeBackend(BaseBackend):
-    """Calls a test's coroutines, and counts.
+    """Calls the coroutines of a test, and counts starts and stops.
 
     Args:
         execute: Called for each task.
-        start: Called at the start.
-        stop: Called at the stop.
+        start: Called by `start`.
+        stop: Called by `stop`.
     """
 
     task_kinds = ALL_KINDS
@@ -82,10 +82,10 @@ class ProbeBackend(BaseBackend):
 
 
 class Held:
-    """An `execute` that lets each task go on only after `go`, and says when one is inside.
+    """An `execute` that sets `inside`, waits for `go`, and then finishes the task.
 
     Args:
-        clean_up: Waited for when a task is cancelled.
+        clean_up: Awaited if a task is cancelled.
     """
 
     def __init__(self, clean_up: Callable[[], Awaitable[None]] = nothing) -> None:

@@ -1,21 +1,29 @@
-"""Processes that a test started, directly or not, and that have to end."""
+"""Processes that a test started, directly or indirectly, and that must end."""
 
-import time
+import contextlib
+from collections.abc import Iterable
 
 import psutil
 
-
-def wait_gone(*pids: int, timeout: float = 20.0) -> list[int]:
-    """Wait until processes have ended; return those that have not in time."""
-    deadline = time.monotonic() + timeout
-    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return left
+from tests.support.waiting import LIMIT_S, until_blocking
 
 
-def _runs(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
     try:
-        # One that nobody has waited for yet has ended all the same.
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        status: str = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return False
+    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def all_ended(pids: Iterable[int]) -> bool:
+    """Return whether none of some processes runs."""
+    return not any(map(is_alive, pids))
+
+
+def wait_gone(*pids: int, timeout: float = LIMIT_S) -> list[int]:
+    """Wait until processes have ended; return those still alive after `timeout` seconds."""
+    with contextlib.suppress(AssertionError):
+        until_blocking(lambda: all_ended(pids), timeout)
+    return list(filter(is_alive, pids))

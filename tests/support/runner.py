@@ -7,10 +7,10 @@ from rhapsody.testing.owners import Reports
 
 
 class TaskRunner:
-    """Submits tasks to a backend; what describes them is in subclasses.
+    """Submits tasks to a backend; subclasses add methods that describe tasks.
 
     Args:
-        backend: Where they run.
+        backend: The backend that runs the tasks.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -20,13 +20,13 @@ class TaskRunner:
         backend.register_callback(self.reports.callback)
 
     def next_uid(self) -> str:
-        return f"task.{next(self._numbers):06}"
+        return f"task.{next(self._numbers)}"
 
     async def submit(self, *tasks: dict[str, Any]) -> None:
         await self.backend.submit_tasks(list(tasks))
 
     async def end(self, task: dict[str, Any]) -> str:
-        """Wait for a task's end and return its state."""
+        """Wait for the end of a task and return its final state."""
         return str((await self.reports.end(task["uid"])).state)
 
     async def run(self, *tasks: dict[str, Any]) -> list[str]:
@@ -35,5 +35,5 @@ class TaskRunner:
         return [await self.end(task) for task in tasks]
 
     def began(self, task: dict[str, Any]) -> bool:
-        """Whether a task has been said to run."""
+        """Return whether a task has been reported RUNNING."""
         return "RUNNING" in self.reports.states(task["uid"])

@@ -1,4 +1,4 @@
-"""Backends that misbehave on purpose, for what cannot be caused in a real one."""
+"""A backend with scripted behaviour, for faults that tests cannot cause in a real backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rhapsody.backends import TaskStates
 
 
 class ScriptedBackend:
-    """Speaks the protocol and does with each task what the test says.
+    """Implements the protocol, and handles each task as the test decides.
 
     Args:
         name: Name of the backend.
@@ -19,6 +19,7 @@ class ScriptedBackend:
 
     supports_implicit_data_linking = False
     supports_explicit_data_linking = False
+    reports_running = False
 
     def __init__(
         self, name: str = "scripted", on_task: Callable[[dict[str, Any]], None] | None = None
@@ -27,7 +28,7 @@ class ScriptedBackend:
         self.on_task = on_task or (lambda task: self.done(task))
         self.batches: list[list[dict[str, Any]]] = []
         self.cancelled: list[str] = []
-        self.cancel_answer: Any = True
+        self.cancel_result: Any = True
         self.hold: asyncio.Event | None = None
         self.submit_error: Exception | None = None
         self.is_attached = False
@@ -60,7 +61,7 @@ class ScriptedBackend:
 
     async def cancel_task(self, uid: str) -> Any:
         self.cancelled.append(uid)
-        return self.cancel_answer
+        return self.cancel_result
 
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> None:
         return None

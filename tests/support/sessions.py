@@ -1,4 +1,4 @@
-"""Backends that a session can tell apart, and tasks for them."""
+"""Backends that differ in kind and name, and tasks for them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from rhapsody.backends import NoopExecutionBackend
 
 
 class Inference(NoopExecutionBackend):
-    """Takes prompts only, and serves a model."""
+    """Runs only prompts, for one model."""
 
     task_kinds = frozenset({"prompt"})
 
@@ -17,20 +17,20 @@ class Inference(NoopExecutionBackend):
 
 
 class Compute(NoopExecutionBackend):
-    """Takes compute tasks only."""
+    """Runs only compute tasks."""
 
     task_kinds = frozenset({"function", "executable"})
 
 
 class Recording(NoopExecutionBackend):
-    """Remembers the uids that it was given."""
+    """Records the uids of submitted tasks."""
 
     def __init__(self, name: str = "recording") -> None:
         super().__init__(name)
-        self.given: list[str] = []
+        self.submitted: list[str] = []
 
     async def submit_tasks(self, tasks: Any) -> None:
-        self.given += [task["uid"] for task in tasks]
+        self.submitted += [task["uid"] for task in tasks]
         await super().submit_tasks(tasks)
 
 

@@ -1,4 +1,4 @@
-"""Real vLLM servers on the CPU, of a tiny model with random weights."""
+"""Real vLLM servers on the CPU, with a tiny model of random weights."""
 
 import functools
 import os
@@ -11,16 +11,16 @@ import pytest
 from rhapsody.backends import DragonVllmInferenceBackend
 
 START_SECONDS = 300.0
-"""Longest time for a server to be ready: it is 20 s on a quiet machine of two cores."""
+"""Time limit for the start of a server; 20 s on an idle machine with two cores."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    # Compiling would take longer than all the tests.
+    # Compiling would take longer than all tests.
     "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-"""What a server needs on a small machine without a network."""
+"""Environment variables for a small machine without network access."""
 
 CONFIG = """
 enforce-eager: true
@@ -29,7 +29,7 @@ structured-outputs-config:
   backend: xgrammar
   disable_any_whitespace: true
 """
-"""Without whitespace in JSON, which random weights would write without end."""
+"""JSON without whitespace, since random weights would write endless whitespace."""
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True}
@@ -37,14 +37,14 @@ ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True}
 
 @functools.cache
 def tiny_llama() -> str:
-    """Make the model, once for all tests of a session."""
+    """Create the model once per test session."""
     from rhapsody.testing.tiny_llama import make_tiny_llama
 
     return str(make_tiny_llama(Path(tempfile.mkdtemp(prefix="tiny-llama-"))))
 
 
 def vllm_backend(**options: Any) -> DragonVllmInferenceBackend:
-    """Make a backend on vLLM, in engine mode unless told otherwise."""
+    """Create a backend on vLLM, by default without the HTTP service."""
     model = tiny_llama()
     config = Path(model) / "config.yaml"
     config.write_text(CONFIG)
@@ -62,6 +62,6 @@ def vllm_backend(**options: Any) -> DragonVllmInferenceBackend:
 
 
 def set_environment(patch: pytest.MonkeyPatch) -> None:
-    """Set what servers need, for as long as the patch lasts."""
+    """Set the environment variables of servers until the patch is undone."""
     for name, value in ENVIRONMENT.items():
         patch.setenv(name, os.environ.get(name, value))

@@ -1,6 +1,6 @@
 """Tests that run inside the Dragon runtime: `dragon pytest tests/under_dragon`.
 
-The suite runs them so, one runtime for each module, in tests/integration/test_dragon.py. Elsewhere
+tests/integration/test_dragon.py runs them this way, with one runtime per module. Without a runtime
 they are not collected.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.support.under_dragon import Runner, mark
+from tests.support.marking import add_marks
+from tests.support.on_dragon import DragonRunner
 
 HERE = Path(__file__).parent
 
@@ -20,13 +21,13 @@ if "DRAGON_MY_PUID" not in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mark(items, HERE)
+    add_marks(items, HERE, pytest.mark.dragon)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner() -> AsyncIterator[Runner]:
-    """Two workers, shared by the tests of a module that do them no harm."""
+async def runner() -> AsyncIterator[DragonRunner]:
+    """A backend with two workers for all tests of a module that leave it usable."""
     from rhapsody.backends import DragonExecutionBackendV3
 
     async with DragonExecutionBackendV3(num_workers=2) as backend:
-        yield Runner(backend)
+        yield DragonRunner(backend)

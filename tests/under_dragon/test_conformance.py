@@ -1,10 +1,11 @@
-"""The Dragon backend keeps the protocol, on the program's own host and as it does on others."""
+"""Conformance of the Dragon backend, on the program's node and through an agent."""
 
 from collections.abc import Callable
 
 import pytest
 
-from rhapsody.backends import DragonExecutionBackendV3, dragon_crew
+from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends.dragon import worker_manager
 from rhapsody.testing import BackendConformance
 
 
@@ -19,5 +20,5 @@ class TestThroughAnAgent(BackendConformance):
     def make_backend(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[[], DragonExecutionBackendV3]:
-        monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
+        monkeypatch.setattr(worker_manager, "AGENTS_EVERYWHERE", True)
         return lambda: DragonExecutionBackendV3(num_workers=2)

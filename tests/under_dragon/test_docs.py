@@ -1,4 +1,4 @@
-"""The code of the pages that need the Dragon runtime runs."""
+"""The code of the documentation pages that need the Dragon runtime."""
 
 from pathlib import Path
 
@@ -10,8 +10,6 @@ from tests.support.pages import name_of
 
 @pytest.mark.timeout(PAGE_SECONDS)
 @pytest.mark.parametrize("page", UNDER_DRAGON, ids=name_of)
-def test_the_code_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_code_of(page)

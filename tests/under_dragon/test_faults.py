@@ -1,7 +1,8 @@
-"""Workers killed, tasks cancelled, backends shut down in the middle, heads killed."""
+"""Killed workers, cancelled tasks, shutdowns with tasks under way, killed programs."""
 
 import asyncio
 import ctypes
+import functools
 import os
 import resource
 import shlex
@@ -15,14 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsody.api.errors import BackendError, TaskExecutionError, WorkerDied
-from rhapsody.backends import (
-    DragonExecutionBackendV3,
-    dragon_crew,
-    dragon_processes,
-    dragon_runtime,
-)
-from tests.support.under_dragon import Runner, under_dragon
+from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends.dragon import nodes, processes, worker_manager, worker_process
+from rhapsody.errors import BackendError, TaskExecutionError, WorkerDied
+from rhapsody.global_services import ReceiveLock
+from tests.support.on_dragon import DragonRunner, under_dragon
+from tests.support.processes import all_ended, is_alive
 from tests.support.waiting import until
 
 
@@ -52,7 +51,7 @@ def die_once(path: str) -> str:
     if not os.path.exists(path):
         Path(path).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return "at last"
+    return "second run"
 
 
 def spin(path: Path) -> None:
@@ -74,16 +73,9 @@ async def cling(path: Path) -> None:
             continue
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def test_a_killed_worker_costs_what_it_ran_and_nothing_else() -> None:
+async def test_killed_worker_fails_only_its_running_tasks() -> None:
     async with DragonExecutionBackendV3(num_workers=2) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         tasks = [runner.function(square_slowly, number) for number in range(1000)]
         await runner.submit(*tasks)
         await runner.end(tasks[200])
@@ -91,7 +83,7 @@ async def test_a_killed_worker_costs_what_it_ran_and_nothing_else() -> None:
         os.kill(victim, signal.SIGKILL)
         states = [await runner.end(task) for task in tasks]
         lost = [task for task, state in zip(tasks, states, strict=True) if state != "DONE"]
-        # What it had ended within the last milliseconds it may not have told yet.
+        # Calls that ended in its last milliseconds may not have been reported.
         assert 1 <= len(lost) <= 10
         for task in lost:
             assert isinstance(task["exception"], WorkerDied)
@@ -101,9 +93,9 @@ async def test_a_killed_worker_costs_what_it_ran_and_nothing_else() -> None:
         assert victim not in backend.worker_pids
 
 
-async def test_a_long_task_alone_is_lost_with_its_worker() -> None:
+async def test_killed_worker_fails_its_long_task_and_waiting_calls_move() -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         long = runner.function(time.sleep, 60)
         rest = [runner.function(square, number) for number in range(200)]
         await runner.submit(long, *rest)
@@ -121,22 +113,22 @@ async def test_a_long_task_alone_is_lost_with_its_worker() -> None:
         (lambda: os._exit(3), "ended with exit code 3"),
     ],
 )
-async def test_a_task_that_ends_its_worker_fails_alone(deadly: Any, words: str) -> None:
+async def test_task_ending_its_worker_fails_with_worker_died(deadly: Any, words: str) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         tasks = [runner.function(square, number) for number in range(50)]
         tasks.insert(25, runner.function(deadly))
         states = await runner.run(*tasks)
-        assert states.count("DONE") >= 30  # neighbours of microseconds may go with it
+        assert states.count("DONE") >= 30  # calls just before it may be unreported
         assert states[25] == "FAILED"
         assert isinstance(tasks[25]["exception"], WorkerDied)
         assert words in str(tasks[25]["exception"])
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_async_neighbours_of_a_deadly_task_are_named() -> None:
+async def test_async_tasks_fail_with_their_worker() -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         neighbour = runner.function(asyncio.sleep, 30)
         await runner.submit(neighbour)
         await until(lambda: runner.began(neighbour))
@@ -149,33 +141,34 @@ async def test_async_neighbours_of_a_deadly_task_are_named() -> None:
         assert isinstance(neighbour["exception"], WorkerDied)
 
 
-async def test_retries_run_a_task_again_whose_worker_died(tmp_path: Path) -> None:
+async def test_task_with_retries_runs_again_after_its_worker_died(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         once = runner.function(die_once, str(tmp_path / "once"), options={"retries": 1})
         always = runner.function(os._exit, 1, options={"retries": 2})
         assert await runner.run(once, always) == ["DONE", "FAILED"]
-        assert once["return_value"] == "at last"
+        assert once["return_value"] == "second run"
 
 
-async def test_too_much_memory_is_a_memory_error() -> None:
+async def test_exceeded_memory_limit_is_a_memory_error() -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         task = runner.function(swallow_memory)
         assert await runner.run(task) == ["FAILED"]
         assert type(task["exception"]) is MemoryError
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_workers_that_cannot_start_fail_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rhapsody.backends import dragon_worker
+async def test_failed_starts_fail_the_waiting_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
 
     def broken(setup: Any) -> None:
         raise SystemExit(7)
 
-    monkeypatch.setattr(dragon_worker, "serve", broken)
+    monkeypatch.setattr(worker_process, "serve", broken)
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         task = runner.function(square, 3)
         assert await runner.run(task) == ["FAILED"]
         assert isinstance(task["exception"], BackendError)
@@ -185,25 +178,25 @@ async def test_workers_that_cannot_start_fail_their_tasks(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("how", ["cancel", "shutdown"])
-async def test_the_moment_between_start_and_dispatch_is_as_good_as_any(how: str) -> None:
+async def test_task_interrupted_between_start_and_dispatch_ends(how: str) -> None:
     class Interrupted(DragonExecutionBackendV3):
         async def start(self) -> None:
             await super().start()
             (work,) = self._works.values()
-            end = self._cancel(work) if how == "cancel" else self.shut_down_once()
+            end = self._cancel(work) if how == "cancel" else self.shutdown_on_service_loop()
             self.ended = asyncio.get_running_loop().create_task(end)
 
     backend = Interrupted(num_workers=1)
-    runner = Runner(backend)
+    runner = DragonRunner(backend)
     task = runner.function(time.sleep, 60)
     await runner.submit(task)
     assert await runner.end(task) == "CANCELED"
     await asyncio.wait_for(backend.shutdown(), 10)
 
 
-async def test_cancelled_tasks_that_wait_never_start(tmp_path: Path) -> None:
+async def test_cancelled_waiting_tasks_never_run(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         long = runner.function(time.sleep, 60)
         waiting = [runner.function(Path.touch, tmp_path / str(n)) for n in range(100)]
         await runner.submit(long, *waiting)
@@ -217,27 +210,25 @@ async def test_cancelled_tasks_that_wait_never_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stubborn", [spin, cling], ids=["sync", "async"])
-async def test_a_task_that_will_not_end_takes_its_worker_along(
-    stubborn: Any, tmp_path: Path
-) -> None:
+async def test_ignored_cancellation_kills_the_worker(stubborn: Any, tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.5) as backend:
-        runner = Runner(backend)
-        task = runner.function(stubborn, tmp_path / "there")
+        runner = DragonRunner(backend)
+        task = runner.function(stubborn, tmp_path / "runs")
         await runner.submit(task)
-        await until((tmp_path / "there").exists)
+        await until((tmp_path / "runs").exists)
         (pid,) = backend.worker_pids
         assert await backend.cancel_task(task["uid"])
         await until(lambda: not is_alive(pid))
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_neighbours_of_a_stubborn_async_task_end_well(tmp_path: Path) -> None:
+async def test_async_tasks_complete_before_their_worker_is_killed(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.3) as backend:
-        runner = Runner(backend)
-        stubborn = runner.function(cling, tmp_path / "there")
+        runner = DragonRunner(backend)
+        stubborn = runner.function(cling, tmp_path / "runs")
         neighbour = runner.function(asyncio.sleep, 2, "fine")
         await runner.submit(stubborn, neighbour)
-        await until((tmp_path / "there").exists)
+        await until((tmp_path / "runs").exists)
         await until(lambda: runner.began(neighbour))
         assert await backend.cancel_task(stubborn["uid"])
         assert await runner.end(neighbour) == "DONE"
@@ -245,17 +236,17 @@ async def test_neighbours_of_a_stubborn_async_task_end_well(tmp_path: Path) -> N
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_a_blocking_async_function_is_interrupted(tmp_path: Path) -> None:
+async def test_cancelled_blocking_async_function_is_interrupted(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=20.0) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
 
         async def block() -> None:
-            (tmp_path / "there").touch()
-            time.sleep(60)  # noqa: ASYNC251 - that is the point
+            (tmp_path / "runs").touch()
+            time.sleep(60)  # noqa: ASYNC251 - it must block the loop
 
         task, neighbour = runner.function(block), runner.function(asyncio.sleep, 0.1, "fine")
         await runner.submit(task)
-        await until((tmp_path / "there").exists)
+        await until((tmp_path / "runs").exists)
         await runner.submit(neighbour)
         began = time.monotonic()
         assert await backend.cancel_task(task["uid"])
@@ -275,9 +266,9 @@ def leave_a_child(how: str) -> int:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("how", ["fork", "popen"])
-async def test_a_child_that_is_left_hides_no_death(how: str) -> None:
+async def test_child_left_behind_does_not_hide_the_death_of_its_worker(how: str) -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         left = runner.function(leave_a_child, how)
         assert await runner.run(left) == ["DONE"]
         long = runner.function(time.sleep, 60)
@@ -290,12 +281,12 @@ async def test_a_child_that_is_left_hides_no_death(how: str) -> None:
         os.kill(left["return_value"], signal.SIGKILL)
 
 
-async def test_an_async_function_that_blocks_for_good_is_ended(tmp_path: Path) -> None:
+async def test_worker_blocked_by_a_cancelled_async_function_is_killed(tmp_path: Path) -> None:
     async with DragonExecutionBackendV3(num_workers=1, cancel_grace=0.3) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
 
         async def block() -> None:
-            (tmp_path / "there").touch()
+            (tmp_path / "runs").touch()
             sum(range(10**12))
 
         neighbour = runner.function(asyncio.sleep, 60)
@@ -303,45 +294,47 @@ async def test_an_async_function_that_blocks_for_good_is_ended(tmp_path: Path) -
         await runner.submit(neighbour)
         await until(lambda: runner.began(neighbour))
         await runner.submit(task)
-        await until((tmp_path / "there").exists)
+        await until((tmp_path / "runs").exists)
         assert await backend.cancel_task(task["uid"])
         assert await runner.end(neighbour) == "FAILED"
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_a_killed_agent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
+async def test_killed_agent_fails_the_tasks_of_its_node_and_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_manager, "AGENTS_EVERYWHERE", True)
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         long = runner.function(time.sleep, 60)
         job = runner.function(time.sleep, 60, options={"ranks": 1})
         await runner.submit(long, job)
         await until(lambda: runner.began(long) and runner.began(job))
-        assert backend._crew is not None
-        (agent,) = backend._crew._mail._agents.values()
-        dragon_processes.kill(agent.puid)
+        assert backend._manager is not None
+        (agent,) = backend._manager._agent_links._agents.values()
+        processes.kill(agent.puid)
         assert await runner.end(long) == "FAILED"
         assert await runner.end(job) == "FAILED"
         assert isinstance(long["exception"], WorkerDied)
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
-async def test_a_queue_that_an_agent_left_locked_does_not_hold_up_a_shutdown(
+async def test_queue_left_locked_does_not_delay_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dragon_crew, "AGENTS_EVERYWHERE", True)
+    monkeypatch.setattr(worker_manager, "AGENTS_EVERYWHERE", True)
     backend = await DragonExecutionBackendV3(num_workers=1)
-    runner = Runner(backend)
+    runner = DragonRunner(backend)
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
-    assert backend._crew is not None
-    whole = backend._crew._mail._queue.put
+    assert backend._manager is not None
+    whole = backend._manager._agent_links._queue.put
     unlocked = threading.Event()
 
     def put(message: bytes) -> None:
         unlocked.wait(30)
         whole(message)
 
-    monkeypatch.setattr(backend._crew._mail._queue, "put", put)
+    monkeypatch.setattr(backend._manager._agent_links._queue, "put", put)
     began = time.monotonic()
     await backend.shutdown()
     assert time.monotonic() - began < 5.0
@@ -349,11 +342,11 @@ async def test_a_queue_that_an_agent_left_locked_does_not_hold_up_a_shutdown(
     await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
 
 
-async def test_executables_are_ended_with_their_children(tmp_path: Path) -> None:
+async def test_children_of_an_executable_end_with_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $$ $! > {shlex.quote(str(pids))}; wait"
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
         for end in ("cancel", "kill the worker"):
             task = runner.executable("/bin/sh", "-c", script)
             await runner.submit(task)
@@ -364,15 +357,15 @@ async def test_executables_are_ended_with_their_children(tmp_path: Path) -> None
             else:
                 os.kill(backend.worker_pids[0], signal.SIGKILL)
                 assert await runner.end(task) == "FAILED"
-            await until(lambda both=both: not any(map(is_alive, both)))
+            await until(functools.partial(all_ended, both))
             pids.unlink()
 
 
-async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
+async def test_shutdown_among_10000_tasks_ends_every_task_once(tmp_path: Path) -> None:
     before = {path.name for path in Path("/dev/shm").glob("*")}
     here = set(os.listdir())
     backend = await DragonExecutionBackendV3(num_workers=2)
-    runner = Runner(backend)
+    runner = DragonRunner(backend)
     tasks = [runner.function(square_slowly, number) for number in range(10_000)]
     await runner.submit(*tasks)
     await runner.end(tasks[500])
@@ -383,18 +376,19 @@ async def test_shutdown_in_the_middle_of_10000_tasks(tmp_path: Path) -> None:
     ends = [report for report in runner.reports.log if report.state != "RUNNING"]
     assert len({report.uid for report in ends}) == len(ends) == 10_000
     assert {report.state for report in ends} == {"DONE", "CANCELED"}
-    await until(lambda: not any(map(is_alive, pids)))
+    await until(lambda: all_ended(pids))
     assert set(os.listdir()) == here
     assert {path.name for path in Path("/dev/shm").glob("rhapsody*")} <= before
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
     await backend.shutdown()
 
 
-go_on = threading.Event()
+holding, released = threading.Event(), threading.Event()
 
 
 def hold() -> int:
-    go_on.wait(30)
+    holding.set()
+    released.wait(30)
     return 1
 
 
@@ -408,48 +402,55 @@ class RebuiltSlowly:
         return hold, ()
 
 
-@pytest.mark.parametrize("way", ["out", "in"])
-async def test_shutdown_in_the_middle_of_users_pickling(way: str) -> None:
-    go_on.clear()
+@pytest.mark.parametrize("user_code", ["pickles", "unpickles"])
+async def test_shutdown_is_bounded_while_user_code_pickles(user_code: str) -> None:
+    holding.clear()
+    released.clear()
     backend = await DragonExecutionBackendV3(num_workers=2)
-    runner = Runner(backend)
+    runner = DragonRunner(backend)
     await runner.run(*(runner.function(square, number) for number in range(10)))
-    task = runner.function(id, PickledSlowly()) if way == "out" else runner.function(RebuiltSlowly)
+    if user_code == "pickles":
+        task = runner.function(id, PickledSlowly())
+    else:
+        task = runner.function(RebuiltSlowly)
     await runner.submit(task)
-    await asyncio.sleep(0.5)
+    await until(holding.is_set)
     began = time.monotonic()
     await backend.shutdown()
-    assert time.monotonic() - began < 8.0  # in good order where that is quick, else with a bound
+    assert time.monotonic() - began < 8.0
     assert await runner.end(task) == "CANCELED"
-    go_on.set()
+    released.set()
     await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
 
 
-async def test_shutdown_while_many_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dragon_runtime, "WORKERS_PER_CPU", 48)
+async def test_shutdown_while_many_workers_start_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nodes, "WORKERS_PER_CPU", 48)
     backend = await DragonExecutionBackendV3(num_workers=48)
-    runner = Runner(backend)
+    runner = DragonRunner(backend)
     tasks = [runner.function(time.sleep, 60) for _ in range(48)]
     await runner.submit(*tasks)
     await until(lambda: backend.get_statistics()["workers_starting"] == 48)
     started: list[int] = []
-    start = dragon_processes.start
+    start = processes.start
 
     def counted(*arguments: Any) -> int:
         started.append(1)
         return start(*arguments)
 
-    monkeypatch.setattr(dragon_processes, "start", counted)
+    monkeypatch.setattr(processes, "start", counted)
     began = time.monotonic()
     await backend.shutdown()
     assert time.monotonic() - began < 5.0
     assert [await runner.end(task) for task in tasks] == ["CANCELED"] * 48
-    assert len(started) <= dragon_processes.AT_ONCE
+    assert len(started) <= processes.CONCURRENT_STARTS
 
 
-HEAD = """
+PROGRAM = """
 import asyncio, os, sys, time
-from rhapsody.backends import DragonExecutionBackendV3, dragon_crew
+from rhapsody.backends import DragonExecutionBackendV3
+from rhapsody.backends.dragon import worker_manager
 
 async def main():
     backend = await DragonExecutionBackendV3(num_workers=2)
@@ -460,7 +461,6 @@ async def main():
     ])
     while len(backend.worker_pids) < 2:
         await asyncio.sleep(0.05)
-    await asyncio.sleep(0.5)
     print(*backend.worker_pids, flush=True)
     await asyncio.sleep(60)
 
@@ -468,29 +468,34 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("victim", ["head", "launcher and head"])
-async def test_workers_do_not_outlive_their_head(victim: str, tmp_path: Path) -> None:
-    script = tmp_path / "head.py"
-    script.write_text(HEAD)
-    # A runtime of its own, beside the one that this test runs in.
+@pytest.mark.parametrize("victim", ["program", "launcher and program"])
+async def test_workers_end_with_the_program(victim: str, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    # In a second runtime, beside the one that this test runs in.
     with under_dragon(str(script), stdout=subprocess.PIPE, cwd=tmp_path) as launcher:
         assert launcher.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(launcher.stdout.readline), 40)
         workers = [psutil.Process(int(pid)) for pid in line.split()]
         assert len(workers) == 2
-        children = [child for worker in workers for child in worker.children(recursive=True)]
-        assert any("60.125" in " ".join(child.cmdline()) for child in children)
-        heads = psutil.Process(launcher.pid).children()
-        head = next(head for head in heads if "head.py" in head.cmdline()[-1])
-        if victim != "head":
+        children: list[psutil.Process] = []
+
+        def executable_runs() -> bool:
+            children[:] = [child for worker in workers for child in worker.children(recursive=True)]
+            return any("60.125" in " ".join(child.cmdline()) for child in children)
+
+        await until(executable_runs)
+        started = psutil.Process(launcher.pid).children()
+        program = next(child for child in started if "program.py" in child.cmdline()[-1])
+        if victim != "program":
             launcher.kill()
-        head.kill()
-        await until(lambda: not any(is_alive(process.pid) for process in [*workers, *children]))
+        program.kill()
+        await until(lambda: all_ended(process.pid for process in [*workers, *children]))
 
 
-async def test_a_failed_task_names_what_it_raised() -> None:
+async def test_keyboard_interrupt_fails_task() -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
-        runner = Runner(backend)
+        runner = DragonRunner(backend)
 
         def interrupt() -> None:
             raise KeyboardInterrupt
@@ -498,3 +503,28 @@ async def test_a_failed_task_names_what_it_raised() -> None:
         task = runner.function(interrupt)
         assert await runner.run(task) == ["FAILED"]
         assert isinstance(task["exception"], TaskExecutionError)
+
+
+class SlowReceiveLock(ReceiveLock):
+    """Leaves the thread that was woken enough time to find the lock taken."""
+
+    def release(self) -> None:
+        time.sleep(0.05)
+        super().release()
+
+
+async def test_end_is_seen_after_another_thread_received_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dragon.globalservices import api_setup
+    from dragon.native.process import Process
+
+    monkeypatch.setattr(api_setup, "_GS_RECV_LOCK", SlowReceiveLock(api_setup._WAKEUPS))
+    puids = []
+    for seconds in ("1", "3"):
+        process = Process(target="/bin/sleep", args=[seconds])
+        process.start()
+        puids.append(process.puid)
+    waits = (asyncio.to_thread(processes.wait_for_any, [puid]) for puid in puids)
+    ends = await asyncio.wait_for(asyncio.gather(*waits), 30)
+    assert ends == [[(puid, 0)] for puid in puids]

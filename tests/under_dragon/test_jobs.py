@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import ResourceError, TaskExecutionError
-from tests.support.under_dragon import Runner
+from rhapsody.errors import ResourceError, TaskExecutionError
+from tests.support.on_dragon import DragonRunner
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,11 +22,11 @@ def rank(number: int = 0) -> tuple[int, int, int]:
 
 def fail_at(which: int) -> int:
     if rank()[0] == which:
-        raise LookupError(f"rank {which} has had enough")
+        raise LookupError(f"rank {which} fails")
     return 1
 
 
-async def test_an_executable_of_four_ranks(runner: Runner) -> None:
+async def test_executable_of_four_ranks(runner: DragonRunner) -> None:
     task = runner.executable(
         "/bin/sh",
         "-c",
@@ -40,7 +40,7 @@ async def test_an_executable_of_four_ranks(runner: Runner) -> None:
     assert task["ranks"][3]["stderr"] == "oops\n"
 
 
-async def test_an_executable_with_a_rank_that_fails(runner: Runner, tmp_path: Path) -> None:
+async def test_executable_with_a_failing_rank_fails(runner: DragonRunner, tmp_path: Path) -> None:
     task = runner.executable(
         "pwd; test $RHAPSODY_RANK != 1 || { echo enough >&2; exit 3; }",
         options={"ranks": 2, "shell": True, "cwd": str(tmp_path)},
@@ -53,21 +53,21 @@ async def test_an_executable_with_a_rank_that_fails(runner: Runner, tmp_path: Pa
     assert task["ranks"][0]["stdout"] == f"{tmp_path}\n"
 
 
-async def test_a_function_of_four_ranks(runner: Runner) -> None:
+async def test_function_of_four_ranks(runner: DragonRunner) -> None:
     task = runner.function(rank, 7, options={"ranks": 4})
     assert await runner.run(task) == ["DONE"]
     assert task["return_value"] == (0, 4, 7)
     assert [r["return_value"] for r in task["ranks"]] == [(n, 4, 7) for n in range(4)]
 
 
-async def test_a_function_with_a_rank_that_fails(runner: Runner) -> None:
+async def test_function_with_a_failing_rank_fails(runner: DragonRunner) -> None:
     task = runner.function(fail_at, 1, options={"ranks": 2})
     assert await runner.run(task) == ["FAILED"]
     assert type(task["exception"]) is LookupError
     assert task["ranks"][0]["return_value"] == 1
 
 
-async def test_a_function_with_a_rank_that_dies(runner: Runner) -> None:
+async def test_function_with_dead_ranks_fails(runner: DragonRunner) -> None:
     task = runner.function(os._exit, 5, options={"ranks": 2})
     assert await runner.run(task) == ["FAILED"]
     assert isinstance(task["exception"], TaskExecutionError)
@@ -75,7 +75,7 @@ async def test_a_function_with_a_rank_that_dies(runner: Runner) -> None:
     assert [r["exit_code"] for r in task["ranks"]] == [5, 5]
 
 
-async def test_process_templates(runner: Runner, tmp_path: Path) -> None:
+async def test_process_templates_describe_ranks(runner: DragonRunner, tmp_path: Path) -> None:
     from dragon.infrastructure.policy import Policy
     from dragon.native.machine import current
 
@@ -100,7 +100,7 @@ async def test_process_templates(runner: Runner, tmp_path: Path) -> None:
     assert function["return_value"] == f"{socket.gethostname()} me"
 
 
-async def test_what_the_allocation_does_not_have_is_refused(runner: Runner) -> None:
+async def test_missing_resources_are_refused(runner: DragonRunner) -> None:
     from dragon.infrastructure.policy import Policy
 
     there = Policy(placement=Policy.Placement.HOST_NAME, host_name="elsewhere")
@@ -117,7 +117,7 @@ async def test_what_the_allocation_does_not_have_is_refused(runner: Runner) -> N
         assert isinstance(task["exception"], ResourceError)
 
 
-async def test_a_cancelled_job_is_ended(runner: Runner, tmp_path: Path) -> None:
+async def test_cancelled_job_ends_its_ranks(runner: DragonRunner, tmp_path: Path) -> None:
     script = f'echo $$ > "{tmp_path}/$RHAPSODY_RANK"; sleep 60'
     task = runner.executable("/bin/sh", "-c", script, options={"ranks": 2})
     waiting = runner.function(rank, options={"ranks": 2})
@@ -131,13 +131,31 @@ async def test_a_cancelled_job_is_ended(runner: Runner, tmp_path: Path) -> None:
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
-async def test_a_job_that_takes_too_long(runner: Runner) -> None:
+async def test_timeout_fails_job(runner: DragonRunner) -> None:
     task = runner.function(time.sleep, 60, options={"ranks": 2, "timeout": 1.5})
     assert await runner.run(task) == ["FAILED"]
     assert "within its timeout" in str(task["exception"])
 
 
-async def test_jobs_and_tasks_side_by_side(runner: Runner) -> None:
+async def test_jobs_and_tasks_run_side_by_side(runner: DragonRunner) -> None:
     tasks: list[Any] = [runner.function(rank, n, options={"ranks": 2}) for n in range(3)]
     tasks += [runner.function(asyncio.sleep, 0.01) for _ in range(50)]
     assert await runner.run(*tasks) == ["DONE"] * 53
+
+
+def mode() -> str | None:
+    return os.environ.get("MODE")
+
+
+async def test_resources_make_a_function_a_job(runner: DragonRunner) -> None:
+    task = runner.function(mode)
+    task["resources"] = {"ranks": 2, "env": {"MODE": "fast"}}
+    assert await runner.run(task) == ["DONE"]
+    assert [each["return_value"] for each in task["ranks"]] == ["fast", "fast"]
+
+
+async def test_job_that_can_never_fit_fails_before_it_starts(runner: DragonRunner) -> None:
+    task = {**runner.function(rank), "resources": {"gpus": 1000}, "priority": 1}
+    assert await runner.run(task) == ["FAILED"]
+    assert isinstance(task["exception"], ResourceError)
+    assert "it asks for 1 CPU and 1000 GPUs" in str(task["exception"])

@@ -1,4 +1,4 @@
-"""Temporary directories, and those that killed programs have left."""
+"""Private temporary directories, and those that killed programs left behind."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder of this test's own, its path short; programs that it starts use it too."""
+    """A temporary folder with a short path for this test and the programs that it starts."""
     with tempfile.TemporaryDirectory(prefix="scratch-", dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("TMPDIR", folder)
@@ -35,7 +35,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @contextmanager
 def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A program that has a directory, and what it is."""
+    """Run a program that owns a directory; yield both."""
     command = [sys.executable, "-c", PROGRAM]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as program:
@@ -46,7 +46,7 @@ def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
             program.kill()
 
 
-def test_it_is_private_and_temporary(temporary: Path) -> None:
+def test_directory_is_private_and_temporary(temporary: Path) -> None:
     scratch = Scratch("test")
     assert scratch.path.parent == temporary
     assert scratch.path.name.startswith("rhapsody-test-")
@@ -56,7 +56,7 @@ def test_it_is_private_and_temporary(temporary: Path) -> None:
     assert not scratch.path.exists()
 
 
-def test_its_path_is_short_where_the_temporary_folder_has_a_long_one(
+def test_path_is_short_if_the_temporary_folder_is_deep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("deep" * 25)
@@ -68,7 +68,7 @@ def test_its_path_is_short_where_the_temporary_folder_has_a_long_one(
     scratch.remove()
 
 
-def test_what_a_killed_program_left_goes_with_the_next_one() -> None:
+def test_directory_of_a_killed_program_is_removed() -> None:
     with owner() as (program, left):
         program.send_signal(signal.SIGKILL)
         program.wait()
@@ -77,7 +77,7 @@ def test_what_a_killed_program_left_goes_with_the_next_one() -> None:
         assert not left.exists()
 
 
-def test_those_of_programs_that_live_stay() -> None:
+def test_directories_of_running_programs_are_kept() -> None:
     with owner() as (_, theirs):
         ours = Scratch("test")
         Scratch("test").remove()
@@ -86,12 +86,12 @@ def test_those_of_programs_that_live_stay() -> None:
         ours.remove()
 
 
-def test_those_of_other_machines_and_what_only_looks_alike_stay(
+def test_directories_of_other_machines_and_similar_names_are_kept(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     elsewhere = Scratch("test")
-    os.close(elsewhere._lock or -1)  # its owner is gone, as far as this machine sees
+    os.close(elsewhere._lock or -1)  # releases the lock, as if its owner had ended
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     users = temporary / "rhapsody-data"
@@ -104,7 +104,7 @@ def test_those_of_other_machines_and_what_only_looks_alike_stay(
     assert set(temporary.iterdir()) == before
 
 
-def test_a_file_system_without_locks_does_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_works_without_file_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no locks available")
 

@@ -1,4 +1,4 @@
-"""Text on its way to a callback, to an iterator, and to a thread that blocks."""
+"""Streamed text for a callback, an iterator, and a blocked thread."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.streaming import OnText, TextCallback, called_here, pieces_of
+from rhapsody.streaming import OnText, TextCallback, queued_callbacks, stream_pieces
 
 
 def boom(text: str) -> None:
@@ -18,33 +18,30 @@ async def read(pieces: AsyncGenerator[str, None]) -> list[str]:
     return [piece async for piece in pieces]
 
 
-# -- iterators --------------------------------------------------------------------------------
-
-
-async def test_pieces_are_those_of_the_callback() -> None:
-    async def answer(on_text: OnText) -> None:
+async def test_stream_pieces_yields_texts_of_the_callback() -> None:
+    async def run(on_text: OnText) -> None:
         on_text("a")
         await asyncio.sleep(0)
         on_text("b")
 
-    assert await read(pieces_of(answer)) == ["a", "b"]
+    assert await read(stream_pieces(run)) == ["a", "b"]
 
 
-async def test_an_error_comes_after_the_pieces_before_it() -> None:
-    async def answer(on_text: OnText) -> None:
+async def test_stream_pieces_raises_after_the_last_piece() -> None:
+    async def run(on_text: OnText) -> None:
         on_text("a")
         raise ValueError("intended")
 
-    pieces = pieces_of(answer)
+    pieces = stream_pieces(run)
     assert await anext(pieces) == "a"
     with pytest.raises(ValueError, match="intended"):
         await anext(pieces)
 
 
-async def test_who_leaves_early_waits_for_the_end_of_the_work() -> None:
+async def test_closing_the_stream_waits_for_the_coroutine() -> None:
     ended = []
 
-    async def answer(on_text: OnText) -> None:
+    async def run(on_text: OnText) -> None:
         on_text("a")
         try:
             await asyncio.Event().wait()
@@ -52,24 +49,21 @@ async def test_who_leaves_early_waits_for_the_end_of_the_work() -> None:
             await asyncio.sleep(0)
             ended.append(True)
 
-    async with aclosing(pieces_of(answer)) as pieces:
+    async with aclosing(stream_pieces(run)) as pieces:
         assert await anext(pieces) == "a"
     assert ended == [True]
 
 
-async def test_an_error_that_nobody_reads_any_more_is_not_complained_about() -> None:
-    async def answer(on_text: OnText) -> None:
+async def test_error_after_closing_the_stream_is_not_logged() -> None:
+    async def run(on_text: OnText) -> None:
         on_text("a")
-        raise ValueError("nobody looks")
+        raise ValueError("not read")
 
-    async with aclosing(pieces_of(answer)) as pieces:
+    async with aclosing(stream_pieces(run)) as pieces:
         await anext(pieces)  # the test session fails on what asyncio logs
 
 
-# -- callbacks --------------------------------------------------------------------------------
-
-
-def test_a_callback_that_raises_is_logged_and_not_called_again(
+def test_failing_callback_is_logged_and_not_called_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     callback = TextCallback("task.1", boom)
@@ -81,11 +75,11 @@ def test_a_callback_that_raises_is_logged_and_not_called_again(
     assert str(record.exc_info[1]) == "no one"
 
 
-def test_a_blocked_thread_gets_the_calls_and_tasks_get_their_callbacks_back() -> None:
+def test_queued_callbacks_are_restored_after_the_calls() -> None:
     texts: list[str] = []
     on_text = texts.append
     task: dict[str, Any] = {"uid": "a", "on_text": on_text}
-    with called_here([task, {"uid": "b"}]) as calls:
+    with queued_callbacks([task, {"uid": "b"}]) as calls:
         task["on_text"]("one")
         assert texts == []
         call = calls.get_nowait()

@@ -1,4 +1,4 @@
-"""`@flow.ai_task` answered by the embedded model: values, batches, cancelling, timeouts, end."""
+"""`@flow.ai_task` with the embedded model: values, batches, cancelling, timeouts, shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +10,7 @@ import pytest
 from rhapsody import AITask
 from rhapsody.api import PartialFailureError, PromptError, TaskTimeoutError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, DragonVllmInferenceBackend
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.service_loop import service_loop
 from tests.support.engines import ENGINES, make_engine
 from tests.support.waiting import until
 
@@ -33,7 +33,7 @@ def serve(name: str, config: Path | None = None) -> DragonVllmInferenceBackend:
 
 @pytest.fixture(scope="module")
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The same model: quick, with a pace, and so slow that a prompt never ends within a test."""
+    """Three servers of one model: fast, with a delay per token, and too slow to finish a prompt."""
     made = {"quick": serve("quick")}
     for name, delay in (("paced", 20), ("slow", 60_000)):
         config = tmp_path_factory.mktemp(name) / "delay.yaml"
@@ -54,20 +54,18 @@ async def flow(
     every = [cpu, *backends.values()]
     engine = await make_engine(request.param, every, work_dir=str(tmp_path))
     yield engine
-    await engine.shutdown(skip_execution_backend=True)  # the servers go on to the next test
+    await engine.shutdown(skip_execution_backend=True)  # the next test uses the servers
     await cpu.shutdown()
 
 
 def pending(backend: Any) -> tuple[int, int]:
-    """Count the prompts inside the service, and those that its servers work on."""
+    """Return the numbers of prompts in the service and in its servers."""
     statistics = backend.get_statistics()
     in_flight = sum(replica["in_flight"] for replica in statistics["replicas"])
     return statistics["pending_prompts"], in_flight
 
 
-async def test_the_model_gets_the_value_and_not_the_future(
-    flow: Any, backends: dict[str, Any]
-) -> None:
+async def test_model_gets_value_of_dependency(flow: Any, backends: dict[str, Any]) -> None:
     @flow.executable_task
     async def simulate() -> str:
         return "/bin/echo energy 42"
@@ -81,7 +79,7 @@ async def test_the_model_gets_the_value_and_not_the_future(
 
 
 @pytest.mark.parametrize("many", [False, True])
-async def test_a_response_has_the_shape_of_its_prompt(flow: Any, many: bool) -> None:
+async def test_response_has_shape_of_prompt(flow: Any, many: bool) -> None:
     @flow.ai_task(backend="quick")
     async def ask() -> Any:
         return ["one", "two"] if many else [{"role": "user", "content": "one"}]
@@ -90,7 +88,7 @@ async def test_a_response_has_the_shape_of_its_prompt(flow: Any, many: bool) -> 
     assert [type(part) for part in response] == [str, str] if many else type(response) is str
 
 
-async def test_two_hundred_at_once_are_answered_in_batches(
+async def test_two_hundred_prompts_are_completed_in_batches(
     flow: Any, backends: dict[str, Any]
 ) -> None:
     @flow.ai_task(backend="quick", max_tokens=4)
@@ -106,7 +104,7 @@ async def test_two_hundred_at_once_are_answered_in_batches(
     assert pending(backends["quick"]) == (0, 0)
 
 
-async def test_the_stock_prompt_task_works_beside_it(flow: Any, backends: dict[str, Any]) -> None:
+async def test_stock_prompt_task_runs_beside_ai_task(flow: Any, backends: dict[str, Any]) -> None:
     @flow.prompt_task(backend="quick")
     async def ask(what: str) -> str:
         return what
@@ -118,9 +116,7 @@ async def test_the_stock_prompt_task_works_beside_it(flow: Any, backends: dict[s
     assert isinstance(await repeat(ask("hello")), str)
 
 
-async def test_cancelling_takes_the_prompt_out_of_the_server(
-    flow: Any, backends: dict[str, Any]
-) -> None:
+async def test_cancel_removes_prompt_from_server(flow: Any, backends: dict[str, Any]) -> None:
     @flow.ai_task(backend="slow")
     async def ask() -> list[str]:
         return ["one", "two", "three"]
@@ -133,7 +129,9 @@ async def test_cancelling_takes_the_prompt_out_of_the_server(
     await until(lambda: pending(backends["slow"]) == (0, 0))
 
 
-async def test_cancelling_one_of_two_leaves_the_other(flow: Any, backends: dict[str, Any]) -> None:
+async def test_cancel_of_one_prompt_leaves_the_other_running(
+    flow: Any, backends: dict[str, Any]
+) -> None:
     @flow.ai_task(backend="slow")
     async def ask() -> str:
         return "one"
@@ -147,9 +145,7 @@ async def test_cancelling_one_of_two_leaves_the_other(flow: Any, backends: dict[
     await until(lambda: pending(backends["slow"]) == (0, 0))
 
 
-async def test_cancelling_before_it_starts_sends_nothing(
-    flow: Any, backends: dict[str, Any]
-) -> None:
+async def test_cancel_before_start_sends_no_prompt(flow: Any, backends: dict[str, Any]) -> None:
     @flow.ai_task(backend="quick")
     async def ask() -> str:
         return "one"
@@ -162,9 +158,7 @@ async def test_cancelling_before_it_starts_sends_nothing(
     assert backends["quick"].get_statistics()["batched_prompts"] - before == 1
 
 
-async def test_cancelling_a_block_takes_its_prompts_out(
-    flow: Any, backends: dict[str, Any]
-) -> None:
+async def test_cancel_of_block_removes_its_prompts(flow: Any, backends: dict[str, Any]) -> None:
     @flow.ai_task(backend="slow")
     async def ask() -> str:
         return "one"
@@ -181,11 +175,9 @@ async def test_cancelling_a_block_takes_its_prompts_out(
 
 
 @pytest.mark.parametrize("where", ["decorator", "call", "AITask"])
-async def test_text_comes_while_it_is_written_and_joins_to_the_response(
-    flow: Any, where: str
-) -> None:
+async def test_streamed_text_joins_to_response(flow: Any, where: str) -> None:
     texts: list[str] = []
-    streamed = {"on_text": texts.append}
+    streamed: dict[str, Any] = {"on_text": texts.append}
 
     async def ask() -> Any:
         chat = [{"role": "user", "content": "What is heat?"}]
@@ -199,7 +191,7 @@ async def test_text_comes_while_it_is_written_and_joins_to_the_response(
     assert "".join(texts) == response
 
 
-async def test_cancelling_ends_the_text_and_the_work(flow: Any, backends: dict[str, Any]) -> None:
+async def test_cancel_ends_stream_and_generation(flow: Any, backends: dict[str, Any]) -> None:
     begun = asyncio.Event()
 
     @flow.ai_task(backend="paced", on_text=lambda _: begun.set(), max_tokens=1500, ignore_eos=True)
@@ -214,7 +206,7 @@ async def test_cancelling_ends_the_text_and_the_work(flow: Any, backends: dict[s
     await until(lambda: pending(backends["paced"]) == (0, 0))
 
 
-async def test_text_may_go_into_a_queue_until_the_task_is_done(flow: Any) -> None:
+async def test_streamed_text_can_go_into_queue(flow: Any) -> None:
     texts: asyncio.Queue[str | None] = asyncio.Queue()
 
     @flow.ai_task(backend="quick", on_text=texts.put_nowait, **GREEDY)
@@ -229,16 +221,16 @@ async def test_text_may_go_into_a_queue_until_the_task_is_done(flow: Any) -> Non
     assert "".join(pieces) == await asked
 
 
-async def test_a_list_of_prompts_is_not_streamed(flow: Any) -> None:
+async def test_stream_of_list_of_prompts_is_rejected(flow: Any) -> None:
     @flow.ai_task(backend="quick", on_text=print)
     async def ask() -> Any:
         return ["one", "two"]
 
-    with pytest.raises(TaskValidationError, match="a stream is one response to one prompt"):
+    with pytest.raises(TaskValidationError, match="'on_text' needs one response to one prompt"):
         await ask()
 
 
-async def test_a_timeout_fails_the_task_by_name_and_takes_the_prompt_out(
+async def test_timeout_fails_task_by_name_and_removes_prompt(
     flow: Any, backends: dict[str, Any]
 ) -> None:
     @flow.ai_task(backend="slow", timeout=0.2)
@@ -250,7 +242,7 @@ async def test_a_timeout_fails_the_task_by_name_and_takes_the_prompt_out(
     await until(lambda: pending(backends["slow"]) == (0, 0))
 
 
-async def test_a_prompt_that_the_model_refuses_fails_the_task(flow: Any) -> None:
+async def test_prompt_rejected_by_model_fails_task(flow: Any) -> None:
     @flow.ai_task(backend="quick", max_tokens=100_000)
     async def ask(number: int) -> Any:
         return "one" if number == 1 else ["one", "two"]
@@ -261,9 +253,7 @@ async def test_a_prompt_that_the_model_refuses_fails_the_task(flow: Any) -> None
         await ask(2)
 
 
-async def test_shutting_the_engine_down_in_the_middle_takes_all_prompts_out(
-    flow: Any, backends: dict[str, Any]
-) -> None:
+async def test_shutdown_of_engine_removes_all_prompts(flow: Any, backends: dict[str, Any]) -> None:
     @flow.ai_task(backend="slow")
     async def ask(number: int) -> str:
         return f"number {number}"
@@ -277,7 +267,7 @@ async def test_shutting_the_engine_down_in_the_middle_takes_all_prompts_out(
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_shutting_down_with_the_backend_leaves_no_prompt_and_no_server(
+async def test_shutdown_of_engine_and_backend_leaves_no_server(
     kind: str, backends: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tmp_path / "slow.yaml"
@@ -289,14 +279,14 @@ async def test_shutting_down_with_the_backend_leaves_no_prompt_and_no_server(
     async def ask() -> str:
         return "one"
 
-    asked = ask()  # the backend starts by itself
+    asked = ask()  # the first prompt starts the backend
     await until(lambda: backend.get_statistics().get("pending_prompts"))
     await engine.shutdown()
     assert asked.cancelled()
     assert backend.state() == "STOPPED"
 
 
-async def test_telemetry_of_a_flow_with_ai_tasks(flow: Any) -> None:
+async def test_telemetry_counts_ai_tasks(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
 
     @flow.function_task

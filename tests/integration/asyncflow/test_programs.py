@@ -1,4 +1,4 @@
-"""Workflow programs as users write them, on threads and on processes."""
+"""Workflow programs in threads and processes, and backends that change their owner."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,13 +28,13 @@ async def flow(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Asy
     await flow.shutdown()
 
 
-async def test_a_diamond_of_ten_workflows(flow: Any) -> None:
+async def test_ten_diamonds_run_at_once(flow: Any) -> None:
     run_workflow = diamond(flow)
     results = await asyncio.gather(*[run_workflow(i) for i in range(10)])
     assert results == [{"total_sum": 499500, "even_count": 500}] * 10
 
 
-async def test_two_steps(flow: Any) -> None:
+async def test_second_step_gets_result_of_first(flow: Any) -> None:
     @flow.function_task
     async def step1() -> str:
         return "data"
@@ -71,7 +71,7 @@ def diamond(flow: Any) -> Any:
     return run_workflow
 
 
-async def test_a_thousand_workflows_at_once(kind: str, tmp_path: Path) -> None:
+async def test_thousand_workflows_run_at_once(kind: str, tmp_path: Path) -> None:
     flow = await make_engine(kind, ConcurrentExecutionBackend(), work_dir=str(tmp_path))
     try:
         run_workflow = diamond(flow)
@@ -79,9 +79,6 @@ async def test_a_thousand_workflows_at_once(kind: str, tmp_path: Path) -> None:
         assert results == [{"total_sum": 499500, "even_count": 500}] * 1000
     finally:
         await flow.shutdown()
-
-
-# -- one backend, several owners ----------------------------------------------------------------
 
 
 async def one_task(flow: Any) -> int:
@@ -93,7 +90,7 @@ async def one_task(flow: Any) -> int:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-async def test_one_engine_after_another_uses_a_backend(
+async def test_backend_serves_one_engine_after_another(
     kind: str, skip: bool, tmp_path: Path
 ) -> None:
     backend = ConcurrentExecutionBackend()
@@ -105,9 +102,7 @@ async def test_one_engine_after_another_uses_a_backend(
     assert len(backend.attached_to) == 2
 
 
-async def test_a_backend_of_an_open_engine_is_refused_to_a_session(
-    kind: str, tmp_path: Path
-) -> None:
+async def test_backend_of_open_engine_is_rejected_by_session(kind: str, tmp_path: Path) -> None:
     backend = ConcurrentExecutionBackend()
     flow = await make_engine(kind, backend, work_dir=str(tmp_path), uid="mine")
     try:
@@ -120,9 +115,7 @@ async def test_a_backend_of_an_open_engine_is_refused_to_a_session(
         await flow.shutdown()
 
 
-async def test_a_backend_of_an_open_session_is_refused_to_an_engine(
-    kind: str, tmp_path: Path
-) -> None:
+async def test_backend_of_open_session_is_rejected_by_engine(kind: str, tmp_path: Path) -> None:
     backend = ConcurrentExecutionBackend()
     async with Session([backend], uid="mine", work_dir=tmp_path) as session:
         with pytest.raises(BackendInUseError, match="attached to Session mine"):
@@ -132,7 +125,7 @@ async def test_a_backend_of_an_open_session_is_refused_to_an_engine(
         assert (await task).stdout == str(tmp_path / "mine" / f"{task.uid}.stdout")
 
 
-async def test_a_session_after_an_engine_after_a_session(kind: str, tmp_path: Path) -> None:
+async def test_backend_serves_session_engine_and_session_in_turn(kind: str, tmp_path: Path) -> None:
     backend = ConcurrentExecutionBackend()
     async with Session([backend]) as session:
         task = ComputeTask(function=int)
@@ -147,7 +140,7 @@ async def test_a_session_after_an_engine_after_a_session(kind: str, tmp_path: Pa
         assert (await task).state == "DONE"
 
 
-async def test_a_session_and_an_engine_work_side_by_side(kind: str, tmp_path: Path) -> None:
+async def test_session_and_engine_run_side_by_side(kind: str, tmp_path: Path) -> None:
     flow = await make_engine(kind, ConcurrentExecutionBackend(), work_dir=str(tmp_path))
     try:
         async with Session([ConcurrentExecutionBackend()]) as session:

@@ -1,4 +1,4 @@
-"""`flow.start_telemetry()` of a stock AsyncFlow engine, on its own local backend."""
+"""`flow.start_telemetry()` of AsyncFlow's engine, with its local backend."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ async def flow(tmp_path: Path) -> AsyncIterator[Any]:
     await engine.shutdown()
 
 
-async def test_tasks_of_every_outcome_are_counted(flow: Any) -> None:
+async def test_tasks_are_counted_by_outcome(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
 
     @flow.function_task
@@ -50,7 +50,7 @@ async def test_tasks_of_every_outcome_are_counted(flow: Any) -> None:
     assert telemetry.session_id == flow.uid
 
 
-async def test_events_tell_the_way_of_a_task_through_the_graph(flow: Any) -> None:
+async def test_events_of_dependent_task_come_in_order(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
     events: list[Any] = []
     telemetry.subscribe(events.append)
@@ -79,7 +79,7 @@ async def test_events_tell_the_way_of_a_task_through_the_graph(flow: Any) -> Non
     assert len({event.event_id for event in events}) == len(events)
 
 
-async def test_workflow_and_block_spans_hold_their_tasks(flow: Any) -> None:
+async def test_workflow_and_block_spans_contain_their_tasks(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
 
     @flow.function_task
@@ -88,7 +88,8 @@ async def test_workflow_and_block_spans_hold_their_tasks(flow: Any) -> None:
 
     @flow.block
     async def stage() -> int:
-        return await step()
+        result: int = await step()
+        return result
 
     async with flow.workflow_scope("wf-1"):
         await step()
@@ -105,7 +106,7 @@ async def test_workflow_and_block_spans_hold_their_tasks(flow: Any) -> None:
     assert len({span.context.trace_id for span in spans}) == 1
 
 
-async def test_each_backend_has_its_own_tasks(flow: Any) -> None:
+async def test_tasks_are_counted_by_backend(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
 
     @flow.function_task
@@ -123,7 +124,7 @@ async def test_each_backend_has_its_own_tasks(flow: Any) -> None:
     await telemetry.stop()
 
 
-async def test_a_canceled_task_is_counted_once(flow: Any) -> None:
+async def test_canceled_task_is_counted_once(flow: Any) -> None:
     telemetry = await flow.start_telemetry()
     running = asyncio.Event()
     telemetry.subscribe(
@@ -148,7 +149,7 @@ async def test_a_canceled_task_is_counted_once(flow: Any) -> None:
     assert [span["status"] for span in telemetry.task_spans()] == ["canceled"]
 
 
-async def test_the_checkpoint_has_the_whole_run(flow: Any, tmp_path: Path) -> None:
+async def test_checkpoint_contains_whole_run(flow: Any, tmp_path: Path) -> None:
     telemetry = await flow.start_telemetry(
         checkpoint_interval=60, checkpoint_path=str(tmp_path / "telemetry")
     )
@@ -168,7 +169,7 @@ async def test_the_checkpoint_has_the_whole_run(flow: Any, tmp_path: Path) -> No
     assert lines[-1]["tasks_completed"] == 20
 
 
-async def test_the_engines_processors_and_readers_are_used(flow: Any) -> None:
+async def test_span_processors_of_caller_are_used(flow: Any) -> None:
     export = pytest.importorskip("opentelemetry.sdk.trace.export")
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     exporter = memory.InMemorySpanExporter()

@@ -1,4 +1,4 @@
-"""A cluster of worker processes, made by the caller and shared by the tests that break nothing."""
+"""Fixtures: a shared cluster of worker processes for tests that break nothing, and runners."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.on_dask import SMALL, Runner
+from tests.support.on_dask import SMALL, DaskRunner
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +25,14 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest_asyncio.fixture
-async def on_processes(cluster: Any) -> AsyncIterator[Runner]:
-    """A runner on the shared cluster of processes."""
+async def on_processes(cluster: Any) -> AsyncIterator[DaskRunner]:
+    """A runner on the shared cluster of worker processes."""
     async with DaskExecutionBackend(cluster=cluster) as backend:
-        yield Runner(backend)
+        yield DaskRunner(backend)
 
 
 @pytest_asyncio.fixture
-async def on_threads() -> AsyncIterator[Runner]:
-    """A runner on a cluster of the backend's own, in threads."""
+async def on_threads() -> AsyncIterator[DaskRunner]:
+    """A runner on the backend's own cluster, in threads."""
     async with DaskExecutionBackend(SMALL) as backend:
-        yield Runner(backend)
+        yield DaskRunner(backend)

@@ -1,6 +1,9 @@
-"""Which cluster a Dask backend uses, and what is left of it afterwards."""
+"""Own and given clusters of a Dask backend: start, connection, shutdown."""
 
 import asyncio
+import itertools
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,23 +11,40 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
-from rhapsody.api.errors import BackendError, ConfigurationError
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.on_dask import HERE, SMALL, Runner
+from rhapsody.errors import BackendError, ConfigurationError
+from tests.support.on_dask import HERE, SMALL, DaskRunner
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.dask
 
 
-def where() -> str:
+def scheduler_address() -> str:
+    """Return the address of the scheduler of the worker that runs this."""
     from distributed import get_worker
 
     return str(get_worker().scheduler.address)
 
 
-def children() -> set[int]:
+def worker_addresses() -> list[str]:
+    """Return the addresses of the worker that runs this and of its nanny."""
+    from distributed import get_worker
+
+    return [get_worker().address, get_worker().nanny]
+
+
+def http_port() -> int:
+    """Return the port of the HTTP server of the worker that runs this."""
+    from distributed import get_worker
+
+    return int(get_worker().http_server.port)
+
+
+def child_pids() -> set[int]:
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
@@ -32,42 +52,130 @@ def children() -> set[int]:
     }
 
 
-async def test_a_cluster_of_its_own_goes_with_the_backend() -> None:
-    before, threads = children(), set(threading.enumerate())
+async def test_shutdown_closes_own_cluster() -> None:
+    before, threads = child_pids(), set(threading.enumerate())
     backend = await DaskExecutionBackend({"n_workers": 2, "threads_per_worker": 1})
-    runner = Runner(backend)
-    task = runner.function(where)
+    runner = DaskRunner(backend)
+    task = runner.function(scheduler_address)
     assert await runner.run(task) == ["DONE"]
-    assert task["return_value"].startswith("tcp://127.0.0.1:")
-    assert len(children() - before) == 2
+    assert task["return_value"].startswith("tls://127.0.0.1:")
+    assert len(child_pids() - before) == 2
     await backend.shutdown()
-    assert children() == before
+    assert child_pids() == before
     left = {t for t in set(threading.enumerate()) - threads if not t.name.startswith("rhapsody")}
     assert {t.name.split("_")[0] for t in left} <= {"Dask-Offload", "asyncio"}
 
 
-@pytest.mark.parametrize("options", [SMALL, {"n_workers": 1}], ids=["threads", "processes"])
-async def test_a_cluster_of_its_own_listens_on_this_machine_only(options: Any) -> None:
+@pytest.mark.parametrize(
+    ("options", "listens"),
+    [(SMALL, False), ({"n_workers": 1}, True)],
+    ids=["threads", "processes"],
+)
+async def test_own_cluster_listens_on_loopback_only(options: dict[str, Any], listens: bool) -> None:
     before = set(psutil.Process().net_connections("inet"))
     async with DaskExecutionBackend(options) as backend:
-        processes = [psutil.Process(), *map(psutil.Process, children())]
+        processes = [psutil.Process(), *map(psutil.Process, child_pids())]
         listening = [
             connection.laddr.ip
             for process in processes
             for connection in set(process.net_connections("inet")) - before
             if connection.status == psutil.CONN_LISTEN
         ]
-        assert listening
-        assert set(listening) == {"127.0.0.1"}
-        assert backend.dashboard_link
-        assert "//127.0.0.1:" in backend.dashboard_link
+        assert set(listening) == ({"127.0.0.1"} if listens else set())
+        assert backend.dashboard_link is None
 
 
-async def test_a_shutdown_does_not_wait_for_what_cannot_be_stopped(
+@pytest.mark.parametrize("options", [SMALL, {"n_workers": 1}], ids=["threads", "processes"])
+async def test_own_cluster_has_a_dashboard_on_request(options: dict[str, Any]) -> None:
+    async with DaskExecutionBackend({**options, "dashboard_address": "127.0.0.1:0"}) as backend:
+        link = backend.dashboard_link
+        assert link
+        assert link.startswith("http://127.0.0.1:")
+        async with aiohttp.ClientSession() as http, http.get(link) as response:
+            assert response.status == 200
+
+
+async def test_own_cluster_refuses_clients_without_its_certificate() -> None:
+    import dask
+    from distributed import Client, Security
+
+    async with DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1}) as backend:
+        runner = DaskRunner(backend)
+        task = runner.function(worker_addresses)
+        assert await runner.run(task) == ["DONE"]
+        stranger = await asyncio.to_thread(Security.temporary)
+        addresses = [backend.get_statistics()["scheduler"], *task["return_value"]]
+        for address, security in itertools.product(addresses, (None, stranger)):
+            if security is None:
+                address = address.replace("tls://", "tcp://")
+            with (
+                dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+                pytest.raises(
+                    OSError, match=r"Timed out|certificate does not match|Connection reset"
+                ),
+            ):
+                await Client(address, asynchronous=True, security=security, set_as_default=False)
+        assert await runner.run(runner.function(scheduler_address)) == ["DONE"]
+
+
+async def test_workers_of_own_cluster_serve_no_pages() -> None:
+    async with DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1}) as backend:
+        runner = DaskRunner(backend)
+        task = runner.function(http_port)
+        assert await runner.run(task) == ["DONE"]
+        async with aiohttp.ClientSession() as http:
+            for page in ("/", "/info", "/metrics", "/health", "/json/index.html"):
+                async with http.get(f"http://127.0.0.1:{task['return_value']}{page}") as response:
+                    assert response.status == 404
+
+
+INTERRUPTED = """
+import asyncio
+from rhapsody.backends import DaskExecutionBackend
+
+async def main():
+    await DaskExecutionBackend({"n_workers": 2})
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["program", "process group"])
+async def test_interrupt_during_start_ends_program_at_once(group: bool, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, tmp_path / "script.py", stderr=subprocess.PIPE, start_new_session=True
+    )
+    process = psutil.Process(program.pid)
+    await until(lambda: any("spawn_main" in " ".join(c.cmdline()) for c in process.children()))
+    start = time.monotonic()
+    if group:  # as a terminal does
+        os.killpg(program.pid, signal.SIGINT)
+    else:
+        program.send_signal(signal.SIGINT)
+    _, errors = await asyncio.wait_for(program.communicate(), 30)
+    assert time.monotonic() - start < 5, errors.decode()
+    assert program.returncode != 0
+    assert errors.decode().rstrip().endswith("KeyboardInterrupt")
+
+
+async def test_shutdown_during_start_leaves_no_worker() -> None:
+    before = child_pids()
+    backend = DaskExecutionBackend({"n_workers": 2})
+    starting = asyncio.ensure_future(backend.initialize())
+    await until(lambda: child_pids() - before)
+    await asyncio.wait_for(backend.shutdown(), 5)
+    with pytest.raises(BackendError, match="shut down while it was starting"):
+        await starting
+    assert child_pids() == before
+
+
+async def test_shutdown_does_not_wait_for_sync_function(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = await DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1})
-    runner = Runner(backend)
+    runner = DaskRunner(backend)
     task = runner.function(time.sleep, 60)
     await runner.submit(task)
     await runner.running(task)
@@ -81,7 +189,7 @@ async def test_a_shutdown_does_not_wait_for_what_cannot_be_stopped(
 
 
 @pytest.mark.parametrize("kind", ["cluster", "address", "client"])
-async def test_what_a_sync_caller_gives_is_left_running(kind: str, cluster: Any) -> None:
+async def test_given_sync_cluster_is_left_running(kind: str, cluster: Any) -> None:
     from distributed import Client
 
     with Client(cluster, set_as_default=False) as client:
@@ -91,8 +199,8 @@ async def test_what_a_sync_caller_gives_is_left_running(kind: str, cluster: Any)
             "client": {"client": client},
         }[kind]
         backend = await DaskExecutionBackend(**given)
-        runner = Runner(backend)
-        task = runner.function(where)
+        runner = DaskRunner(backend)
+        task = runner.function(scheduler_address)
         assert await runner.run(task) == ["DONE"]
         assert task["return_value"] == cluster.scheduler_address
         await backend.shutdown()
@@ -101,7 +209,7 @@ async def test_what_a_sync_caller_gives_is_left_running(kind: str, cluster: Any)
 
 
 @pytest.mark.parametrize("kind", ["cluster", "client"])
-async def test_what_an_async_caller_gives_is_left_running(kind: str) -> None:
+async def test_given_async_cluster_is_left_running(kind: str) -> None:
     from distributed import Client, LocalCluster
 
     async with (
@@ -112,15 +220,15 @@ async def test_what_an_async_caller_gives_is_left_running(kind: str) -> None:
             cluster=cluster if kind == "cluster" else None,
             client=client if kind == "client" else None,
         )
-        runner = Runner(backend)
-        task = runner.function(where)
+        runner = DaskRunner(backend)
+        task = runner.function(scheduler_address)
         assert await runner.run(task) == ["DONE"]
         assert task["return_value"] == cluster.scheduler_address
         await backend.shutdown()
         assert await client.submit(sum, [1, 2]) == 3
 
 
-async def test_nothing_is_left_on_the_callers_cluster(cluster: Any) -> None:
+async def test_shutdown_leaves_nothing_on_given_cluster(cluster: Any) -> None:
     def on_scheduler(dask_scheduler: Any) -> Any:
         return (
             len(dask_scheduler.tasks),
@@ -131,13 +239,13 @@ async def test_nothing_is_left_on_the_callers_cluster(cluster: Any) -> None:
     from distributed import Client
 
     async with DaskExecutionBackend(cluster=cluster) as backend:
-        runner = Runner(backend)
-        await runner.run(runner.function(where), runner.executable("/bin/echo"))
+        runner = DaskRunner(backend)
+        await runner.run(runner.function(scheduler_address), runner.executable("/bin/echo"))
     with Client(cluster, set_as_default=False) as client:
         assert client.run_on_scheduler(on_scheduler) == (0, [], [])
 
 
-async def test_callers_own_default_client_stays_the_default(cluster: Any) -> None:
+async def test_default_client_is_unchanged(cluster: Any) -> None:
     from distributed import Client, default_client
 
     with Client(cluster) as client:
@@ -145,32 +253,32 @@ async def test_callers_own_default_client_stays_the_default(cluster: Any) -> Non
             assert default_client() is client
 
 
-async def test_a_blocked_caller_loses_no_heartbeats() -> None:
+async def test_blocked_caller_loses_no_worker() -> None:
     import dask
-    import distributed  # noqa: F401 - reads its defaults, which would else replace what is set
+    import distributed  # noqa: F401 - its import would overwrite the setting
 
-    # A worker that is silent for as long as this, or for ten of its heartbeats, 5 s, is given up.
+    # The scheduler removes a worker that is silent for this long, or for ten heartbeats, 5 s.
     with dask.config.set({"distributed.scheduler.worker-ttl": "1s"}):
         async with DaskExecutionBackend({"n_workers": 2, "threads_per_worker": 1}) as backend:
-            runner = Runner(backend)
-            tasks = [runner.function(where) for _ in range(20)]
+            runner = DaskRunner(backend)
+            tasks = [runner.function(scheduler_address) for _ in range(20)]
             await runner.submit(*tasks)
-            time.sleep(7)  # noqa: ASYNC251 - the caller blocks its own loop
+            time.sleep(7)  # noqa: ASYNC251 - the caller blocks its own event loop
             assert [await runner.end(task) for task in tasks] == ["DONE"] * 20
             assert backend.get_statistics()["workers"] == 2
-            assert await runner.run(runner.function(where)) == ["DONE"]
+            assert await runner.run(runner.function(scheduler_address)) == ["DONE"]
 
 
-async def test_statistics_tell_workers_and_threads(on_processes: Runner) -> None:
+async def test_statistics_count_workers_and_threads(on_processes: DaskRunner) -> None:
     statistics = on_processes.backend.get_statistics()
     assert (statistics["workers"], statistics["threads"]) == (2, 4)
     assert statistics["memory_bytes"] > 0
     assert statistics["scheduler"].startswith("tcp://127.0.0.1:")
 
 
-async def test_no_scheduler_at_the_address_is_a_clear_error() -> None:
+async def test_unreachable_scheduler_raises_backend_error() -> None:
     import dask
-    import distributed  # noqa: F401 - reads its defaults, which would else replace what is set
+    import distributed  # noqa: F401 - its import would overwrite the setting
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
@@ -179,16 +287,16 @@ async def test_no_scheduler_at_the_address_is_a_clear_error() -> None:
         await DaskExecutionBackend(cluster="tcp://127.0.0.1:1")
 
 
-async def test_an_unknown_option_of_the_cluster_is_a_clear_error() -> None:
+async def test_unknown_cluster_option_raises_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="no_such_option"):
         await DaskExecutionBackend({**SMALL, "no_such_option": 1})
 
 
-def test_a_script_without_a_guarded_entry_point_is_told(tmp_path: Path) -> None:
+def test_script_without_main_guard_raises_with_advice(tmp_path: Path) -> None:
     import distributed
 
     if tuple(map(int, distributed.__version__.split(".")[:2])) < (2026, 7):
-        pytest.skip("this Dask waits for ever for a worker process that dies while it starts")
+        pytest.skip("before 2026.7, Dask waits for ever for a worker that dies while it starts")
     script = tmp_path / "script.py"
     script.write_text(
         "import asyncio\n"
@@ -204,7 +312,7 @@ def test_a_script_without_a_guarded_entry_point_is_told(tmp_path: Path) -> None:
     assert "under `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
 
 
-async def test_a_cluster_not_yet_started_is_a_clear_error() -> None:
+async def test_unstarted_cluster_raises_configuration_error() -> None:
     from distributed import LocalCluster
 
     cluster = LocalCluster(**SMALL, **HERE, asynchronous=True)
@@ -214,10 +322,10 @@ async def test_a_cluster_not_yet_started_is_a_clear_error() -> None:
         await (await DaskExecutionBackend(cluster=cluster)).shutdown()
 
 
-async def test_it_starts_again_after_a_shutdown() -> None:
+async def test_backend_starts_again_after_shutdown() -> None:
     backend = DaskExecutionBackend(SMALL)
     for _ in range(2):
-        runner = Runner(backend)
-        assert await runner.run(runner.function(where)) == ["DONE"]
+        runner = DaskRunner(backend)
+        assert await runner.run(runner.function(scheduler_address)) == ["DONE"]
         await asyncio.gather(backend.shutdown(), backend.shutdown())
         assert backend.get_statistics() == {}

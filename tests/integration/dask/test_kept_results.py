@@ -1,35 +1,34 @@
-"""Results that stay on the cluster, and what then goes through the client: nothing."""
+"""Results that stay on the Dask cluster, and tasks that use them."""
 
-import asyncio
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import BackendError, UnsupportedTaskError
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.on_dask import SMALL, Runner
+from rhapsody.errors import BackendError, UnsupportedTaskError
+from tests.support.on_dask import SMALL, DaskRunner
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.dask
 
 
-def numbers(count: int) -> list[int]:
+def first_numbers(count: int) -> list[int]:
     return list(range(count))
 
 
 @dataclass
-class Holder:
-    inside: Any
+class Box:
+    content: Any
 
 
-async def test_a_kept_result_is_a_future_that_later_tasks_take(on_processes: Runner) -> None:
+async def test_tasks_accept_kept_result(on_processes: DaskRunner) -> None:
     from distributed import Future
 
-    kept = on_processes.function(numbers, 4, keep_on_cluster=True)
+    kept = on_processes.function(first_numbers, 4, keep_on_cluster=True)
     assert await on_processes.run(kept) == ["DONE"]
     assert isinstance(kept["return_value"], Future)
     total = on_processes.function(sum, kept["return_value"])
@@ -37,63 +36,64 @@ async def test_a_kept_result_is_a_future_that_later_tasks_take(on_processes: Run
     assert total["return_value"] == 6
 
 
-async def test_it_is_found_wherever_it_stands(on_processes: Runner) -> None:
-    kept = [on_processes.function(numbers, n, keep_on_cluster=True) for n in (1, 2, 3)]
+async def test_kept_results_are_found_in_nested_arguments_and_closures(
+    on_processes: DaskRunner,
+) -> None:
+    kept = [on_processes.function(first_numbers, n, keep_on_cluster=True) for n in (1, 2, 3)]
     await on_processes.run(*kept)
     a, b, c = (task["return_value"] for task in kept)
 
     def lengths(first: Any, second: Any) -> list[int]:
-        return [len(first["a"][0]), len(second.inside), len(c)]
+        return [len(first["a"][0]), len(second.content), len(c)]
 
-    task = on_processes.function(lengths, {"a": [a]}, Holder(b))
+    task = on_processes.function(lengths, {"a": [a]}, Box(b))
     assert await on_processes.run(task) == ["DONE"]
     assert task["return_value"] == [1, 2, 3]
 
 
-async def test_it_can_be_brought_here(on_processes: Runner) -> None:
-    kept = [on_processes.function(numbers, n, keep_on_cluster=True) for n in (1, 2)]
+async def test_gather_fetches_kept_results(on_processes: DaskRunner) -> None:
+    kept = [on_processes.function(first_numbers, n, keep_on_cluster=True) for n in (1, 2)]
     await on_processes.run(*kept)
     futures = [task["return_value"] for task in kept]
     assert await on_processes.backend.gather(futures) == [[0], [0, 1]]
     assert await on_processes.backend.gather(futures[1]) == [0, 1]
 
 
-async def test_a_callers_own_future_is_taken_too(cluster: Any) -> None:
+async def test_future_of_given_client_is_accepted(cluster: Any) -> None:
     from distributed import Client
 
     with Client(cluster, set_as_default=False) as client:
         async with DaskExecutionBackend(client=client) as backend:
-            runner = Runner(backend)
+            runner = DaskRunner(backend)
             task = runner.function(sum, client.scatter([1, 2, 3]))
             assert await runner.run(task) == ["DONE"]
             assert task["return_value"] == 6
 
 
-async def test_it_is_freed_when_nobody_holds_it(cluster: Any) -> None:
+async def test_kept_result_is_freed_with_its_last_reference(cluster: Any) -> None:
     from distributed import Client
 
     async with DaskExecutionBackend(cluster=cluster) as backend:
-        runner = Runner(backend)
-        task = runner.function(numbers, 4, keep_on_cluster=True, key="kept-numbers")
+        runner = DaskRunner(backend)
+        task = runner.function(first_numbers, 4, keep_on_cluster=True, key="kept-numbers")
         await runner.run(task)
         with Client(cluster, set_as_default=False) as client:
             assert any("kept-numbers" in keys for keys in client.has_what().values())
             del task["return_value"], task
             runner.reports.log.clear()
-            deadline = time.monotonic() + 10
-            while any("kept-numbers" in keys for keys in client.has_what().values()):
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.02)
+            await until(
+                lambda: not any("kept-numbers" in keys for keys in client.has_what().values())
+            )
 
 
-async def test_it_ends_with_the_backend_that_kept_it() -> None:
+async def test_kept_result_ends_with_its_backend() -> None:
     backend = await DaskExecutionBackend(SMALL)
-    runner = Runner(backend)
-    kept = runner.function(numbers, 4, keep_on_cluster=True)
+    runner = DaskRunner(backend)
+    kept = runner.function(first_numbers, 4, keep_on_cluster=True)
     await runner.run(kept)
     future = kept["return_value"]
     await backend.shutdown()
-    with pytest.raises(BackendError, match="does not run"):
+    with pytest.raises(BackendError, match="not running"):
         await backend.gather(future)
     later = runner.function(sum, future)
     assert await runner.run(later) == ["FAILED"]
@@ -102,10 +102,10 @@ async def test_it_ends_with_the_backend_that_kept_it() -> None:
     await backend.shutdown()
 
 
-async def test_executables_have_nothing_to_keep(on_threads: Runner) -> None:
+async def test_executable_with_keep_on_cluster_is_refused(on_threads: DaskRunner) -> None:
     task = on_threads.executable("true", keep_on_cluster=True)
     assert await on_threads.run(task) == ["FAILED"]
-    assert "'keep_on_cluster' is for functions" in str(task["exception"])
+    assert "'keep_on_cluster' is an option of functions only" in str(task["exception"])
 
 
 PROGRAM = """
@@ -143,7 +143,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.asyncflow
-def test_arrays_of_100_mib_pass_the_client_by(tmp_path: Path) -> None:
+def test_kept_arrays_do_not_pass_through_the_client(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     done = subprocess.run(
@@ -155,4 +155,4 @@ def test_arrays_of_100_mib_pass_the_client_by(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 50, "MiB by which client and scheduler have grown"
+    assert int(done.stdout.split()[-1]) < 50, "growth of client and scheduler in MiB"

@@ -1,4 +1,4 @@
-"""Owners of a Dask backend: both engines of AsyncFlow, and a session."""
+"""Owners of a Dask backend: both AsyncFlow engines, and a session."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,8 @@ from radical.asyncflow import WorkflowEngine as StockEngine
 import asyncflow_ext
 from rhapsody import ComputeTask, Session
 from rhapsody.backends import DaskExecutionBackend
-from tests.support.on_dask import SMALL, until
+from tests.support.on_dask import SMALL
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.dask, pytest.mark.asyncflow]
 
@@ -19,7 +20,7 @@ engines = pytest.mark.parametrize(
 
 
 @engines
-async def test_a_graph_of_functions_and_executables(engine: Any, cluster: Any) -> None:
+async def test_graph_of_functions_and_executables(engine: Any, cluster: Any) -> None:
     flow = await engine.create(backend=await DaskExecutionBackend(cluster=cluster))
 
     @flow.function_task
@@ -42,20 +43,20 @@ async def test_a_graph_of_functions_and_executables(engine: Any, cluster: Any) -
 
 
 @engines
-async def test_a_failure_names_its_reason(engine: Any) -> None:
+async def test_failure_raises_the_functions_exception(engine: Any) -> None:
     flow = await engine.create(backend=await DaskExecutionBackend(SMALL))
 
     @flow.function_task
     async def broken() -> None:
-        raise ValueError("no such luck")
+        raise ValueError("bad input")
 
-    with pytest.raises(ValueError, match="no such luck"):
+    with pytest.raises(ValueError, match="bad input"):
         await broken()
     await flow.shutdown()
 
 
 @engines
-async def test_a_cancelled_task_is_cancelled_on_the_cluster(engine: Any) -> None:
+async def test_cancelled_task_ends_on_the_cluster(engine: Any) -> None:
     backend = await DaskExecutionBackend(SMALL)
     flow = await engine.create(backend=backend)
 
@@ -72,7 +73,7 @@ async def test_a_cancelled_task_is_cancelled_on_the_cluster(engine: Any) -> None
     await flow.shutdown()
 
 
-async def test_a_session(cluster: Any) -> None:
+async def test_session_runs_tasks(cluster: Any) -> None:
     async with Session([DaskExecutionBackend(cluster=cluster)]) as session:
         tasks = [ComputeTask(function=pow, args=(n, 2)) for n in range(20)]
         tasks.append(ComputeTask(executable="/bin/echo", arguments=["hello"]))

@@ -1,4 +1,4 @@
-"""Backends on the embedded model: real servers in processes of their own."""
+"""Backends on the embedded model: real servers in separate processes."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from rhapsody.backends import DragonVllmInferenceBackend
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.service_loop import service_loop
 from tests.support.inference import embedded
 
 Backend = DragonVllmInferenceBackend
@@ -15,7 +15,7 @@ Backend = DragonVllmInferenceBackend
 
 @pytest.fixture
 async def start() -> AsyncIterator[Callable[..., Any]]:
-    """Start backends of a test's own; they are shut down after it."""
+    """Start backends that are shut down after the test."""
     started: list[Backend] = []
 
     async def start(**options: Any) -> Backend:
@@ -30,8 +30,8 @@ async def start() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[Backend]:
-    """One backend in server mode for all tests of a module."""
-    # A backend lives on the service loop, so it survives the loop of each test.
+    """A backend in server mode, shared by all tests of a module."""
+    # A backend runs on the service loop, so it outlives the loop of each test.
     backend = embedded(use_service=True)
     service_loop().run_blocking(backend.initialize())
     yield backend

@@ -1,4 +1,4 @@
-"""Drills: servers that die or hang, shutdown in the middle, our own process killed."""
+"""Faults: servers that die or hang, shutdown under load, and the killed program."""
 
 import asyncio
 import os
@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 from rhapsody import AITask, Session
-from rhapsody.api.errors import PartialFailureError, ReplicaError
-from tests.support.inference import ENDLESS, at_work, embedded, slow, until
+from rhapsody.errors import PartialFailureError, ReplicaError
+from tests.support.inference import ENDLESS, at_work, embedded, slow
+from tests.support.waiting import until
 
 PROMPTS = 500
-SHORT = {"max_tokens": 30, "ignore_eos": True}
+SHORT: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True}
 
 
 async def until_busy(backend: Any) -> None:
@@ -28,13 +29,8 @@ async def until_busy(backend: Any) -> None:
     await until(busy)
 
 
-# -- killed -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("replicas", [1, 2])
-async def test_every_prompt_is_answered_though_a_server_is_killed(
-    start: Any, tmp_path: Path, replicas: int
-) -> None:
+async def test_killed_server_loses_no_prompt(start: Any, tmp_path: Path, replicas: int) -> None:
     backend = await start(num_gpus=replicas, config_file=slow(tmp_path, 10))
     generating = asyncio.create_task(backend.generate(["hi"] * PROMPTS, timeout=50, **SHORT))
     await until_busy(backend)
@@ -46,7 +42,7 @@ async def test_every_prompt_is_answered_though_a_server_is_killed(
     assert [replica["restarts"] for replica in backend.replicas] == [1, 0][:replicas]
 
 
-async def test_without_restarts_every_task_fails_with_the_reason(tmp_path: Path) -> None:
+async def test_tasks_fail_with_reason_when_no_server_is_left(tmp_path: Path) -> None:
     backend = embedded(use_service=True, max_restarts=0, config_file=slow(tmp_path, 10))
     async with Session([backend]) as session:
         tasks = [AITask(prompt="hi", **SHORT) for _ in range(PROMPTS)]
@@ -70,35 +66,33 @@ async def test_without_restarts_every_task_fails_with_the_reason(tmp_path: Path)
                 ("POST", "/generate", {"prompts": ["hi"]}),
                 ("GET", "/v1/models", None),
             ):
-                async with http.request(method, path, json=body) as answer:
-                    assert answer.status == 503
+                async with http.request(method, path, json=body) as response:
+                    assert response.status == 503
 
 
-async def test_a_stream_cut_by_a_dead_server_ends_in_an_error(start: Any, tmp_path: Path) -> None:
+async def test_dead_server_fails_a_stream(start: Any, tmp_path: Path) -> None:
     backend = await start(config_file=slow(tmp_path))
     stream = backend.stream("hi", **ENDLESS)
     await anext(stream)
     os.kill(backend.replicas[0]["pid"], signal.SIGKILL)
     with pytest.raises(ReplicaError, match="in the middle of the stream"):
-        await _drain(stream)
+        await _read_all(stream)
 
 
-async def test_an_http_stream_cut_by_a_dead_server_ends_in_an_error_event(
-    start: Any, tmp_path: Path
-) -> None:
+async def test_dead_server_ends_http_stream_in_error_event(start: Any, tmp_path: Path) -> None:
     backend = await start(use_service=True, config_file=slow(tmp_path))
     chat = {"messages": [{"role": "user", "content": "hi"}], "stream": True, **ENDLESS}
     async with (
         aiohttp.ClientSession(base_url=backend.get_endpoint()) as http,
-        http.post("/v1/chat/completions", json=chat) as answer,
+        http.post("/v1/chat/completions", json=chat) as response,
     ):
-        await answer.content.readline()
+        await response.content.readline()
         os.kill(backend.replicas[0]["pid"], signal.SIGKILL)
-        lines = [line async for line in answer.content if line.strip()]
+        lines = [line async for line in response.content if line.strip()]
     assert b"the model server went away" in lines[-1]
 
 
-async def test_a_dead_server_leaves_no_process_behind(start: Any) -> None:
+async def test_dead_server_leaves_no_process(start: Any) -> None:
     backend = await start()
     server = psutil.Process(backend.replicas[0]["pid"])
     server.kill()
@@ -106,11 +100,8 @@ async def test_a_dead_server_leaves_no_process_behind(start: Any) -> None:
     await until(lambda: not server.is_running())
 
 
-# -- hanging ----------------------------------------------------------------------------------
-
-
-async def test_a_server_that_hangs_is_noticed_and_replaced(start: Any, tmp_path: Path) -> None:
-    backend = await start(health_interval=0.1, config_file=slow(tmp_path, 5))
+async def test_hanging_server_is_replaced(start: Any, tmp_path: Path) -> None:
+    backend = await start(health_interval=0.1, hang_timeout=1, config_file=slow(tmp_path, 5))
     hanging = backend.replicas[0]["pid"]
     generating = asyncio.create_task(backend.generate(["hi"] * 100, timeout=40, **SHORT))
     await until_busy(backend)
@@ -119,7 +110,7 @@ async def test_a_server_that_hangs_is_noticed_and_replaced(start: Any, tmp_path:
     assert backend.replicas[0]["pid"] != hanging
 
 
-async def test_shutdown_ends_a_server_that_hangs(start: Any) -> None:
+async def test_shutdown_ends_hanging_server(start: Any) -> None:
     backend = await start()
     server = psutil.Process(backend.replicas[0]["pid"])
     os.kill(server.pid, signal.SIGSTOP)
@@ -127,10 +118,7 @@ async def test_shutdown_ends_a_server_that_hangs(start: Any) -> None:
     assert not server.is_running()
 
 
-# -- shutdown ---------------------------------------------------------------------------------
-
-
-async def test_shutdown_in_the_middle_ends_everything_in_seconds(tmp_path: Path) -> None:
+async def test_shutdown_with_pending_prompts_takes_seconds(tmp_path: Path) -> None:
     backend = embedded(use_service=True, max_pending=200, config_file=slow(tmp_path))
     async with Session([backend]) as session:
         tasks = [AITask(prompt="hi", **ENDLESS) for _ in range(PROMPTS)]
@@ -147,9 +135,7 @@ async def test_shutdown_in_the_middle_ends_everything_in_seconds(tmp_path: Path)
     assert {task.state for task in tasks} == {"CANCELED"}
 
 
-async def test_prompts_that_wait_to_be_let_in_end_with_the_service(
-    start: Any, tmp_path: Path
-) -> None:
+async def test_shutdown_fails_prompts_awaiting_admission(start: Any, tmp_path: Path) -> None:
     backend = await start(max_pending=20, config_file=slow(tmp_path))
     generating = asyncio.create_task(backend.generate(["hi"] * 100, **ENDLESS))
     await until(lambda: backend.get_statistics()["pending_prompts"] == 20)
@@ -158,7 +144,7 @@ async def test_prompts_that_wait_to_be_let_in_end_with_the_service(
         await asyncio.wait_for(generating, 5)
 
 
-async def test_it_can_be_started_again_after_its_end(start: Any) -> None:
+async def test_backend_starts_again_after_shutdown(start: Any) -> None:
     backend = await start(use_service=True)
     await backend.shutdown()
     assert backend.get_endpoint() is None
@@ -167,7 +153,7 @@ async def test_it_can_be_started_again_after_its_end(start: Any) -> None:
     assert len(await backend.generate("hi", max_tokens=4)) == 1
 
 
-async def test_after_its_servers_are_lost_a_new_start_helps(start: Any) -> None:
+async def test_backend_starts_again_after_losing_its_servers(start: Any) -> None:
     backend = await start(max_restarts=0)
     os.kill(backend.replicas[0]["pid"], signal.SIGKILL)
     await until(lambda: backend.replicas[0]["state"] == "FAILED")
@@ -176,8 +162,6 @@ async def test_after_its_servers_are_lost_a_new_start_helps(start: Any) -> None:
     await backend.shutdown()
     assert len(await backend.generate("hi", max_tokens=4)) == 1
 
-
-# -- our own process --------------------------------------------------------------------------
 
 SCRIPT = """
 import asyncio, json, sys
@@ -202,12 +186,12 @@ def run_script(then: str, folder: Path) -> "subprocess.Popen[str]":
     )
 
 
-async def ended(pids: list[int]) -> None:
+async def wait_ended(pids: list[int]) -> None:
     await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-async def test_servers_end_by_themselves_when_our_process_is_killed(tmp_path: Path) -> None:
-    other = tmp_path / "somebody-elses"
+async def test_servers_exit_when_the_program_is_killed(tmp_path: Path) -> None:
+    other = tmp_path / "other-file"
     other.touch()
     with run_script("await asyncio.sleep(60)", tmp_path) as process:
         assert process.stdout is not None
@@ -215,23 +199,21 @@ async def test_servers_end_by_themselves_when_our_process_is_killed(tmp_path: Pa
         assert all(psutil.pid_exists(pid) for pid in pids)
         process.kill()
         await asyncio.to_thread(process.wait)
-        await ended(pids)
+        await wait_ended(pids)
     assert other.exists()
     assert not list(tmp_path.glob("rhapsody-*/*.sock"))
 
 
 @pytest.mark.parametrize("then", ["pass", "raise SystemExit", "1 / 0"])
-async def test_a_program_that_ends_without_shutdown_leaves_nothing(
-    tmp_path: Path, then: str
-) -> None:
+async def test_program_without_shutdown_leaves_nothing(tmp_path: Path, then: str) -> None:
     with run_script(then, tmp_path) as process:
         assert process.stdout is not None
         pids = eval(await asyncio.to_thread(process.stdout.readline))
         await asyncio.to_thread(process.wait, 20)
-        await ended(pids)
+        await wait_ended(pids)
     assert list(tmp_path.glob("rhapsody-*")) == []
 
 
-async def _drain(stream: Any) -> None:
+async def _read_all(stream: Any) -> None:
     async for _ in stream:
         pass

@@ -1,4 +1,4 @@
-"""Bounds, and clients that go away."""
+"""Bounds on pending prompts, and clients that disconnect."""
 
 import asyncio
 from pathlib import Path
@@ -8,8 +8,9 @@ import aiohttp
 import pytest
 
 from rhapsody import AITask, Session
-from rhapsody.api.errors import PartialFailureError
-from tests.support.inference import ENDLESS, MODEL, at_work, embedded, slow, until
+from rhapsody.errors import PartialFailureError
+from tests.support.inference import ENDLESS, MODEL, at_work, embedded, slow
+from tests.support.waiting import until
 
 LONG_CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **ENDLESS}
 
@@ -18,23 +19,20 @@ async def idle(backend: Any) -> bool:
     return await at_work(backend) == 0
 
 
-# -- max_pending ------------------------------------------------------------------------------
-
-
-async def test_generate_waits_where_http_is_refused(start: Any, tmp_path: Path) -> None:
+async def test_full_backend_delays_generate_and_refuses_http(start: Any, tmp_path: Path) -> None:
     small = await start(use_service=True, max_pending=2, config_file=slow(tmp_path, 5))
     generating = asyncio.create_task(small.generate(["hi"] * 5, max_tokens=40, ignore_eos=True))
     await until(lambda: small.get_statistics()["pending_prompts"] == 2)
     async with aiohttp.ClientSession(base_url=small.get_endpoint()) as http:
         for path, body in (("/generate", {"prompts": ["hi"]}), ("/v1/chat/completions", LONG_CHAT)):
-            async with http.post(path, json=body) as answer:
-                assert answer.status == 503
-                assert answer.headers["Retry-After"] == "1"
-                assert "max_pending" in (await answer.json())["error"]["message"]
+            async with http.post(path, json=body) as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "1"
+                assert "max_pending" in (await response.json())["error"]["message"]
     assert len(await generating) == 5
 
 
-async def test_no_more_prompts_are_inside_than_allowed(tmp_path: Path) -> None:
+async def test_pending_prompts_stay_within_limit(tmp_path: Path) -> None:
     small = embedded(max_pending=3, config_file=slow(tmp_path, 1))
     most = 0
     async with Session([small]) as session:
@@ -48,19 +46,17 @@ async def test_no_more_prompts_are_inside_than_allowed(tmp_path: Path) -> None:
     assert 0 < most <= 3
 
 
-async def test_more_prompts_than_could_ever_be_inside_are_a_mistake(start: Any) -> None:
+async def test_request_over_max_pending_is_a_bad_request(start: Any) -> None:
     small = await start(use_service=True, max_pending=2)
     async with (
         aiohttp.ClientSession(base_url=small.get_endpoint()) as http,
-        http.post("/generate", json={"prompts": ["hi"] * 3}) as answer,
+        http.post("/generate", json={"prompts": ["hi"] * 3}) as response,
     ):
-        assert answer.status == 400
-        assert (await answer.json())["error"]["param"] == "prompts"
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "prompts"
 
 
-async def test_cancelling_what_waits_to_be_let_in_lets_the_others_in(
-    start: Any, tmp_path: Path
-) -> None:
+async def test_cancelled_waiter_does_not_block_others(start: Any, tmp_path: Path) -> None:
     small = await start(max_pending=1, config_file=slow(tmp_path))
     first = asyncio.create_task(small.generate("a", **ENDLESS))
     await until(lambda: small.get_statistics()["pending_prompts"] == 1)
@@ -72,9 +68,6 @@ async def test_cancelling_what_waits_to_be_let_in_lets_the_others_in(
     await asyncio.wait([first, second])
 
 
-# -- clients that go away ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -84,15 +77,15 @@ async def test_cancelling_what_waits_to_be_let_in_lets_the_others_in(
     ],
     ids=["generate", "chat", "stream"],
 )
-async def test_a_client_that_goes_away_takes_its_work_along(
+async def test_disconnecting_client_stops_its_work(
     start: Any, tmp_path: Path, path: str, body: dict[str, Any]
 ) -> None:
     slowly = await start(use_service=True, config_file=slow(tmp_path))
     async with aiohttp.ClientSession(base_url=slowly.get_endpoint()) as http:
 
         async def ask() -> None:
-            async with http.post(path, json=body) as answer:
-                await answer.read()
+            async with http.post(path, json=body) as response:
+                await response.read()
 
         asking = asyncio.create_task(ask())
         await until(lambda: _busy(slowly))
@@ -103,22 +96,20 @@ async def test_a_client_that_goes_away_takes_its_work_along(
     assert slowly.replicas[0]["state"] == "READY"
 
 
-async def test_a_client_that_stops_reading_a_stream_takes_its_work_along(
-    start: Any, tmp_path: Path
-) -> None:
+async def test_stalled_client_stops_its_work(start: Any, tmp_path: Path) -> None:
     slowly = await start(use_service=True, config_file=slow(tmp_path, 1))
     body = {**LONG_CHAT, "stream": True}
     async with (
         aiohttp.ClientSession(base_url=slowly.get_endpoint()) as http,
-        http.post("/v1/chat/completions", json=body) as answer,
+        http.post("/v1/chat/completions", json=body) as response,
     ):
-        await answer.content.readany()
+        await response.content.readany()
     await until(lambda: idle(slowly))
     assert [r["state"] for r in slowly.replicas] == ["READY"]
     assert [r["restarts"] for r in slowly.replicas] == [0]
 
 
-async def test_one_of_many_can_be_cancelled_while_the_others_go_on(tmp_path: Path) -> None:
+async def test_cancelling_one_of_many_leaves_the_others(tmp_path: Path) -> None:
     async with Session([embedded(config_file=slow(tmp_path, 5))]) as session:
         tasks = [AITask(prompt="hi", max_tokens=60, ignore_eos=True) for _ in range(20)]
         await session.submit_tasks(tasks)
@@ -133,31 +124,26 @@ async def _busy(backend: Any) -> bool:
     return await at_work(backend) > 0
 
 
-# -- the end ----------------------------------------------------------------------------------
-
-
-async def test_a_drain_lets_what_is_inside_finish_and_nothing_new_in(
-    start: Any, tmp_path: Path
-) -> None:
+async def test_drain_finishes_pending_prompts_and_accepts_none(start: Any, tmp_path: Path) -> None:
     backend = await start(use_service=True, config_file=slow(tmp_path, 10))
-    asked = {"max_tokens": 60, "ignore_eos": True}
+    sampling = {"max_tokens": 60, "ignore_eos": True}
     async with aiohttp.ClientSession(base_url=backend.get_endpoint()) as http:
         inside = [
-            asyncio.ensure_future(backend.generate(["hi"] * 3, **asked)),
-            asyncio.ensure_future(post(http, "/v1/chat/completions", {**LONG_CHAT, **asked})),
+            asyncio.ensure_future(backend.generate(["hi"] * 3, **sampling)),
+            asyncio.ensure_future(post(http, "/v1/chat/completions", {**LONG_CHAT, **sampling})),
         ]
         await until(lambda: backend.get_statistics()["pending_prompts"] == 4)
         ending = asyncio.ensure_future(backend.shutdown(drain_seconds=30))
         await until(lambda: backend._service is None or backend._service.draining)
         assert await post(http, "/generate", {"prompts": ["late"]}) == 503
-        async with http.get("/health") as answer:
-            assert answer.status == 503
+        async with http.get("/health") as response:
+            assert response.status == 503
         assert len(await inside[0]) == 3
         assert await inside[1] == 200
         await ending
 
 
-async def test_a_drain_does_not_wait_for_ever(start: Any, tmp_path: Path) -> None:
+async def test_drain_is_bounded(start: Any, tmp_path: Path) -> None:
     backend = await start(config_file=slow(tmp_path, 50))
     generating = asyncio.ensure_future(backend.generate("hi", **ENDLESS))
     await until(lambda: backend.get_statistics()["pending_prompts"] == 1)
@@ -167,12 +153,9 @@ async def test_a_drain_does_not_wait_for_ever(start: Any, tmp_path: Path) -> Non
 
 
 async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> int:
-    async with http.post(path, json=body) as answer:
-        await answer.read()
-        return answer.status
-
-
-# -- states inside one server -------------------------------------------------------------------
+    async with http.post(path, json=body) as response:
+        await response.read()
+        return response.status
 
 
 @pytest.mark.parametrize(
@@ -184,13 +167,13 @@ async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> 
         ("POST", "/v1/load_lora_adapter", {"lora_name": "x"}),
     ],
 )
-async def test_what_one_of_several_servers_would_have_to_know_is_refused(
+async def test_stateful_routes_are_refused_with_several_servers(
     start: Any, method: str, path: str, body: Any
 ) -> None:
     two = await start(use_service=True, num_gpus=2)
     async with (
         aiohttp.ClientSession(base_url=two.get_endpoint()) as http,
-        http.request(method, path, json=body) as answer,
+        http.request(method, path, json=body) as response,
     ):
-        assert answer.status == 501
-        assert "there are 2" in (await answer.json())["error"]["message"]
+        assert response.status == 501
+        assert "there are 2" in (await response.json())["error"]["message"]

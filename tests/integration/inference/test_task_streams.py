@@ -1,4 +1,4 @@
-"""The text of a task while it is written, on the embedded model."""
+"""The text of tasks as it is generated, on the embedded model."""
 
 import asyncio
 import os
@@ -13,7 +13,8 @@ import pydantic
 import pytest
 
 from rhapsody import AITask, Session
-from rhapsody.api.errors import (
+from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.errors import (
     PromptError,
     ReplicaError,
     TaskCancelledError,
@@ -21,8 +22,8 @@ from rhapsody.api.errors import (
     TaskValidationError,
     UnsupportedTaskError,
 )
-from rhapsody.backends.service import service_loop
-from tests.support.inference import ENDLESS, at_work, embedded, slow, until
+from tests.support.inference import ENDLESS, at_work, embedded, slow
+from tests.support.waiting import until
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 CHAT = [{"role": "user", "content": "What is heat?"}]
@@ -47,16 +48,16 @@ async def slow_session(slow_backend: Any) -> AsyncIterator[Session]:
 
 
 async def first_text(session: Session, **fields: Any) -> tuple[AITask, list[str]]:
-    """Submit a task without an end, and wait for the first text of it."""
-    begun, texts = asyncio.Event(), []
+    """Submit a task that does not end by itself, and wait for its first text."""
+    started, texts = asyncio.Event(), []
 
     def on_text(text: str) -> None:
         texts.append(text)
-        begun.set()
+        started.set()
 
     task = AITask("hi", on_text=on_text, **{**ENDLESS, **fields})
     await session.submit_tasks(task)
-    await asyncio.wait_for(begun.wait(), 20)
+    await asyncio.wait_for(started.wait(), 20)
     return task, texts
 
 
@@ -64,12 +65,9 @@ async def end_of(session: Session, *tasks: AITask) -> None:
     await session.wait_tasks(tasks, timeout=20)
 
 
-# -- what comes -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("prompt", ["What is heat?", CHAT], ids=["text", "chat"])
 @pytest.mark.parametrize("stop", [None, "heat", "."])
-async def test_the_pieces_joined_are_the_response(session: Session, prompt: Any, stop: Any) -> None:
+async def test_pieces_join_to_the_response(session: Session, prompt: Any, stop: Any) -> None:
     texts: list[str] = []
     plain, streamed = (
         AITask(prompt, stop=stop, system_prompt="Be brief.", **GREEDY, on_text=on_text)
@@ -81,7 +79,7 @@ async def test_the_pieces_joined_are_the_response(session: Session, prompt: Any,
     assert (streamed.usage, streamed.finish_reason) == (plain.usage, plain.finish_reason)
 
 
-async def test_a_stream_of_a_task_fills_the_task(session: Session) -> None:
+async def test_streamed_task_has_its_result(session: Session) -> None:
     task = AITask("What is heat?", **GREEDY)
     pieces = [piece async for piece in session.stream(task)]
     assert len(pieces) > 1
@@ -91,12 +89,12 @@ async def test_a_stream_of_a_task_fills_the_task(session: Session) -> None:
     assert "on_text" not in task
 
 
-async def test_a_task_may_be_a_dict(session: Session) -> None:
+async def test_dict_can_be_streamed(session: Session) -> None:
     task = {"prompt": "What is heat?", **GREEDY}
     assert "".join([piece async for piece in session.stream(task)]) == task["response"]
 
 
-async def test_many_streams_at_once_do_not_mix(session: Session) -> None:
+async def test_concurrent_streams_do_not_mix(session: Session) -> None:
     async def stream(number: int) -> tuple[str, str]:
         task = AITask(f"What is number {number}?", **GREEDY)
         return "".join([piece async for piece in session.stream(task)]), task.response
@@ -105,7 +103,7 @@ async def test_many_streams_at_once_do_not_mix(session: Session) -> None:
     assert all(text == response for text, response in streamed)
 
 
-async def test_text_comes_while_the_rest_is_still_being_written(
+async def test_text_arrives_before_the_response_is_complete(
     slow_session: Session, slow_backend: Any
 ) -> None:
     task, _ = await first_text(slow_session)
@@ -113,7 +111,7 @@ async def test_text_comes_while_the_rest_is_still_being_written(
     assert await at_work(slow_backend) == 1
 
 
-async def test_callbacks_are_called_on_the_loop_that_submitted(session: Session) -> None:
+async def test_callback_runs_on_the_submitting_loop(session: Session) -> None:
     threads = set()
     task = AITask("hi", on_text=lambda _: threads.add(threading.get_ident()), **GREEDY)
     await session.submit_tasks(task)
@@ -121,7 +119,7 @@ async def test_callbacks_are_called_on_the_loop_that_submitted(session: Session)
     assert threads == {threading.get_ident()}
 
 
-def test_callbacks_are_called_in_the_thread_that_blocks() -> None:
+def test_callback_runs_in_the_blocking_thread() -> None:
     threads, texts = set(), []
 
     def on_text(text: str) -> None:
@@ -134,10 +132,7 @@ def test_callbacks_are_called_in_the_thread_that_blocks() -> None:
     assert "".join(texts) == task["response"]
 
 
-# -- ends -------------------------------------------------------------------------------------
-
-
-async def test_cancelling_the_task_ends_its_stream_and_the_work(
+async def test_cancel_ends_the_stream_and_the_work(
     slow_session: Session, slow_backend: Any
 ) -> None:
     task = AITask("hi", **ENDLESS)
@@ -149,9 +144,7 @@ async def test_cancelling_the_task_ends_its_stream_and_the_work(
     await until(lambda: _idle(slow_backend))
 
 
-async def test_leaving_a_stream_cancels_the_task_and_the_work(
-    slow_session: Session, slow_backend: Any
-) -> None:
+async def test_closing_a_stream_cancels_the_task(slow_session: Session, slow_backend: Any) -> None:
     task = AITask("hi", **ENDLESS)
     async with aclosing(slow_session.stream(task)) as stream:
         await anext(stream)
@@ -159,7 +152,9 @@ async def test_leaving_a_stream_cancels_the_task_and_the_work(
     await until(lambda: _idle(slow_backend))
 
 
-async def test_an_abandoned_stream_is_ended_too(slow_session: Session, slow_backend: Any) -> None:
+async def test_unreferenced_stream_cancels_the_task(
+    slow_session: Session, slow_backend: Any
+) -> None:
     task = AITask("hi", **ENDLESS)
     async for _ in slow_session.stream(task):
         break
@@ -167,7 +162,7 @@ async def test_an_abandoned_stream_is_ended_too(slow_session: Session, slow_back
     await until(lambda: _idle(slow_backend))
 
 
-async def test_no_text_comes_after_the_end(slow_session: Session) -> None:
+async def test_no_text_arrives_after_the_end(slow_session: Session) -> None:
     task, texts = await first_text(slow_session)
     await slow_session.cancel(task)
     before = len(texts)
@@ -177,21 +172,21 @@ async def test_no_text_comes_after_the_end(slow_session: Session) -> None:
     assert len(texts) == before
 
 
-async def test_a_task_that_fails_raises_the_same_from_its_stream(session: Session) -> None:
+async def test_stream_raises_the_exception_of_its_task(session: Session) -> None:
     task = AITask(TOO_LONG)
     with pytest.raises(PromptError) as refused:
         await anext(session.stream(task))
     assert refused.value is task.exception
 
 
-async def test_a_timeout_ends_a_stream(slow_session: Session, slow_backend: Any) -> None:
+async def test_timeout_ends_a_stream(slow_session: Session, slow_backend: Any) -> None:
     task, _ = await first_text(slow_session, timeout=0.5)
     with pytest.raises(TaskTimeoutError):
         await task
     await until(lambda: _idle(slow_backend))
 
 
-async def test_a_server_that_dies_after_the_first_text_fails_the_task(
+async def test_dead_server_after_first_text_fails_the_task(
     slow_session: Session, slow_backend: Any
 ) -> None:
     task, texts = await first_text(slow_session)
@@ -202,11 +197,11 @@ async def test_a_server_that_dies_after_the_first_text_fails_the_task(
     before = list(texts)
     other = AITask("hi", max_tokens=5, ignore_eos=True)
     await slow_session.submit_tasks(other)
-    await other  # by the server that was started again
+    await other  # on the restarted server
     assert texts == before
 
 
-async def test_a_server_that_dies_before_the_first_text_costs_only_time(
+async def test_dead_server_before_first_text_is_retried(
     start: Callable[..., Any],
 ) -> None:
     backend = await start()
@@ -214,48 +209,45 @@ async def test_a_server_that_dies_before_the_first_text_costs_only_time(
     task = AITask("What is heat?", **GREEDY, on_text=texts.append)
     [replica] = backend.replicas
     os.kill(replica["pid"], signal.SIGSTOP)
-    answering = asyncio.ensure_future(backend.answer(task))
+    running = asyncio.ensure_future(backend.run_one(task))
     await until(lambda: backend.replicas[0]["in_flight"] == 1)
     os.kill(replica["pid"], signal.SIGKILL)
-    fields = await answering
+    fields = await running
     assert backend.replicas[0]["restarts"] == 1
     assert "".join(texts) == fields["response"]
 
 
-# -- consumers --------------------------------------------------------------------------------
-
-
-async def test_a_callback_that_blocks_holds_up_nobody_else(
+async def test_blocking_callback_does_not_block_others(
     session: Session, start: Callable[..., Any]
 ) -> None:
     other = await start()
-    answers: list[Any] = []
+    responses: list[Any] = []
 
     def on_text(text: str) -> None:
-        if not answers:  # the service loop answers while this loop stands still
-            answers.append(service_loop().run_blocking(other.generate("hi", timeout=20)))
+        if not responses:  # the service loop runs while this loop is blocked
+            responses.append(service_loop().run_blocking(other.generate("hi", timeout=20)))
 
     task = AITask("What is heat?", on_text=on_text, **GREEDY)
     await session.submit_tasks(task)
     await task
-    assert len(answers) == 1
+    assert len(responses) == 1
 
 
-def test_a_callback_that_blocks_a_script_holds_up_nobody_else() -> None:
-    answers: list[Any] = []
+def test_blocking_callback_in_a_script_does_not_block_others() -> None:
+    responses: list[Any] = []
     other = embedded()
 
     def on_text(text: str) -> None:
-        if not answers:
-            answers.append(service_loop().run_blocking(other.generate("hi", timeout=20)))
+        if not responses:
+            responses.append(service_loop().run_blocking(other.generate("hi", timeout=20)))
 
     with Session([embedded()]) as session:
         [task] = session.run([AITask("What is heat?", on_text=on_text, **GREEDY)])
     service_loop().run_blocking(other.shutdown())
-    assert (task["state"], len(answers)) == ("DONE", 1)
+    assert (task["state"], len(responses)) == ("DONE", 1)
 
 
-async def test_a_callback_that_raises_does_not_lose_the_task(
+async def test_raising_callback_does_not_fail_the_task(
     session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
     def boom(text: str) -> None:
@@ -270,28 +262,25 @@ async def test_a_callback_that_raises_does_not_lose_the_task(
     ]
 
 
-# -- what is refused --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fields", [{"prompt": ["a", "b"]}, {"prompt": "a", "n": 2}])
-async def test_a_stream_is_one_response_to_one_prompt(
+async def test_stream_needs_one_prompt_and_one_response(
     session: Session, fields: dict[str, Any]
 ) -> None:
-    with pytest.raises(UnsupportedTaskError, match="one response to one prompt"):
+    with pytest.raises(UnsupportedTaskError, match="requires a single prompt with n=1"):
         await anext(session.stream(AITask(**fields)))
 
 
-async def test_a_task_with_a_callback_is_not_streamed_twice(session: Session) -> None:
+async def test_task_with_callback_cannot_be_streamed(session: Session) -> None:
     with pytest.raises(TaskValidationError, match="it has an 'on_text'"):
         await anext(session.stream(AITask("hi", on_text=print)))
 
 
-async def test_a_response_that_does_not_parse_fails_after_all_its_text(session: Session) -> None:
+async def test_unparsable_response_fails_the_task(session: Session) -> None:
     class Verdict(pydantic.BaseModel):
         answer: str
 
     texts: list[str] = []
-    task = AITask("hi", response_format=Verdict, on_text=texts.append)
+    task = AITask("hi", response_format=Verdict, max_tokens=3, on_text=texts.append)
     await session.submit_tasks(task)
     await end_of(session, task)
     assert isinstance(task.exception, PromptError)

@@ -1,4 +1,4 @@
-"""The two loops stay separate: whoever blocks the caller's slows no answer to anyone else."""
+"""The two loops are separate: blocking the caller's loop slows nothing else down."""
 
 import asyncio
 import json
@@ -15,9 +15,10 @@ from radical.asyncflow import WorkflowEngine
 from asyncflow_ext import extend
 from rhapsody import AITask, ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend
-from tests.support.inference import MODEL, embedded, slow, until
+from tests.support.inference import MODEL, embedded, slow
+from tests.support.waiting import until
 
-# Asks one after the other until its standard input is closed, and tells how long each took.
+# Sends requests one by one until its standard input is closed, then prints the seconds of each.
 CLIENT = """
 import http.client, json, sys, threading, time
 host, model = sys.argv[1:]
@@ -29,9 +30,9 @@ seconds = []
 while not over.is_set():
     began = time.monotonic()
     connection.request("POST", "/v1/completions", body)
-    answer = connection.getresponse()
-    answer.read()
-    assert answer.status == 200
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
     seconds.append(time.monotonic() - began)
     if len(seconds) == 1:
         print("ready", flush=True)
@@ -40,11 +41,16 @@ print(json.dumps(seconds))
 
 BLOCKED_SECONDS = 2.0
 FLOOR_SECONDS = 0.25
-"""What a pause of the machine may cost; a client that waits for the caller waits 2 s."""
+"""Allowance for pauses of the machine. A client that waits for the caller waits 2 s."""
 
 
 async def latencies(backend: Any, block: bool) -> list[float]:
-    """Measure an HTTP client while 200 prompts are in flight and the caller's loop may stand."""
+    """Return the latencies of an HTTP client while 200 prompts are in flight.
+
+    Args:
+        backend: The backend, in server mode.
+        block: Block this loop meanwhile.
+    """
     host = backend.get_endpoint().removeprefix("http://")
     generating = asyncio.create_task(
         backend.generate(["hi"] * 200, max_tokens=100, ignore_eos=True)
@@ -60,7 +66,7 @@ async def latencies(backend: Any, block: bool) -> list[float]:
         assert client.stdout is not None
         assert await asyncio.to_thread(client.stdout.readline) == "ready\n"
         if block:
-            time.sleep(BLOCKED_SECONDS)  # noqa: ASYNC251 - this is the point of it
+            time.sleep(BLOCKED_SECONDS)  # noqa: ASYNC251 - blocks on purpose
         else:
             await asyncio.sleep(BLOCKED_SECONDS)
         output, _ = client.communicate(timeout=30)
@@ -73,7 +79,7 @@ def p99(seconds: list[float]) -> float:
     return quantiles(seconds, n=100)[98]
 
 
-async def test_a_blocked_caller_slows_no_http_client(start: Any, tmp_path: Path) -> None:
+async def test_blocked_caller_does_not_slow_http_clients(start: Any, tmp_path: Path) -> None:
     backend = await start(use_service=True, config_file=slow(tmp_path, 10, **{"max-num-seqs": 512}))
     for last in (False, True):
         unblocked = await latencies(backend, block=False)
@@ -85,17 +91,17 @@ async def test_a_blocked_caller_slows_no_http_client(start: Any, tmp_path: Path)
             pytest.fail(f"p99 {p99(blocked):.3f} s blocked, {p99(unblocked):.3f} s unblocked")
 
 
-async def test_prompts_go_on_while_the_caller_is_blocked(start: Any, tmp_path: Path) -> None:
+async def test_prompts_finish_while_the_caller_is_blocked(start: Any, tmp_path: Path) -> None:
     backend = await start(config_file=slow(tmp_path, 1))
     generating = asyncio.create_task(backend.generate(["hi"] * 20, max_tokens=20))
     await until(lambda: backend.get_statistics()["pending_prompts"] == 20)
-    time.sleep(1.5)  # noqa: ASYNC251 - this is the point of it
+    time.sleep(1.5)  # noqa: ASYNC251 - blocks on purpose
     assert backend.get_statistics()["pending_prompts"] == 0
     assert len(await generating) == 20
 
 
 @pytest.mark.asyncflow
-async def test_a_session_and_an_engine_side_by_side(tmp_path: Path) -> None:
+async def test_session_and_engine_side_by_side(tmp_path: Path) -> None:
     flow = extend(
         await WorkflowEngine.create(
             backend=[ConcurrentExecutionBackend(name="theirs"), embedded(name="their_model")]
@@ -112,12 +118,12 @@ async def test_a_session_and_an_engine_side_by_side(tmp_path: Path) -> None:
 
     backends = [ConcurrentExecutionBackend(name="ours"), embedded(name="our_model")]
     async with Session(backends, work_dir=tmp_path) as session:
-        tasks = [AITask(prompt=f"{i}", max_tokens=4) for i in range(10)]
+        tasks: list[AITask | ComputeTask] = [AITask(prompt=f"{i}", max_tokens=4) for i in range(10)]
         tasks += [ComputeTask(function=abs, args=(-i,)) for i in range(10)]
         await session.submit_tasks(tasks)
-        answers = await asyncio.wait_for(
+        results = await asyncio.wait_for(
             asyncio.gather(*(ask(double(i)) for i in range(10)), *tasks), 40
         )
     await flow.shutdown()
-    assert all(isinstance(answer, str) for answer in answers[:10])
-    assert [task.return_value for task in answers[20:]] == list(range(10))
+    assert all(isinstance(result, str) for result in results[:10])
+    assert [task.return_value for task in results[20:]] == list(range(10))

@@ -1,23 +1,24 @@
-"""One vLLM server for all tests that break nothing: its start takes half a minute."""
+"""One vLLM server for all tests that do not break it: its start takes half a minute."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import aiohttp
 import openai
 import pytest
 
 from rhapsody.backends import DragonVllmInferenceBackend
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.service_loop import service_loop
+from tests.support.marking import add_marks
 from tests.support.vllm_servers import set_environment, vllm_backend
+
+HERE = Path(__file__).parent
+LIMIT_S = 360
+"""The first test starts the server."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name == "vllm":
-            item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.slow)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(360))  # whichever is first, starts the server
+    add_marks(items, HERE, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")

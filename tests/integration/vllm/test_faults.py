@@ -1,6 +1,7 @@
-"""Drills on a real vLLM server: its engine killed or stopped, a start that fails, our own death."""
+"""Faults of a real vLLM server: engine killed or stopped, failed start, killed program."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody.api.errors import ReplicaError
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
-from rhapsody.backends.service import service_loop
-from tests.support.inference import until
+from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.errors import ReplicaError
 from tests.support.processes import wait_gone
 from tests.support.vllm_servers import set_environment, tiny_llama, vllm_backend
+from tests.support.waiting import until, until_blocking
 
 SECRET = "hf_0123456789secret"
 
@@ -29,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def drilled() -> Iterator[Backend]:
-    """One server for both drills, each of which restarts it."""
+    """One server for both tests that restart it."""
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch)
         backend = vllm_backend(health_interval=0.5, hang_timeout=3)
@@ -44,29 +45,29 @@ def engine_of(backend: Backend) -> psutil.Process:
     return engine
 
 
-async def answered_through(backend: Backend, number: int, sent: int) -> None:
-    """Send prompts, have a signal hit the engine while it works on them, get them all answered."""
+async def complete_through(backend: Backend, number: int, sent: int) -> None:
+    """Send a signal to the engine while it works on prompts; check that all complete."""
     server, restarts = backend.replicas[0]["pid"], backend.replicas[0]["restarts"]
-    asking = asyncio.ensure_future(
+    generating = asyncio.ensure_future(
         backend.generate(["hi"] * number, timeout=280, max_tokens=60, ignore_eos=True)
     )
     await until(lambda: backend.replicas[0]["in_flight"] > 0)
     os.kill(engine_of(backend).pid, sent)
-    assert len(await asking) == number
+    assert len(await generating) == number
     assert backend.replicas[0]["restarts"] == restarts + 1
     assert backend.replicas[0]["pid"] != server
     assert wait_gone(server) == []
 
 
-async def test_every_prompt_is_answered_though_the_engine_is_killed(drilled: Backend) -> None:
-    await answered_through(drilled, 300, signal.SIGKILL)
+async def test_prompts_complete_after_the_engine_is_killed(drilled: Backend) -> None:
+    await complete_through(drilled, 300, signal.SIGKILL)
 
 
-async def test_an_engine_that_hangs_is_noticed_and_replaced(drilled: Backend) -> None:
-    await answered_through(drilled, 100, signal.SIGSTOP)
+async def test_hanging_engine_is_replaced(drilled: Backend) -> None:
+    await complete_through(drilled, 100, signal.SIGSTOP)
 
 
-async def test_a_start_that_fails_says_why_and_no_secret(tmp_path: Path) -> None:
+async def test_failed_start_gives_the_reason_without_secrets(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"hf-token: {SECRET}\nmax-model-len: 999999999\n")
     backend = vllm_backend(config_file=config)
@@ -82,12 +83,12 @@ async def test_a_start_that_fails_says_why_and_no_secret(tmp_path: Path) -> None
 SCRIPT = """
 import asyncio
 from tests.support.vllm_servers import vllm_backend
+from tests.support.waiting import until
 
 async def main():
     backend = vllm_backend()
     starting = asyncio.ensure_future(backend.initialize())
-    while not backend.replicas or backend.replicas[0]["pid"] is None:
-        await asyncio.sleep(0.02)
+    await until(lambda: backend.replicas and backend.replicas[0]["pid"])
     print(backend.replicas[0]["pid"], flush=True)
     await starting
 
@@ -95,7 +96,7 @@ asyncio.run(main())
 """
 
 
-def test_a_server_that_is_starting_does_not_survive_our_death(tmp_path: Path) -> None:
+def test_starting_server_ends_with_the_killed_program(tmp_path: Path) -> None:
     tiny_llama()
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
@@ -105,10 +106,9 @@ def test_a_server_that_is_starting_does_not_survive_our_death(tmp_path: Path) ->
     ) as program:
         assert program.stdout is not None
         server = int(program.stdout.readline())
-        # Until it has children of its own, or a little longer than it takes to be that far.
-        end = time.monotonic() + 25
-        while not psutil.Process(server).children() and time.monotonic() < end:
-            time.sleep(0.05)
+        # Kill the program once the server has children, or after the time that usually takes.
+        with contextlib.suppress(AssertionError):
+            until_blocking(lambda: psutil.Process(server).children(), 25)
         children = [child.pid for child in psutil.Process(server).children(recursive=True)]
         program.kill()
         program.wait()

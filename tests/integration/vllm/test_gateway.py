@@ -15,7 +15,7 @@ from tests.support.vllm_servers import GREEDY
 MESSAGES: Any = [{"role": "user", "content": "What is heat?"}]
 
 
-async def test_a_chat(served: Backend, client: openai.AsyncOpenAI) -> None:
+async def test_chat(served: Backend, client: openai.AsyncOpenAI) -> None:
     made = await client.chat.completions.create(
         model=served.model_name, messages=MESSAGES, **GREEDY
     )
@@ -24,7 +24,7 @@ async def test_a_chat(served: Backend, client: openai.AsyncOpenAI) -> None:
     assert made.usage.completion_tokens <= 12
 
 
-async def test_a_stream_joins_to_the_plain_answer(
+async def test_streamed_chat_joins_to_the_plain_one(
     served: Backend, client: openai.AsyncOpenAI
 ) -> None:
     options: Any = {"model": served.model_name, "messages": MESSAGES, **GREEDY}
@@ -35,7 +35,7 @@ async def test_a_stream_joins_to_the_plain_answer(
     assert "".join(pieces) == plain.choices[0].message.content
 
 
-async def test_a_completion(served: Backend, client: openai.AsyncOpenAI) -> None:
+async def test_completion(served: Backend, client: openai.AsyncOpenAI) -> None:
     made = await client.completions.create(model=served.model_name, prompt="Once", max_tokens=8)
     assert made.choices[0].text
 
@@ -51,14 +51,14 @@ async def test_structured_output(served: Backend, client: openai.AsyncOpenAI) ->
     assert made.choices[0].message.content in ('"a"', '"b"')
 
 
-async def test_the_models(served: Backend, client: openai.AsyncOpenAI) -> None:
+async def test_models_are_listed(served: Backend, client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == [served.model_name]
     assert (await client.models.retrieve(served.model_name)).id == served.model_name
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("another")
 
 
-async def test_the_blocking_client_in_a_thread(served: Backend, url: str) -> None:
+async def test_blocking_client_in_a_thread(served: Backend, url: str) -> None:
     def ask() -> str | None:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="open-sesame") as client:
             made = client.chat.completions.create(
@@ -78,7 +78,7 @@ async def test_the_blocking_client_in_a_thread(served: Backend, url: str) -> Non
         ({"messages": []}, openai.BadRequestError),
     ],
 )
-async def test_an_error_is_of_the_right_class(
+async def test_invalid_request_raises_the_matching_class(
     served: Backend,
     client: openai.AsyncOpenAI,
     changes: dict[str, Any],
@@ -92,51 +92,51 @@ async def test_an_error_is_of_the_right_class(
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/generate", "/v1/tokenize", "/x"])
-async def test_without_the_key_nothing_but_health_answers(url: str, path: str) -> None:
+async def test_only_health_works_without_the_key(url: str, path: str) -> None:
     async with aiohttp.ClientSession(url) as session:
-        async with session.get(path) as answer:
-            assert answer.status == 401
-            assert (await answer.json())["error"]["type"] == "AuthenticationError"
-        async with session.get("/health") as answer:
-            assert answer.status == 200
+        async with session.get(path) as response:
+            assert response.status == 401
+            assert (await response.json())["error"]["type"] == "AuthenticationError"
+        async with session.get("/health") as response:
+            assert response.status == 200
 
 
-async def test_the_servers_own_routes_need_its_own_key(served: Backend) -> None:
+async def test_routes_of_the_server_require_its_own_key(served: Backend) -> None:
     [replica] = served.replicas
     path = replica["address"].removeprefix("unix:")
     connector = aiohttp.UnixConnector(path)
     async with aiohttp.ClientSession("http://replica", connector=connector) as session:
         for route in ("/health", "/v1/models", "/metrics", "/invocations", "/openapi.json"):
-            async with session.get(route) as answer:
-                assert answer.status == 401
+            async with session.get(route) as response:
+                assert response.status == 401
 
 
-async def test_generate_answers_every_prompt_of_its_own(http: aiohttp.ClientSession) -> None:
+async def test_generate_returns_results_and_errors_by_prompt(http: aiohttp.ClientSession) -> None:
     body = {"prompts": ["What is heat?", "x " * 3000], "max_tokens": 5}
-    async with http.post("/generate", json=body) as answer:
-        answered = await answer.json()
-    assert answered["status"] == "partial"
-    assert isinstance(answered["results"][0], str)
-    assert answered["errors"][1]["type"] == "BadRequestError"
+    async with http.post("/generate", json=body) as response:
+        results = await response.json()
+    assert results["status"] == "partial"
+    assert isinstance(results["results"][0], str)
+    assert results["errors"][1]["type"] == "BadRequestError"
 
 
-async def test_the_metrics_are_ours_and_the_servers(http: aiohttp.ClientSession) -> None:
-    async with http.get("/metrics") as answer:
-        text = await answer.text()
+async def test_metrics_include_vllm(http: aiohttp.ClientSession) -> None:
+    async with http.get("/metrics") as response:
+        text = await response.text()
     for name in ("rhapsody_batch_size_bucket", "rhapsody_queue_seconds", "rhapsody_tokens_total"):
         assert name in text
     assert 'vllm:time_to_first_token_seconds_count{engine="0"' in text
     assert 'replica="0"' in text
 
 
-async def test_what_is_not_there_is_an_error_in_the_one_shape(http: aiohttp.ClientSession) -> None:
+async def test_unknown_route_returns_a_json_error(http: aiohttp.ClientSession) -> None:
     for method, path in (("GET", "/v1/nothing"), ("GET", "/v1/chat/completions"), ("GET", "/x")):
-        async with http.request(method, path) as answer:
-            assert answer.status in (404, 405)
-            assert set((await answer.json())["error"]) >= {"message", "type", "param", "code"}
+        async with http.request(method, path) as response:
+            assert response.status in (404, 405)
+            assert set((await response.json())["error"]) >= {"message", "type", "param", "code"}
 
 
-async def test_an_error_inside_the_server_costs_no_other_request(
+async def test_server_error_does_not_affect_other_requests(
     served: Backend, http: aiohttp.ClientSession
 ) -> None:
     # vLLM 0.32 does not expect a message without content, and closes the connection after it.
@@ -144,12 +144,12 @@ async def test_an_error_inside_the_server_costs_no_other_request(
     bad = {"model": served.model_name, "input": [{**empty, "content": []}]}
     good = {"model": served.model_name, "prompt": "Once", "max_tokens": 1}
     for _ in range(20):
-        async with http.post("/v1/responses", json=bad) as answer:
-            assert answer.status in (400, 500)
-        async with http.post("/v1/completions", json=good) as answer:
-            assert answer.status == 200
+        async with http.post("/v1/responses", json=bad) as response:
+            assert response.status in (400, 500)
+        async with http.post("/v1/completions", json=good) as response:
+            assert response.status == 200
 
 
-async def test_all_sockets_of_a_server_are_in_its_private_directory(served: Backend) -> None:
+async def test_sockets_are_in_the_private_directory(served: Backend) -> None:
     assert served.replicas[0]["state"] == "READY"
     assert [path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket()] == []

@@ -1,8 +1,8 @@
-"""Read by every Python of the two nodes: gives Dragon's TCP agents time to rest.
+"""Makes Dragon's TCP agents sleep between polls; read by every Python of the two nodes.
 
-Dragon 0.15's `Queue.poll` returns at once whatever its timeout, so each of these agents, two on
-each host, asks as fast as it can whether there is a message for it. On real nodes that takes two
-CPUs; two nodes on one small machine have nothing left for the tests.
+`Queue.poll` of Dragon 0.15 ignores its timeout and returns at once, so each TCP agent, two on each
+node, polls without a pause. On real nodes this takes two CPUs; two nodes on one small machine would
+have no CPU left for the tests.
 """
 
 import sys
@@ -23,4 +23,4 @@ if "dragon-tcp" in getattr(sys, "orig_argv", ()):
             time.sleep(REST_SECONDS)
         return True
 
-    Queue.poll = poll  # type: ignore[method-assign,assignment]
+    Queue.poll = poll

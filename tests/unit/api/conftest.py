@@ -1,4 +1,4 @@
-"""A backend for sessions whose tasks stay active."""
+"""A backend whose tasks stay active until they are released."""
 
 from collections.abc import AsyncIterator
 

@@ -1,19 +1,21 @@
-"""Programs written for `rhapsody-py` find the names of what is the same thing here."""
+"""Names that programs for `rhapsody-py` import."""
 
 from importlib import import_module
+from inspect import isawaitable
 from typing import Any
 
 import pytest
 
 import rhapsody
+from asyncflow_ext import WorkflowEngine
 from rhapsody import ComputeTask, Session
-from rhapsody.backends import BaseBackend, TaskStates
+from rhapsody.backends import BaseBackend, ConcurrentExecutionBackend, TaskStates
 from rhapsody.backends.constants import StateMapper, TasksMainStates
 
 SAME = [
     ("rhapsody", "BackendRegistry", "rhapsody.backends.registry"),
     ("rhapsody", "BaseTask", "rhapsody.api.tasks"),
-    ("rhapsody", "RhapsodyError", "rhapsody.api.errors"),
+    ("rhapsody", "RhapsodyError", "rhapsody.errors"),
     ("rhapsody.api.task", "AITask", "rhapsody.api.tasks"),
     ("rhapsody.api.task", "BaseTask", "rhapsody.api.tasks"),
     ("rhapsody.api.task", "ComputeTask", "rhapsody.api.tasks"),
@@ -35,31 +37,24 @@ SAME = [
 
 
 @pytest.mark.parametrize(("module", "name", "home"), SAME)
-def test_a_name_is_the_same_object_as_at_home(module: str, name: str, home: str) -> None:
+def test_compat_name_is_the_original_object(module: str, name: str, home: str) -> None:
     assert getattr(import_module(module), name) is getattr(import_module(home), name)
 
 
-def test_every_public_name_of_the_package_can_be_had() -> None:
+def test_every_public_name_can_be_imported() -> None:
     for name in rhapsody.__all__:
         assert getattr(rhapsody, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = rhapsody.nonsense
 
 
-def test_the_states_of_the_enumeration_are_the_strings_of_tasks() -> None:
+def test_enumeration_has_the_states_of_tasks() -> None:
     assert {state.value for state in TasksMainStates} == TaskStates.terminal_states | {"RUNNING"}
 
 
-def test_a_state_mapper_maps_nothing() -> None:
-    StateMapper.register_backend_tasks_states_with_defaults("mine")
-    states = StateMapper("mine")
-    assert (states.DONE, states.RUNNING) == ("DONE", "RUNNING")
-    assert states.terminal_states == TaskStates.terminal_states
-
-
-async def test_a_backend_written_for_it_works() -> None:
+async def test_backend_with_all_methods_overridden_runs_tasks() -> None:
     class Old(BaseBackend):
-        """Overrides the whole interface, as all its methods were abstract."""
+        """Overrides every method, as a backend for `rhapsody-py` does."""
 
         def __init__(self, name: str = "old") -> None:
             super().__init__(name=name)
@@ -91,3 +86,62 @@ async def test_a_backend_written_for_it_works() -> None:
         task = ComputeTask(function=int)
         await session.submit_tasks([task])
         assert (await task).return_value == 1
+
+
+class Batch(BaseBackend):
+    """A backend for `rhapsody-py` with states of its own, those of a batch system."""
+
+    def __init__(self) -> None:
+        super().__init__(name="batch")
+        self._callback_func = lambda task, state: None
+        StateMapper.register_backend_tasks_states(
+            self,
+            done_state="COMPLETED",
+            failed_state="FAILED",
+            canceled_state="CANCELLED",
+            running_state="R",
+        )
+
+    def get_task_states_map(self) -> Any:
+        return StateMapper(backend=self)
+
+    async def submit_tasks(self, tasks: Any) -> None:
+        for task in tasks:
+            self._callback_func(task, "CONFIGURING")  # a state that is not registered
+            self._callback_func(task, "R")
+            try:
+                value = task["function"](*task["args"])
+                task["return_value"] = await value if isawaitable(value) else value
+            except Exception as error:
+                task["exception"] = error
+            self._callback_func(task, "FAILED" if task.get("exception") else "COMPLETED")
+
+    async def cancel_task(self, uid: str) -> bool:
+        return False
+
+    async def shutdown(self) -> None:
+        pass
+
+
+async def test_own_states_of_backend_are_translated_by_session() -> None:
+    async with Session(backends=[Batch()]) as session:
+        done, failed = ComputeTask(function=int, args=["3"]), ComputeTask(function=int, args=["x"])
+        await session.submit_tasks([done, failed])
+        await session.wait_tasks([done, failed])
+        assert (done.state, done.return_value, failed.state) == ("DONE", 3, "FAILED")
+        assert session.get_statistics()["tasks"] == {"DONE": 1, "FAILED": 1}
+
+
+async def test_own_states_of_backends_are_translated_by_engine() -> None:
+    backends = [Batch(), ConcurrentExecutionBackend()]
+    async with WorkflowEngine.create(backend=backends) as flow:
+
+        @flow.function_task
+        async def on_default() -> int:
+            return 1
+
+        @flow.function_task(backend="concurrent")
+        async def on_other(x: int) -> int:
+            return x + 1
+
+        assert await on_other(on_default()) == 2

@@ -1,4 +1,4 @@
-"""A session's backends: anybody's, one session's at a time, and broken ones."""
+"""Backends of a session: third-party, shared and faulty ones."""
 
 import threading
 from typing import Any
@@ -12,22 +12,22 @@ from tests.support.sessions import Recording, boom, good, work
 
 
 class Minimal(BaseBackend):
-    """What the documentation asks of a backend: one coroutine."""
+    """The smallest backend: one coroutine."""
 
     async def execute(self, work: Any) -> dict[str, Any]:
-        self.running(work)
+        self.report_running(work)
         return {"return_value": work.task["function"]()}
 
 
 class Raising(NoopExecutionBackend):
-    """Breaks the protocol."""
+    """Raises from `submit_tasks`, which the protocol forbids."""
 
     async def submit_tasks(self, tasks: Any) -> None:
         raise OSError("the queue is gone")
 
 
 class Bare:
-    """A backend that inherits nothing and answers from within `submit_tasks`."""
+    """A backend without a base class that reports within `submit_tasks`."""
 
     name = "bare"
     supports_implicit_data_linking = supports_explicit_data_linking = False
@@ -51,14 +51,14 @@ class Bare:
         pass
 
 
-async def test_a_backend_that_nobody_awaited_starts_itself() -> None:
+async def test_backend_starts_at_first_submission() -> None:
     async with Session([ConcurrentExecutionBackend()]) as session:
         task = ComputeTask(function=work)
         await session.submit_tasks([task])
         assert (await task).return_value == 3
 
 
-async def test_a_backend_can_be_added_later() -> None:
+async def test_add_backend_to_open_session() -> None:
     async with Session() as session:
         session.add_backend(Recording("late"))
         task = ComputeTask(function=work)
@@ -66,14 +66,14 @@ async def test_a_backend_can_be_added_later() -> None:
         assert (await task).backend == "late"
 
 
-async def test_two_backends_of_one_name_are_refused_and_let_go() -> None:
+async def test_duplicate_backend_name_is_refused_and_detaches_backends() -> None:
     first, second = NoopExecutionBackend("same"), NoopExecutionBackend("same")
-    with pytest.raises(SessionError, match="a backend named 'same' already"):
+    with pytest.raises(SessionError, match="already has a backend named 'same'"):
         Session([first, second])
     await Session([first]).close()
 
 
-async def test_a_backend_serves_one_session_after_the_other() -> None:
+async def test_backend_can_be_reused_by_next_session() -> None:
     backend = NoopExecutionBackend()
     for _ in range(2):
         async with Session([backend]) as session:
@@ -82,7 +82,7 @@ async def test_a_backend_serves_one_session_after_the_other() -> None:
             assert (await task).state == "DONE"
 
 
-async def test_a_backend_of_an_open_session_is_refused_to_another() -> None:
+async def test_backend_of_open_session_is_refused() -> None:
     backend = Recording("shared")
     async with Session([backend], uid="one") as session:
         with pytest.raises(BackendInUseError, match=r"'shared': it is attached to Session one"):
@@ -92,7 +92,7 @@ async def test_a_backend_of_an_open_session_is_refused_to_another() -> None:
         assert (await task).state == "DONE"
 
 
-async def test_a_backend_with_only_execute_runs_fails_and_cancels() -> None:
+async def test_backend_with_only_execute_runs_tasks() -> None:
     async with Session([Minimal()]) as session:
         tasks = [ComputeTask(function=work), ComputeTask(function=boom)]
         await session.submit_tasks(tasks)
@@ -101,14 +101,14 @@ async def test_a_backend_with_only_execute_runs_fails_and_cancels() -> None:
         assert str(tasks[1].exception) == "intended"
 
 
-async def test_a_backend_that_inherits_nothing_works() -> None:
+async def test_backend_without_base_class_runs_tasks() -> None:
     async with Session(Bare()) as session:
         task = ComputeTask(function=work)
         await session.submit_tasks([task])
         assert (await task).return_value == 42
 
 
-async def test_a_backend_that_reports_from_a_thread_wakes_who_waits() -> None:
+async def test_report_from_thread_wakes_waiter() -> None:
     class Threaded(Bare):
         async def submit_tasks(self, tasks: Any) -> None:
             for task in tasks:
@@ -120,7 +120,7 @@ async def test_a_backend_that_reports_from_a_thread_wakes_who_waits() -> None:
         assert (await task).state == "DONE"
 
 
-async def test_a_backend_that_raises_fails_its_tasks_and_no_others(
+async def test_raising_backend_fails_only_its_own_tasks(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with Session([Raising("broken"), NoopExecutionBackend()]) as session:
@@ -133,7 +133,7 @@ async def test_a_backend_that_raises_fails_its_tasks_and_no_others(
     assert "backend 'broken' raised from submit_tasks" in caplog.text
 
 
-async def test_a_backend_that_does_not_shut_down_does_not_keep_the_session_open(
+async def test_failed_backend_shutdown_still_closes_session(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Stuck(Bare):
@@ -149,3 +149,17 @@ async def test_a_backend_that_does_not_shut_down_does_not_keep_the_session_open(
     await session.close()
     assert task.state == "CANCELED"
     assert "did not shut down cleanly" in caplog.text
+
+
+async def test_backend_that_another_owner_took_is_refused() -> None:
+    backend = NoopExecutionBackend()
+    async with Session([backend], uid="first") as first:
+        await backend.shutdown()
+        async with Session([backend], uid="second"):
+            task = good()
+            with pytest.raises(BackendInUseError, match="Session second, which is still open"):
+                await first.submit_tasks(task)
+        [future] = await first.submit_tasks(task)  # the second session is closed
+        await future
+        assert backend.attached_to == ["first", "second", "first"]
+        assert first.get_statistics()["tasks"] == {"DONE": 1}

@@ -1,4 +1,4 @@
-"""Cancelling a session's tasks."""
+"""Sessions cancel tasks."""
 
 import asyncio
 
@@ -13,11 +13,13 @@ from tests.support.waiting import LIMIT_S
 
 
 @pytest.mark.parametrize("by_uid", [False, True])
-async def test_a_cancelled_task_raises_that_it_was(held: HeldBackend, by_uid: bool) -> None:
+async def test_awaiting_cancelled_task_raises_task_cancelled_error(
+    held: HeldBackend, by_uid: bool
+) -> None:
     async with Session([held]) as session:
         task = good()
         await session.submit_tasks([task])
-        await held.has_begun()
+        await held.wait_entered()
         assert await session.cancel(task.uid if by_uid else task) is True
         with pytest.raises(TaskCancelledError, match="'good' was cancelled"):
             await task
@@ -25,7 +27,7 @@ async def test_a_cancelled_task_raises_that_it_was(held: HeldBackend, by_uid: bo
         assert held.cancelled == ["good"]
 
 
-async def test_cancelling_what_ended_or_is_unknown_is_false() -> None:
+async def test_cancel_returns_false_for_ended_or_unknown_task() -> None:
     async with Session([NoopExecutionBackend()]) as session:
         task = good()
         await session.submit_tasks([task])
@@ -35,7 +37,7 @@ async def test_cancelling_what_ended_or_is_unknown_is_false() -> None:
         assert task.state == "DONE"
 
 
-async def test_cancelling_the_future_does_not_upset_the_session(held: HeldBackend) -> None:
+async def test_cancelling_future_leaves_session_working(held: HeldBackend) -> None:
     async with Session([held]) as session:
         task = good()
         (future,) = await session.submit_tasks([task])

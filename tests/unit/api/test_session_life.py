@@ -1,6 +1,7 @@
-"""A session's life: its end, its loops, others beside it."""
+"""Sessions open, move between event loops and close."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.sessions import Recording, good, work
 from tests.support.waiting import LIMIT_S
 
 
-async def test_a_closed_session_refuses_tasks_and_backends() -> None:
+async def test_closed_session_refuses_tasks_and_backends() -> None:
     session = Session([NoopExecutionBackend()])
     await session.close()
     with pytest.raises(SessionError, match="is closed; make a new one"):
@@ -21,7 +22,7 @@ async def test_a_closed_session_refuses_tasks_and_backends() -> None:
         session.add_backend(NoopExecutionBackend("other"))
 
 
-async def test_closing_in_the_middle_cancels_what_is_active(held: HeldBackend) -> None:
+async def test_close_cancels_active_tasks(held: HeldBackend) -> None:
     session = Session([held])
     tasks = [ComputeTask(function=work) for _ in range(5)]
     await session.submit_tasks(tasks)
@@ -32,7 +33,7 @@ async def test_closing_in_the_middle_cancels_what_is_active(held: HeldBackend) -
             await task
 
 
-async def test_whoever_waits_is_woken_when_the_session_is_closed(held: HeldBackend) -> None:
+async def test_close_wakes_waiters(held: HeldBackend) -> None:
     session = Session([held])
     task = good()
     await session.submit_tasks([task])
@@ -42,21 +43,41 @@ async def test_whoever_waits_is_woken_when_the_session_is_closed(held: HeldBacke
     assert await asyncio.wait_for(waiting, LIMIT_S) == [task]
 
 
-async def test_closing_twice_and_at_once_is_closing() -> None:
+async def test_close_is_idempotent() -> None:
     session = Session([NoopExecutionBackend()])
     await asyncio.gather(session.close(), session.close())
     await session.close()
     assert session.closed
 
 
-async def test_two_sessions_work_side_by_side() -> None:
+async def test_close_waits_for_the_close_of_another_thread() -> None:
+    closing, gate = threading.Event(), threading.Event()
+
+    class Slow(NoopExecutionBackend):
+        async def shutdown(self) -> None:
+            closing.set()
+            await asyncio.to_thread(gate.wait, 20)
+            await super().shutdown()
+
+    session = Session([Slow()])
+    first = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(session.close())))
+    assert await asyncio.to_thread(closing.wait, 20)
+    second = asyncio.create_task(session.close())
+    await asyncio.sleep(0)
+    assert not second.done()
+    gate.set()
+    await asyncio.gather(first, second)
+    assert session.closed
+
+
+async def test_two_sessions_may_use_the_same_uids() -> None:
     async with Session([Recording("a")]) as one, Session([Recording("b")]) as two:
         tasks = [ComputeTask(function=work, uid="same"), ComputeTask(function=work, uid="same")]
         await asyncio.gather(one.submit_tasks(tasks[:1]), two.submit_tasks(tasks[1:]))
         assert [(await task).backend for task in tasks] == ["a", "b"]
 
 
-def test_a_session_made_without_a_loop_binds_to_the_one_of_its_first_use() -> None:
+def test_session_moves_to_new_loop_when_idle() -> None:
     session = Session([NoopExecutionBackend()])
 
     async def use() -> str:
@@ -65,18 +86,18 @@ def test_a_session_made_without_a_loop_binds_to_the_one_of_its_first_use() -> No
         return str((await task).state)
 
     assert asyncio.run(use()) == "DONE"
-    assert asyncio.run(use()) == "DONE"  # the first loop is closed, nothing is active there
+    assert asyncio.run(use()) == "DONE"  # the first loop is closed and no task is active
     asyncio.run(session.close())
 
 
-async def test_a_session_with_active_tasks_stays_on_its_loop(held: HeldBackend) -> None:
+async def test_session_with_active_tasks_refuses_second_loop(held: HeldBackend) -> None:
     async with Session([held]) as session:
         await session.submit_tasks([good()])
         with pytest.raises(SessionError, match="tasks on another event loop"):
             await asyncio.to_thread(session.run, [ComputeTask(function=work)])
 
 
-def test_tasks_of_a_loop_that_is_gone_are_ended_on_another() -> None:
+def test_close_on_new_loop_cancels_tasks_of_closed_loop() -> None:
     session = Session([HeldBackend()])
     task = good()
     asyncio.run(session.submit_tasks([task]))

@@ -1,13 +1,14 @@
-"""Tasks that a session refuses before any is submitted."""
+"""Sessions refuse invalid tasks before any is submitted."""
 
 import asyncio
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
-from rhapsody.api import SessionError, TaskValidationError
+from rhapsody.api import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.backends import NoopExecutionBackend
 from tests.support.held import HeldBackend
 from tests.support.sessions import Compute, Inference, Recording, good, work
@@ -23,33 +24,33 @@ from tests.support.sessions import Compute, Inference, Recording, good, work
         (ComputeTask(function=work, uid="good"), "another task has this uid"),
         ({"colour": "red"}, "set 'function' or 'executable'"),
         ({"prompt": "hi", "temperature": -1}, "'temperature' must be"),
-        ("echo hi", "a task is a ComputeTask, an AITask or a dict, not str"),
+        ("echo hi", "a task must be a ComputeTask, an AITask or a dict, got str"),
     ],
 )
-async def test_one_wrong_task_is_refused_before_any_is_submitted(bad: Any, words: str) -> None:
+async def test_invalid_task_prevents_submission_of_all(bad: Any, words: str) -> None:
     cpu = Recording("cpu")
     cpu.task_kinds = Compute.task_kinds
     async with Session([cpu, Inference("ai", "small")]) as session:
         with pytest.raises(TaskValidationError, match=words):
             await session.submit_tasks([good(), bad])
-        assert cpu.given == []
+        assert cpu.submitted == []
         assert session.get_statistics()["tasks"] == {}
-        await session.submit_tasks([good()])  # what was refused left no trace
+        await session.submit_tasks([good()])  # the refused call reserved nothing
 
 
-async def test_a_kind_that_no_backend_takes_is_refused_with_the_backends_there_are() -> None:
+async def test_unsupported_kind_is_refused_with_list_of_backends() -> None:
     async with Session([Compute("cpu")]) as session:
-        with pytest.raises(TaskValidationError, match="takes prompt tasks; it has 'cpu'"):
+        with pytest.raises(TaskValidationError, match="runs prompt tasks; it has 'cpu'"):
             await session.submit_tasks([AITask("hi")])
 
 
-async def test_a_session_without_backends_refuses_tasks() -> None:
+async def test_session_without_backends_refuses_tasks() -> None:
     async with Session() as session:
         with pytest.raises(SessionError, match="no backends"):
             await session.submit_tasks([good()])
 
 
-async def test_a_task_is_submitted_once_only() -> None:
+async def test_second_submission_of_a_task_is_refused() -> None:
     async with Session([NoopExecutionBackend()]) as session:
         task = good()
         await session.submit_tasks([task])
@@ -60,28 +61,64 @@ async def test_a_task_is_submitted_once_only() -> None:
             await session.submit_tasks([task])
 
 
-async def test_the_same_task_twice_in_one_list_is_refused() -> None:
+async def test_duplicate_task_in_list_is_refused() -> None:
     backend = Recording()
     async with Session([backend]) as session:
         task = good()
         with pytest.raises(TaskValidationError, match="another task has this uid"):
             await session.submit_tasks([task, task])
-        assert backend.given == []
+        assert backend.submitted == []
 
 
-async def test_the_uid_of_an_active_task_is_taken(held: HeldBackend) -> None:
+async def test_uid_of_active_task_is_taken(held: HeldBackend) -> None:
     async with Session([held]) as session:
         await session.submit_tasks([{"function": work, "uid": "same"}])
         with pytest.raises(TaskValidationError, match="another task has this uid"):
             await session.submit_tasks([ComputeTask(function=work, uid="same")])
 
 
-async def test_the_uid_of_a_task_that_is_gone_can_be_used_again() -> None:
+async def test_uid_is_free_after_task_is_garbage_collected() -> None:
     async with Session([NoopExecutionBackend()]) as session:
         for _ in range(2):
             task = ComputeTask(function=work, uid="again")
             await session.submit_tasks([task])
             await task
             del task
-            await asyncio.sleep(0)  # the loop's present step still holds the future
+            await asyncio.sleep(0)  # the current step of the loop still refers to the future
             gc.collect()
+
+
+@pytest.mark.parametrize("uid", ["../escape", "/tmp/escape", "a/b", "..", ".", "a\0b", 7])
+def test_session_uid_must_be_a_directory_name(uid: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="'uid' must be the name of a directory"):
+        Session(uid=uid, work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("uid", ["../../escape", "/tmp/escape", "", 7])
+async def test_uid_changed_to_a_path_is_refused(uid: Any, tmp_path: Path) -> None:
+    async with Session([NoopExecutionBackend()], work_dir=tmp_path) as session:
+        task = ComputeTask(executable="echo", capture_stdio=True)
+        task.uid = uid
+        with pytest.raises(
+            TaskValidationError, match="'uid' must be a non-empty string"
+        ) as refused:
+            await session.submit_tasks([task])
+        assert (refused.value.field, refused.value.value) == ("uid", uid)
+
+
+async def test_path_as_uid_of_a_dict_is_refused(tmp_path: Path) -> None:
+    async with Session([NoopExecutionBackend()], work_dir=tmp_path) as session:
+        with pytest.raises(TaskValidationError, match="'uid' must be a non-empty string"):
+            await session.submit_tasks([{"executable": "echo", "uid": "../escape"}])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("args", [1, ComputeTask(function=work)]), ("kwargs", {"a": AITask("hi")})],
+)
+async def test_task_as_argument_of_another_task_is_refused(field: str, value: Any) -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        task: dict[str, Any] = {"function": work, field: value}
+        with pytest.raises(TaskValidationError, match="await it and pass its result") as refused:
+            await session.submit_tasks(task)
+        assert (refused.value.field, refused.value.value) == (field, value)

@@ -1,4 +1,4 @@
-"""A session's statistics."""
+"""Sessions count and time their tasks."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ async def test_statistics_count_tasks_by_state_and_backend(held: HeldBackend) ->
     assert 0 <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
 
 
-async def test_statistics_carry_what_a_backend_says_of_itself() -> None:
+async def test_statistics_include_the_backend() -> None:
     class Talkative(NoopExecutionBackend):
         def get_statistics(self) -> dict[str, Any]:
             return {"mean_batch_size": 8.0}

@@ -1,4 +1,4 @@
-"""Engines with `ai_task`, AsyncFlow's own and Rhapsody's, and tasks on them."""
+"""Fixtures: AsyncFlow's engine with `ai_task`, Rhapsody's engine, and tasks of both."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow_ext import WorkflowEngine
 from rhapsody.backends import ConcurrentExecutionBackend
 from tests.support.engines import ENGINES, Echo, MakeFlow, make_engine
 
@@ -36,13 +37,13 @@ def ai() -> Echo:
 
 @pytest.fixture
 async def flow(make: MakeFlow, ai: Echo) -> Any:
-    """An engine that computes in threads and answers prompts with their echo."""
+    """An engine with a backend of threads, and a backend that echoes prompts."""
     return await make(ConcurrentExecutionBackend(name="cpu"), ai)
 
 
 @pytest.fixture
 def ask(flow: Any) -> Any:
-    """An ai_task that asks what it is given."""
+    """An ai_task that returns its argument with a question mark."""
 
     @flow.ai_task
     async def ask(what: Any) -> str:
@@ -73,7 +74,7 @@ def failing(flow: Any) -> Any:
 
 @pytest.fixture
 async def held(make: MakeFlow) -> tuple[Any, Echo, Any]:
-    """An engine, its inference backend that does not answer, and an ai_task."""
+    """An engine, its inference backend, which does not respond, and an ai_task."""
     ai = Echo(held=True)
     flow = await make(ConcurrentExecutionBackend(name="cpu"), ai)
 
@@ -82,3 +83,21 @@ async def held(make: MakeFlow) -> tuple[Any, Echo, Any]:
         return f"{what}"
 
     return flow, ai, ask
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[WorkflowEngine]:
+    """Rhapsody's engine with a backend of threads."""
+    async with WorkflowEngine.create(backend=ConcurrentExecutionBackend()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def number(engine: WorkflowEngine) -> Any:
+    """A function task that returns its argument."""
+
+    @engine.function_task
+    async def number(value: Any) -> Any:
+        return value
+
+    return number

@@ -1,4 +1,4 @@
-"""Cancelling an ai_task: by itself, with its block, with its engine."""
+"""Cancelling an ai_task, its block, or its engine."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.waiting import LIMIT_S, until
 pytestmark = pytest.mark.asyncflow
 
 
-async def test_cancelling_before_it_starts_asks_nobody(held: tuple[Any, Echo, Any]) -> None:
+async def test_cancel_before_start_asks_no_backend(held: tuple[Any, Echo, Any]) -> None:
     _, ai, ask = held
     asked = ask()
     asked.cancel()
@@ -23,9 +23,7 @@ async def test_cancelling_before_it_starts_asks_nobody(held: tuple[Any, Echo, An
     other.cancel()
 
 
-async def test_cancelling_while_it_waits_leaves_the_dependency_alone(
-    held: tuple[Any, Echo, Any],
-) -> None:
+async def test_cancel_while_waiting_leaves_dependency_running(held: tuple[Any, Echo, Any]) -> None:
     _, ai, ask = held
     plain: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     first = ask("first")
@@ -40,17 +38,17 @@ async def test_cancelling_while_it_waits_leaves_the_dependency_alone(
     assert ai.prompts == ["first"]
 
 
-async def test_cancelling_while_the_body_runs_stops_it(held: tuple[Any, Echo, Any]) -> None:
+async def test_cancel_stops_running_function(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, _ = held
     events: list[str] = []
 
     @flow.ai_task
     async def slow() -> str:
-        events.append("in")
+        events.append("started")
         try:
             await asyncio.Event().wait()
         finally:
-            events.append("out")
+            events.append("ended")
         return "never"
 
     asked = slow()
@@ -58,13 +56,11 @@ async def test_cancelling_while_the_body_runs_stops_it(held: tuple[Any, Echo, An
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
-    await until(lambda: events == ["in", "out"])
+    await until(lambda: events == ["started", "ended"])
     assert ai.asked == []
 
 
-async def test_cancelling_while_the_prompt_is_answered_reaches_the_backend(
-    held: tuple[Any, Echo, Any],
-) -> None:
+async def test_cancel_reaches_responding_backend(held: tuple[Any, Echo, Any]) -> None:
     _, ai, ask = held
     asked = ask()
     await until(lambda: ai.asked)
@@ -74,7 +70,7 @@ async def test_cancelling_while_the_prompt_is_answered_reaches_the_backend(
     await until(lambda: ai.cancelled == 1)
 
 
-async def test_cancelling_reaches_the_backend_that_was_named(make: MakeFlow) -> None:
+async def test_cancel_reaches_named_backend(make: MakeFlow) -> None:
     one, two = Echo("one", held=True), Echo("two", held=True)
     flow = await make(one, two)
 
@@ -91,14 +87,14 @@ async def test_cancelling_reaches_the_backend_that_was_named(make: MakeFlow) -> 
     assert await kept == "<hi>"
 
 
-async def test_cancelling_when_it_is_done_does_nothing(ask: Any) -> None:
+async def test_cancel_of_finished_task_does_nothing(ask: Any) -> None:
     asked = ask("hi")
     await asked
     assert asked.cancel() is False
     assert asked.result() == "<hi?>"
 
 
-async def test_a_cancelled_ai_task_cancels_what_depends_on_it(held: tuple[Any, Echo, Any]) -> None:
+async def test_cancel_ends_dependents_of_ai_task(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, ask = held
 
     @flow.function_task
@@ -113,7 +109,7 @@ async def test_a_cancelled_ai_task_cancels_what_depends_on_it(held: tuple[Any, E
         await asyncio.wait_for(waiting, LIMIT_S)
 
 
-async def test_awaiting_with_a_timeout_cancels_the_prompt(held: tuple[Any, Echo, Any]) -> None:
+async def test_wait_for_timeout_cancels_prompt(held: tuple[Any, Echo, Any]) -> None:
     _, ai, ask = held
     asked = ask()
     await until(lambda: ai.asked)
@@ -122,7 +118,7 @@ async def test_awaiting_with_a_timeout_cancels_the_prompt(held: tuple[Any, Echo,
     await until(lambda: ai.cancelled == 1)
 
 
-async def test_cancelling_a_block_cancels_the_ai_tasks_inside(held: tuple[Any, Echo, Any]) -> None:
+async def test_cancel_of_block_cancels_its_ai_tasks(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, ask = held
     inside = []
 
@@ -140,9 +136,7 @@ async def test_cancelling_a_block_cancels_the_ai_tasks_inside(held: tuple[Any, E
     assert inside[0].cancelled()
 
 
-async def test_shutting_the_engine_down_cancels_it_and_its_prompt(
-    held: tuple[Any, Echo, Any],
-) -> None:
+async def test_shutdown_cancels_ai_task_and_prompt(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, ask = held
     tasks = [ask(i) for i in range(5)]
     await until(lambda: len(ai.asked) == 5)

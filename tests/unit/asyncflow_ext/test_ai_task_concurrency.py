@@ -11,7 +11,7 @@ from tests.support.waiting import LIMIT_S
 pytestmark = pytest.mark.asyncflow
 
 
-async def test_a_slow_body_delays_no_other_task(flow: Any, ask: Any, three: Any) -> None:
+async def test_slow_function_delays_no_other_task(flow: Any, ask: Any, three: Any) -> None:
     gate = asyncio.Event()
 
     @flow.ai_task
@@ -27,6 +27,6 @@ async def test_a_slow_body_delays_no_other_task(flow: Any, ask: Any, three: Any)
     assert await waiting == "<slow>"
 
 
-async def test_two_hundred_at_once(ask: Any, ai: Echo) -> None:
+async def test_two_hundred_ai_tasks_run_concurrently(ask: Any, ai: Echo) -> None:
     responses = await asyncio.gather(*(ask(i) for i in range(200)))
     assert responses == [f"<{i}?>" for i in range(200)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rhapsody.inference.kinds import Classification
 from tests.support.engines import MakeFlow
 
 pytestmark = pytest.mark.asyncflow
@@ -17,9 +18,12 @@ pytestmark = pytest.mark.asyncflow
         ([{"role": "user", "content": "hi"}], {}, str),
         ("hi", {"n": 2}, [str, str]),
         (["a", "b"], {"n": 2}, [[str, str], [str, str]]),
+        (("a", "b"), {"kind": "score"}, float),
+        ("a", {"kind": "classify"}, Classification),
+        (["a", "b"], {"kind": "classify"}, [Classification, Classification]),
     ],
 )
-async def test_a_dry_run_gives_a_stand_in_of_the_right_shape(
+async def test_dry_run_returns_placeholder_in_shape_of_response(
     make: MakeFlow, prompt: Any, options: dict[str, Any], shape: Any
 ) -> None:
     flow = await make(dry_run=True)
@@ -35,20 +39,20 @@ def shape_of(value: Any) -> Any:
     return [shape_of(item) for item in value] if isinstance(value, list) else type(value)
 
 
-async def test_a_dry_run_runs_the_body_and_asks_for_no_backend(make: MakeFlow) -> None:
+async def test_dry_run_calls_function_and_needs_no_backend(make: MakeFlow) -> None:
     flow = await make(dry_run=True)
-    bodies = []
+    calls = []
 
     @flow.ai_task(backend="gpu", model="huge")
     async def ask(what: str) -> str:
-        bodies.append(what)
+        calls.append(what)
         return what
 
     assert isinstance(await ask("hi"), str)
-    assert bodies == ["hi"]
+    assert calls == ["hi"]
 
 
-async def test_a_dry_run_still_refuses_a_wrong_option(make: MakeFlow) -> None:
+async def test_dry_run_rejects_unknown_option(make: MakeFlow) -> None:
     flow = await make(dry_run=True)
-    with pytest.raises(TypeError, match="no option 'temprature'"):
+    with pytest.raises(TypeError, match="did you mean 'temperature'"):
         flow.ai_task(temprature=1)

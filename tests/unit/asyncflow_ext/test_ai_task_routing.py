@@ -1,4 +1,4 @@
-"""Which backend gets an ai_task's prompt."""
+"""The choice of the backend that runs the prompt of an ai_task."""
 
 import re
 from typing import Any
@@ -13,13 +13,13 @@ from tests.support.engines import Echo, MakeFlow
 pytestmark = pytest.mark.asyncflow
 
 
-async def test_with_one_inference_backend_no_name_is_needed(ask: Any, ai: Echo) -> None:
+async def test_only_inference_backend_needs_no_name(ask: Any, ai: Echo) -> None:
     await ask("hi")
     assert ai.prompts == ["hi?"]
 
 
 @pytest.mark.parametrize("where", ["decorator", "call", "description", "AITask"])
-async def test_with_several_the_name_says_which(make: MakeFlow, where: str) -> None:
+async def test_name_selects_backend(make: MakeFlow, where: str) -> None:
     one, two = Echo("one"), Echo("two")
     flow = await make(one, two)
     on_decorator = {"decorator": "two", "AITask": "one"}.get(where)
@@ -37,7 +37,7 @@ async def test_with_several_the_name_says_which(make: MakeFlow, where: str) -> N
     assert (one.prompts, two.prompts) == ([], ["hi"])
 
 
-async def test_a_model_says_which(make: MakeFlow) -> None:
+async def test_model_selects_backend(make: MakeFlow) -> None:
     small, large = Echo("a", "small"), Echo("b", "large")
     flow = await make(small, large)
 
@@ -49,7 +49,7 @@ async def test_a_model_says_which(make: MakeFlow) -> None:
     assert (small.prompts, large.prompts) == ([], ["hi"])
 
 
-async def test_with_several_and_no_name_a_call_is_refused_with_their_names(make: MakeFlow) -> None:
+async def test_ambiguous_backend_is_rejected_with_names(make: MakeFlow) -> None:
     flow = await make(Echo("one"), Echo("two"))
 
     @flow.ai_task
@@ -63,13 +63,13 @@ async def test_with_several_and_no_name_a_call_is_refused_with_their_names(make:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "cpu"}, "backend 'cpu' cannot answer prompts; these can: 'one', 'two'"),
+        ({"backend": "cpu"}, "backend 'cpu' cannot run prompts; these can: 'one', 'two'"),
         ({"backend": "gpu"}, "backend 'gpu' is not in the engine; these can: 'one', 'two'"),
         ({"model": "huge"}, "no backend serves the model 'huge'; served: 'small' by 'one'"),
         ({"backend": "one", "model": "large"}, "no backend serves the model 'large'"),
     ],
 )
-async def test_a_backend_that_cannot_is_refused_at_decoration_with_those_that_can(
+async def test_unable_backend_is_rejected_with_names_of_able_ones(
     make: MakeFlow, options: dict[str, Any], words: str
 ) -> None:
     flow = await make(
@@ -79,7 +79,7 @@ async def test_a_backend_that_cannot_is_refused_at_decoration_with_those_that_ca
         flow.ai_task(**options)
 
 
-async def test_without_an_inference_backend_decorating_says_how_to_get_one(make: MakeFlow) -> None:
+async def test_error_without_inference_backend_says_how_to_add_one(make: MakeFlow) -> None:
     flow = await make(ConcurrentExecutionBackend())
     with pytest.raises(ConfigurationError, match=re.escape("create(backend=[compute, inference])")):
 
@@ -88,16 +88,16 @@ async def test_without_an_inference_backend_decorating_says_how_to_get_one(make:
             return "hi"
 
 
-async def test_a_backend_that_an_ai_task_names_in_vain_fails_it(flow: Any) -> None:
+async def test_unknown_backend_of_returned_ai_task_fails_task(flow: Any) -> None:
     @flow.ai_task
     async def ask() -> AITask:
         return AITask("hi", backend="cpu")
 
-    with pytest.raises(ConfigurationError, match="'cpu' cannot answer prompts; these can: 'ai'"):
+    with pytest.raises(ConfigurationError, match="'cpu' cannot run prompts; these can: 'ai'"):
         await ask()
 
 
-async def test_the_no_op_backend_answers_prompts(make: MakeFlow) -> None:
+async def test_no_op_backend_runs_prompts(make: MakeFlow) -> None:
     flow = await make(NoopExecutionBackend())
 
     @flow.ai_task
@@ -105,3 +105,19 @@ async def test_the_no_op_backend_answers_prompts(make: MakeFlow) -> None:
         return ["a", "b"]
 
     assert await ask() == ["", ""]
+
+
+async def test_kind_that_no_backend_takes_is_refused(make: MakeFlow) -> None:
+    vectors = Echo("vectors")
+    vectors.ai_kinds = frozenset({"embed"})  # type: ignore[attr-defined]
+    flow = await make(Echo("chat"), vectors)
+    message = "'chat' cannot run an AI task of kind 'embed'; these can: 'vectors'"
+    with pytest.raises(ConfigurationError, match=message):
+        flow.ai_task(kind="embed", backend="chat")
+
+    @flow.ai_task(kind="embed")
+    async def embed() -> str:
+        return "hi"
+
+    await embed()
+    assert vectors.prompts == ["hi"]

@@ -1,4 +1,4 @@
-"""ai_tasks in blocks and workflow scopes, and tasks in an ai_task."""
+"""ai_tasks inside blocks and workflow scopes, and tasks called by an ai_task."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.asyncflow
 
 
-async def test_an_ai_task_works_inside_a_block(flow: Any, ask: Any, three: Any) -> None:
+async def test_ai_task_runs_inside_block(flow: Any, ask: Any, three: Any) -> None:
     @flow.block
     async def pipeline() -> str:
         return str(await ask(ask(three())))
@@ -18,7 +18,7 @@ async def test_an_ai_task_works_inside_a_block(flow: Any, ask: Any, three: Any) 
     assert await pipeline() == "<<3?>?>"
 
 
-async def test_a_body_may_run_tasks_of_its_own(flow: Any, three: Any) -> None:
+async def test_function_may_call_tasks(flow: Any, three: Any) -> None:
     @flow.ai_task
     async def ask() -> str:
         return f"{await three()}"
@@ -31,7 +31,7 @@ def label(flow: Any, name: str) -> Any:
     return next(d["workflow_id"] for d in descriptions if d["name"] == name)
 
 
-async def test_a_workflow_scope_labels_it(held: tuple[Any, Echo, Any]) -> None:
+async def test_workflow_scope_labels_ai_task(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, ask = held
     async with flow.workflow_scope("wf-1"):
         asked = ask()
@@ -41,9 +41,7 @@ async def test_a_workflow_scope_labels_it(held: tuple[Any, Echo, Any]) -> None:
     await asked
 
 
-async def test_a_workflow_id_labels_it_and_does_not_reach_the_function(
-    held: tuple[Any, Echo, Any],
-) -> None:
+async def test_workflow_id_labels_ai_task_and_is_not_passed_on(held: tuple[Any, Echo, Any]) -> None:
     flow, ai, ask = held
     asked = ask(workflow_id="mine")
     await until(lambda: ai.asked)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncflow
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_the_page_has_a_workflows_tasks_after_its_end(kind: str, tmp_path: Path) -> None:
+async def test_report_shows_tasks_after_shutdown(kind: str, tmp_path: Path) -> None:
     backends = [ConcurrentExecutionBackend(), NoopExecutionBackend("ai")]
     flow = await make_engine(kind, backends, work_dir=str(tmp_path))
     extend(flow)
@@ -37,7 +37,7 @@ async def test_the_page_has_a_workflows_tasks_after_its_end(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_the_live_view_shows_a_workflows_tasks(
+async def test_live_view_shows_tasks(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flow = await make_engine(kind, [ConcurrentExecutionBackend()], work_dir=str(tmp_path))
@@ -52,13 +52,15 @@ async def test_the_live_view_shows_a_workflows_tasks(
     assert "concurrent: 3 done" in capsys.readouterr().err
 
 
-async def test_an_engine_none_of_whose_backends_keeps_a_history_is_refused(tmp_path: Path) -> None:
+async def test_engine_without_history_is_rejected(tmp_path: Path) -> None:
     flow = await StockEngine.create(StockBackend(), work_dir=str(tmp_path))
     with pytest.raises(ConfigurationError, match="no backend of the engine keeps a history"):
         flow_report(flow, tmp_path / "run.html")
     await flow.shutdown()
 
 
-def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"a radical\.asyncflow WorkflowEngine is wanted, not int"):
+def test_report_takes_only_engines(tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match=r"'flow' must be a radical\.asyncflow WorkflowEngine, got int"
+    ):
         flow_report(3, tmp_path / "run.html")

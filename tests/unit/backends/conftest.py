@@ -1,4 +1,4 @@
-"""Engines that own a backend, concurrent backends, and what tasks are held and guarded by."""
+"""Fixtures: engines that own a backend, concurrent backends, a gate and guarded children."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rhapsody.backends import ConcurrentExecutionBackend
-from rhapsody.backends.guard import GuardedGroups
+from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.testing.gate import Gate
 from rhapsody.testing.owners import FakeEngine
-from tests.support.concurrent_runner import Runner
+from tests.support.on_concurrent import ConcurrentRunner
 
 
 @pytest.fixture
@@ -34,20 +34,20 @@ def children() -> Iterator[GuardedGroups]:
 
 
 @pytest.fixture
-async def threads() -> AsyncIterator[Runner]:
+async def threads() -> AsyncIterator[ConcurrentRunner]:
     async with ConcurrentExecutionBackend("thread", max_workers=1) as backend:
-        yield Runner(backend)
+        yield ConcurrentRunner(backend)
 
 
 @pytest.fixture
-async def processes() -> AsyncIterator[Runner]:
+async def processes() -> AsyncIterator[ConcurrentRunner]:
     async with ConcurrentExecutionBackend("process", max_workers=1) as backend:
-        yield Runner(backend)
+        yield ConcurrentRunner(backend)
 
 
 @pytest.fixture(params=["threads", "processes"])
-def either(request: pytest.FixtureRequest) -> Runner:
-    runner: Runner = request.getfixturevalue(request.param)
+def either(request: pytest.FixtureRequest) -> ConcurrentRunner:
+    runner: ConcurrentRunner = request.getfixturevalue(request.param)
     return runner
 
 

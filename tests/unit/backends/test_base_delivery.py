@@ -1,5 +1,3 @@
-"""States and results on their way to the owner, of any backend."""
-
 import asyncio
 import threading
 from functools import partial
@@ -8,14 +6,14 @@ from typing import Any
 import pytest
 
 from rhapsody.backends import NoopExecutionBackend, Work
-from rhapsody.backends.attachment import DELIVERIES_PER_PASS
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.attachment import DELIVERIES_PER_PASS
+from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.testing.owners import FakeEngine, Reports
 from tests.support.probe import Held, ProbeBackend, done_at_once, task
 from tests.support.waiting import LIMIT_S
 
 
-async def test_many_results_wake_the_owner_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_results_wake_owner_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, reports = await ProbeBackend(), Reports()
     backend.register_callback(reports.callback)
     loop = asyncio.get_running_loop()
@@ -29,7 +27,7 @@ async def test_many_results_wake_the_owner_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loop, "call_soon_threadsafe", count)
     tasks = [task(f"task.{n}") for n in range(300)]
     await backend.submit_tasks(tasks)
-    # The loop stands still until the service loop has ended them all.
+    # This blocks the owner's loop until the service loop has finished all tasks.
     service_loop().run_blocking(asyncio.sleep(0))
     while backend._works:
         service_loop().run_blocking(asyncio.sleep(0))
@@ -39,7 +37,7 @@ async def test_many_results_wake_the_owner_once(monkeypatch: pytest.MonkeyPatch)
     await backend.shutdown()
 
 
-async def test_the_loop_gets_its_turn_between_many_results() -> None:
+async def test_delivery_yields_to_loop() -> None:
     backend = NoopExecutionBackend()
     seen, at_turn = [], []
     backend.register_callback(lambda task, state: seen.append(task["uid"]))
@@ -50,17 +48,17 @@ async def test_the_loop_gets_its_turn_between_many_results() -> None:
     assert DELIVERIES_PER_PASS in at_turn
 
 
-async def test_calls_come_in_order_with_the_states() -> None:
+async def test_calls_and_states_are_delivered_in_order() -> None:
     seen: list[Any] = []
 
     async def execute(work: Work) -> dict[str, Any]:
-        self_running(work)
+        report_running(work)
         for piece in "ab":
             work.attachment.call(partial(seen.append, piece))
         return await done_at_once(work)
 
     backend = ProbeBackend(execute)
-    self_running = backend.running
+    report_running = backend.report_running
     ended = asyncio.Event()
 
     def report(task: Any, state: str) -> None:
@@ -75,9 +73,9 @@ async def test_calls_come_in_order_with_the_states() -> None:
     await backend.shutdown()
 
 
-async def test_a_result_from_any_thread_comes_on_the_owners(engine: FakeEngine) -> None:
+async def test_result_from_other_thread_is_delivered_in_owner_thread(engine: FakeEngine) -> None:
     async def execute(work: Work) -> dict[str, Any]:
-        reporter = threading.Thread(target=backend.finish, args=(work, "DONE", {"return_value": 1}))
+        reporter = threading.Thread(target=backend.report_done, args=(work, {"return_value": 1}))
         reporter.start()
         return await done_at_once(work)
 
@@ -89,24 +87,24 @@ async def test_a_result_from_any_thread_comes_on_the_owners(engine: FakeEngine) 
     assert len(engine.reports.terminal("task.000001")) == 1
 
 
-async def test_running_is_reported_once_and_never_after_the_end(engine: FakeEngine) -> None:
+async def test_running_is_reported_once_and_before_end(engine: FakeEngine) -> None:
     works = []
 
     async def execute(work: Work) -> dict[str, Any]:
         works.append(work)
-        backend.running(work)
-        backend.running(work)
+        backend.report_running(work)
+        backend.report_running(work)
         return await done_at_once(work)
 
     backend = ProbeBackend(execute)
     engine.attach(backend)
     await engine.run(backend, task())
-    backend.running(works[0])
+    backend.report_running(works[0])
     await engine.shutdown(backend)
     assert engine.reports.states("task.000001") == ["RUNNING", "DONE"]
 
 
-async def test_a_callback_that_raises_stops_no_other_report(
+async def test_exception_in_callback_does_not_stop_delivery(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     reports = Reports()
@@ -123,7 +121,7 @@ async def test_a_callback_that_raises_stops_no_other_report(
     assert "the owner has a bug" in caplog.text
 
 
-def test_an_owner_without_a_loop_is_told_on_the_one_that_submits() -> None:
+def test_owner_registered_without_loop_gets_reports_on_submitting_loop() -> None:
     backend, reports = ProbeBackend(), Reports()
     backend.register_callback(reports.callback)
 
@@ -136,7 +134,7 @@ def test_an_owner_without_a_loop_is_told_on_the_one_that_submits() -> None:
     assert reports.states("task.000001") == ["DONE"]
 
 
-def test_what_waited_for_a_closed_loop_comes_on_the_next() -> None:
+def test_reports_for_closed_loop_are_delivered_on_next_loop() -> None:
     held, reports = Held(), Reports()
     backend = ProbeBackend(held)
     backend.register_callback(reports.callback)

@@ -1,15 +1,12 @@
-"""One end for each task of any backend: refused, run, late or cancelled."""
-
 import asyncio
 import contextlib
 from typing import Any
 
 import pytest
 
-from rhapsody.api.errors import TaskTimeoutError, UnsupportedTaskError
 from rhapsody.backends import BaseBackend, Work
-from rhapsody.backends.service import service_loop
-from rhapsody.backends.work import task_exception
+from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.errors import TaskTimeoutError, UnsupportedTaskError
 from rhapsody.testing.owners import FakeEngine
 from tests.support.probe import Flag, Held, ProbeBackend, done_at_once, task
 from tests.support.waiting import LIMIT_S
@@ -19,18 +16,16 @@ from tests.support.waiting import LIMIT_S
     ("changes", "reason"),
     [
         ({"uid": ""}, "'uid' must be a non-empty string"),
-        ({"uid": 7}, "'uid' must be a non-empty string"),
+        ({"uid": 7}, "'uid' must be a non-empty string, got 7"),
         ({"uid": ["task"]}, "'uid' must be a non-empty string"),
         ({"function": None}, "none of 'function', 'executable' and 'prompt'"),
-        ({"task_backend_specific_kwargs": [1]}, "must be a dict, not [1]"),
-        ({"timeout": -1}, "'timeout' must be a positive number of seconds, not -1"),
-        ({"timeout": True}, "'timeout' must be a positive number of seconds, not True"),
+        ({"task_backend_specific_kwargs": [1]}, "must be a dict, got [1]"),
+        ({"timeout": -1}, "'timeout' must be a positive number of seconds, got -1"),
+        ({"timeout": True}, "'timeout' must be a positive number of seconds, got True"),
         ({"timeout": float("nan")}, "'timeout' must be a positive number"),
     ],
 )
-async def test_what_cannot_be_run_fails_with_the_reason(
-    changes: dict[str, Any], reason: str
-) -> None:
+async def test_invalid_task_fails_with_reason(changes: dict[str, Any], reason: str) -> None:
     backend = ProbeBackend()
     failed: asyncio.Queue[str] = asyncio.Queue()
     backend.register_callback(lambda task, state: failed.put_nowait(state))
@@ -42,7 +37,7 @@ async def test_what_cannot_be_run_fails_with_the_reason(
     assert backend.starts == 0
 
 
-async def test_a_kind_that_is_not_taken_is_named_with_those_that_are(engine: FakeEngine) -> None:
+async def test_unsupported_kind_is_named_with_supported_kinds(engine: FakeEngine) -> None:
     class PromptsOnly(BaseBackend):
         task_kinds = frozenset({"prompt"})
 
@@ -55,7 +50,7 @@ async def test_a_kind_that_is_not_taken_is_named_with_those_that_are(engine: Fak
     )
 
 
-async def test_a_uid_in_use_fails_and_the_task_that_has_it_goes_on() -> None:
+async def test_task_with_uid_of_active_task_fails() -> None:
     held = Held()
     backend = ProbeBackend(held)
     reported: asyncio.Queue[tuple[Any, str]] = asyncio.Queue()
@@ -69,11 +64,11 @@ async def test_a_uid_in_use_fails_and_the_task_that_has_it_goes_on() -> None:
         (False, "FAILED"),
         (True, "DONE"),
     ]
-    assert "active already" in str(second["exception"])
+    assert "another active task has the same uid" in str(second["exception"])
     await backend.shutdown()
 
 
-async def test_an_execute_that_returns_no_fields_fails_its_task(engine: FakeEngine) -> None:
+async def test_execute_must_return_fields(engine: FakeEngine) -> None:
     async def execute(work: Work) -> Any:
         return None
 
@@ -82,11 +77,12 @@ async def test_an_execute_that_returns_no_fields_fails_its_task(engine: FakeEngi
     failing = task()
     (report,) = await engine.run(backend, failing)
     assert report.state == "FAILED"
-    assert "ProbeBackend.execute returned None" in str(failing["exception"])
+    assert "ProbeBackend.execute must return a dict of result fields" in str(failing["exception"])
+    assert "got None" in str(failing["exception"])
     await engine.shutdown(backend)
 
 
-async def test_fields_with_an_exception_fail_the_task_and_stay(engine: FakeEngine) -> None:
+async def test_fields_with_exception_fail_task_and_are_kept(engine: FakeEngine) -> None:
     async def execute(work: Work) -> dict[str, Any]:
         return {"stdout": "half", "exception": ValueError("no")}
 
@@ -99,7 +95,7 @@ async def test_fields_with_an_exception_fail_the_task_and_stay(engine: FakeEngin
 
 
 @pytest.mark.parametrize("where", ["task", "options"])
-async def test_a_task_that_takes_too_long_fails(where: str, engine: FakeEngine) -> None:
+async def test_timeout_fails_task(where: str, engine: FakeEngine) -> None:
     held = Held()
     backend = ProbeBackend(held)
     engine.attach(backend)
@@ -113,7 +109,7 @@ async def test_a_task_that_takes_too_long_fails(where: str, engine: FakeEngine) 
     await engine.shutdown(backend)
 
 
-async def test_a_second_cancel_does_not_break_into_the_clean_up(engine: FakeEngine) -> None:
+async def test_second_cancel_does_not_interrupt_clean_up(engine: FakeEngine) -> None:
     cleaning, finish = Flag(), Flag()
 
     async def clean_up() -> None:
@@ -129,8 +125,8 @@ async def test_a_second_cancel_does_not_break_into_the_clean_up(engine: FakeEngi
     await cleaning.wait()
     second = asyncio.ensure_future(backend.cancel_task("task.000001"))
     shutdown = asyncio.ensure_future(engine.shutdown(backend))
-    await asyncio.sleep(0)  # both have asked the service loop
-    service_loop().run_blocking(asyncio.sleep(0))  # and it has heard them
+    await asyncio.sleep(0)  # both requests are on their way
+    service_loop().run_blocking(asyncio.sleep(0))  # the service loop has received both
     finish.set()
     assert await first is True
     assert await second is True
@@ -139,7 +135,7 @@ async def test_a_second_cancel_does_not_break_into_the_clean_up(engine: FakeEngi
     assert engine.reports.states("task.000001") == ["CANCELED"]
 
 
-async def test_cancelling_what_ends_all_the_same_says_false(engine: FakeEngine) -> None:
+async def test_cancel_of_finishing_task_returns_false(engine: FakeEngine) -> None:
     inside = Flag()
 
     async def execute(work: Work) -> dict[str, Any]:
@@ -155,13 +151,3 @@ async def test_cancelling_what_ends_all_the_same_says_false(engine: FakeEngine) 
     assert await backend.cancel_task("task.000001") is False
     assert (await engine.reports.end("task.000001")).state == "DONE"
     await engine.shutdown(backend)
-
-
-@pytest.mark.parametrize("error", [StopIteration(3), SystemExit("bye"), KeyboardInterrupt()])
-async def test_an_exception_that_no_future_holds_is_wrapped(error: BaseException) -> None:
-    wrapped = task_exception("task.1", error)
-    future = asyncio.get_running_loop().create_future()
-    future.set_exception(wrapped)
-    assert future.exception() is wrapped
-    assert type(error).__name__ in str(wrapped)
-    assert wrapped.__cause__ is error

@@ -1,5 +1,3 @@
-"""The no-op backend ends every task at once, with results of the right shape."""
-
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from rhapsody.testing.samples import describe
         ({"prompt": [[{"role": "user", "content": "hi"}]] * 2}, {"response": ["", ""]}),
     ],
 )
-async def test_the_stand_in_has_the_shape_of_a_result(
+async def test_placeholder_has_shape_of_result(
     fields: dict[str, Any], result: dict[str, Any], tmp_path: Path
 ) -> None:
     backend, engine = NoopExecutionBackend(), FakeEngine(tmp_path)
@@ -35,11 +33,11 @@ async def test_the_stand_in_has_the_shape_of_a_result(
     assert {key: task[key] for key in result} == result
 
 
-async def test_a_prompt_is_answered_without_an_owner() -> None:
-    assert (await NoopExecutionBackend().answer({"prompt": ["a", "b"]}))["response"] == ["", ""]
+async def test_run_one_needs_no_owner() -> None:
+    assert (await NoopExecutionBackend().run_one({"prompt": ["a", "b"]}))["response"] == ["", ""]
 
 
-async def test_it_needs_no_start(tmp_path: Path) -> None:
+async def test_backend_is_not_started(tmp_path: Path) -> None:
     backend, engine = NoopExecutionBackend(), FakeEngine(tmp_path)
     engine.attach(backend)
     await backend.submit_tasks([describe("task.1", "function", function=len)])

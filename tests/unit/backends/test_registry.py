@@ -1,17 +1,15 @@
-"""Backends by name: built in, registered, and offered by installed packages."""
-
 from pathlib import Path
 
 import pytest
 
 from rhapsody import discover_backends, get_backend
-from rhapsody.api.errors import ConfigurationError
 from rhapsody.backends import BackendRegistry, ConcurrentExecutionBackend, NoopExecutionBackend
+from rhapsody.errors import ConfigurationError
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A third party's package, as an installer leaves it, with one good and one broken backend."""
+    """An installed third-party package with one working and one broken backend."""
     info = tmp_path / "third_party-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
@@ -28,11 +26,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> type[BackendRegistry]:
-    monkeypatch.setattr(BackendRegistry, "_registered", {})
+    monkeypatch.setattr(BackendRegistry, "_backends", {})
     return BackendRegistry
 
 
-def test_the_built_in_ones_are_known() -> None:
+def test_built_in_backends_are_discovered() -> None:
     assert (
         discover_backends().items()
         >= {
@@ -43,22 +41,27 @@ def test_the_built_in_ones_are_known() -> None:
     )
 
 
-def test_a_backend_is_made_by_name_with_its_own_arguments() -> None:
+def test_get_backend_passes_arguments() -> None:
     backend = get_backend("concurrent", "thread", name="mine")
     assert isinstance(backend, ConcurrentExecutionBackend)
     assert backend.name == "mine"
 
 
-def test_an_installed_package_can_offer_one(installed: Path) -> None:
+def test_name_of_dragon_in_rhapsody_py_is_an_alias() -> None:
+    classes = {BackendRegistry.get_backend_class(name) for name in ("dragon", "dragon_v3")}
+    assert len(classes) == 1
+
+
+def test_entry_point_is_discovered(installed: Path) -> None:
     assert discover_backends()["mybatch"] is True
     assert type(get_backend("mybatch")).__name__ == "MyBatch"
 
 
-def test_one_that_cannot_be_imported_is_listed_as_such(installed: Path) -> None:
+def test_broken_entry_point_is_listed_as_unavailable(installed: Path) -> None:
     assert discover_backends()["broken"] is False
 
 
-def test_a_registered_class_goes_before_all_others(registry: type[BackendRegistry]) -> None:
+def test_registered_class_takes_precedence(registry: type[BackendRegistry]) -> None:
     class Mine(NoopExecutionBackend):
         pass
 
@@ -67,12 +70,12 @@ def test_a_registered_class_goes_before_all_others(registry: type[BackendRegistr
     assert registry.list_backends().count("noop") == 1
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(ConfigurationError, match=r"did you mean 'concurrent'\?.*known: .*noop"):
+def test_unknown_name_suggests_nearest_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"did you mean 'concurrent'\? Known: .*noop"):
         get_backend("concurent")
 
 
-def test_a_name_like_no_other_gets_no_hint() -> None:
+def test_unknown_name_without_similar_name_gets_no_suggestion() -> None:
     with pytest.raises(ConfigurationError) as caught:
         get_backend("zzz")
     assert "did you mean" not in str(caught.value)

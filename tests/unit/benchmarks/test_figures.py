@@ -1,4 +1,4 @@
-"""Figures: a ratio of medians, its spread, and whether the aim is met."""
+"""Figures: the ratio of medians, its spread, and the aim."""
 
 import pytest
 
@@ -10,26 +10,26 @@ def figure(**fields: object) -> Figure:
     return Figure.model_validate(values | fields)
 
 
-def test_the_value_is_the_ratio_of_the_medians() -> None:
+def test_value_is_ratio_of_medians() -> None:
     assert figure(ours=[1.0, 3.0, 100.0]).value == 1.5
 
 
-def test_the_value_of_a_difference_is_that_of_the_medians() -> None:
+def test_difference_is_of_medians() -> None:
     assert figure(difference=True, ours=[5.0, 7.0, 6.0]).value == 4.0
 
 
-def test_the_value_of_ours_alone_is_its_median() -> None:
+def test_value_without_baseline_is_median() -> None:
     alone = figure(base=[])
     assert alone.value == 2.0
     assert not alone.is_ratio
 
 
-def test_the_spread_is_of_single_repetitions() -> None:
+def test_spread_is_range_over_rounds() -> None:
     assert figure().spread == (0.5, 2.0)
 
 
 @pytest.mark.parametrize("fields", [{"ours": [1.0], "base": [2.0]}, {"base": [2.0]}])
-def test_there_is_no_spread_without_pairs(fields: dict[str, object]) -> None:
+def test_no_spread_without_pairs(fields: dict[str, object]) -> None:
     assert figure(**fields).spread is None
 
 
@@ -43,5 +43,5 @@ def test_there_is_no_spread_without_pairs(fields: dict[str, object]) -> None:
         ({"at_least": 1.1}, False),
     ],
 )
-def test_an_aim_is_met_or_missed(aim: dict[str, float], met: bool | None) -> None:
+def test_aim_is_met_or_missed(aim: dict[str, float], met: bool | None) -> None:
     assert figure(**aim).met is met

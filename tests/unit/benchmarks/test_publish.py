@@ -1,4 +1,4 @@
-"""Results in the documentation: what is written, what is kept, what is left alone."""
+"""Publishing results: files written, results kept, and pages left unchanged."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -35,30 +35,30 @@ def results(*names: str, machine: Machine | None = None) -> Results:
     return Results(machine=machine or this_machine(), benchmarks=dict.fromkeys(names, result))
 
 
-def test_the_page_has_the_table_and_the_picture_of_ratios(root: Path) -> None:
+def test_page_gets_table_and_picture(root: Path) -> None:
     publish(results("engine"), root, NAMES)
     page = (root / "docs" / "benchmarks.md").read_text()
     assert "| engine | chain | stock | 0.50 | at most 1.5: met |" in page
     assert "(pictures/engine.svg)" in page
 
 
-def test_charts_are_on_the_page_about_tuning(root: Path) -> None:
+def test_tuning_page_gets_charts(root: Path) -> None:
     publish(results("engine"), root, NAMES)
     assert "![Latency](pictures/curve.svg)" in (root / "docs" / "tuning.md").read_text()
     names = [path.name for path in sorted((root / "docs" / "pictures").iterdir())]
     assert names == ["curve.svg", "engine.svg"]
 
 
-def test_pictures_are_svg_with_text_and_colours_for_the_dark(root: Path) -> None:
+def test_pictures_are_svg_with_text_and_dark_colours(root: Path) -> None:
     publish(results("engine"), root, NAMES)
-    for name, words in (("engine", "over stock"), ("curve", "wait")):
+    for name, words in (("engine", "compared with stock"), ("curve", "wait")):
         picture = (root / "docs" / "pictures" / f"{name}.svg").read_text()
         ElementTree.fromstring(picture)
         assert words in picture
         assert "prefers-color-scheme: dark" in picture
 
 
-def test_the_same_results_give_the_same_files(root: Path) -> None:
+def test_same_results_give_same_files(root: Path) -> None:
     written = []
     for _ in range(2):
         publish(results("engine"), root, NAMES)
@@ -72,14 +72,14 @@ def test_raw_figures_can_be_read_back(root: Path) -> None:
     assert kept == results("engine")
 
 
-def test_other_benchmarks_of_the_same_machine_are_kept_in_order(root: Path) -> None:
+def test_partial_run_keeps_other_results_in_order(root: Path) -> None:
     publish(results("dask"), root, NAMES)
     publish(results("engine"), root, NAMES)
     page = (root / "docs" / "benchmarks.md").read_text()
     assert 0 < page.index("| engine |") < page.index("| dask |")
 
 
-def test_some_figures_of_another_machine_are_not_mixed_in(root: Path) -> None:
+def test_partial_run_on_another_machine_writes_nothing(root: Path) -> None:
     publish(results("engine", "dask"), root, NAMES)
     before = (root / "docs" / "benchmarks.md").read_text()
     other = this_machine().model_copy(update={"cores": 999})
@@ -87,7 +87,7 @@ def test_some_figures_of_another_machine_are_not_mixed_in(root: Path) -> None:
     assert (root / "docs" / "benchmarks.md").read_text() == before
 
 
-def test_all_figures_of_another_machine_replace_what_was_there(root: Path) -> None:
+def test_full_run_on_another_machine_replaces_results(root: Path) -> None:
     publish(results("engine", "dask"), root, NAMES)
     other = this_machine().model_copy(update={"cores": 999})
     publish(results("engine", "dask", machine=other), root, NAMES)

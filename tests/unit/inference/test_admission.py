@@ -1,28 +1,28 @@
-"""Admission: how many prompts are inside, and whose turn is next."""
+"""Admission: the limit of pending prompts, and the order in which prompts are admitted."""
 
 import asyncio
 
 import pytest
 
-from rhapsody.api.errors import OverloadedError
+from rhapsody.errors import OverloadedError
 from rhapsody.inference.admission import Admission
 
 
 async def waiting_for_room(admission: Admission, number: int) -> list[asyncio.Task[None]]:
-    """Tasks that stand in the queue."""
+    """Start tasks that wait for admission."""
     tasks = [asyncio.create_task(admission.enter()) for _ in range(number)]
     await asyncio.sleep(0)  # each runs up to its wait
     return tasks
 
 
-async def test_prompts_go_in_while_there_is_room() -> None:
+async def test_enter_admits_below_limit() -> None:
     admission = Admission(2)
     await admission.enter()
     await admission.enter()
     assert admission.pending == 2
 
 
-async def test_the_next_one_waits_until_one_leaves() -> None:
+async def test_enter_waits_at_limit() -> None:
     admission = Admission(1)
     await admission.enter()
     [waiting] = await waiting_for_room(admission, 1)
@@ -32,7 +32,7 @@ async def test_the_next_one_waits_until_one_leaves() -> None:
     assert admission.pending == 1
 
 
-async def test_first_come_first_served() -> None:
+async def test_waiting_prompts_are_admitted_in_order() -> None:
     admission = Admission(1)
     await admission.enter()
     order: list[int] = []
@@ -49,7 +49,7 @@ async def test_first_come_first_served() -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-async def test_who_cannot_wait_is_refused_with_the_numbers() -> None:
+async def test_try_enter_over_limit_raises_with_numbers() -> None:
     admission = Admission(3)
     admission.try_enter(2)
     with pytest.raises(OverloadedError) as refused:
@@ -58,7 +58,7 @@ async def test_who_cannot_wait_is_refused_with_the_numbers() -> None:
     assert admission.pending == 2
 
 
-async def test_nobody_jumps_the_queue() -> None:
+async def test_try_enter_does_not_overtake_waiting_prompts() -> None:
     admission = Admission(1)
     await admission.enter()
     [waiting] = await waiting_for_room(admission, 1)
@@ -70,7 +70,7 @@ async def test_nobody_jumps_the_queue() -> None:
     admission.try_enter()
 
 
-async def test_who_gives_up_waiting_takes_no_place() -> None:
+async def test_cancelled_waiter_takes_no_place() -> None:
     admission = Admission(1)
     await admission.enter()
     [waiting] = await waiting_for_room(admission, 1)
@@ -81,18 +81,18 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
     admission.try_enter()
 
 
-async def test_a_place_handed_to_someone_who_gave_up_goes_to_the_next() -> None:
+async def test_place_of_cancelled_waiter_goes_to_next() -> None:
     admission = Admission(1)
     await admission.enter()
     first, second = await waiting_for_room(admission, 2)
-    admission.leave()  # hands the place to the first, which has no chance to take it
+    admission.leave()  # gives the place to the first, which is cancelled before it takes it
     first.cancel()
     await asyncio.wait_for(second, 5)
     assert first.cancelled()
     assert admission.pending == 1
 
 
-async def test_leaving_together_lets_as_many_in() -> None:
+async def test_leave_admits_as_many_as_left() -> None:
     admission = Admission(4)
     admission.try_enter(4)
     waiting = await waiting_for_room(admission, 6)
@@ -105,13 +105,13 @@ async def test_leaving_together_lets_as_many_in() -> None:
     await asyncio.wait(waiting)
 
 
-async def test_who_waits_for_the_last_one_hears_of_it() -> None:
+async def test_wait_empty_returns_after_last_prompt() -> None:
     admission = Admission(3)
     admission.try_enter(2)
-    waiting = asyncio.ensure_future(admission.until_empty())
+    waiting = asyncio.ensure_future(admission.wait_empty())
     admission.leave()
     await asyncio.sleep(0)
     assert not waiting.done()
     admission.leave()
     await asyncio.wait_for(waiting, 5)
-    await asyncio.wait_for(admission.until_empty(), 5)
+    await asyncio.wait_for(admission.wait_empty(), 5)

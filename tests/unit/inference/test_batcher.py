@@ -1,4 +1,4 @@
-"""The batcher's rules, one by one, on a clock that stands still in between."""
+"""The batcher's rules, on a fake clock."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MAX_WAIT = 8.0
 
 
 class Replicas:
-    """What the batcher sends to: room for some items, or nothing that is ready."""
+    """Receives batches: `room` is its capacity, None if no replica is ready."""
 
     def __init__(self, room: int | None) -> None:
         self.room = room
@@ -68,15 +68,13 @@ async def make(clock: FakeClock) -> Any:
 Make = Callable[..., Batcher[int]]
 
 
-async def test_nothing_leaves_before_the_pass_ends(make: Make) -> None:
+async def test_nothing_is_sent_before_pass_ends(make: Make) -> None:
     replicas = Replicas(room=10)
     make(replicas).put(1)
     assert replicas.batches == []
 
 
-async def test_what_arrives_in_one_pass_leaves_as_one_batch_at_once(
-    make: Make, clock: FakeClock
-) -> None:
+async def test_items_of_one_pass_are_one_batch(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=10)
     batcher = make(replicas)
     for item in (1, 2, 3):
@@ -86,7 +84,7 @@ async def test_what_arrives_in_one_pass_leaves_as_one_batch_at_once(
     assert clock.time() == 0
 
 
-async def test_more_than_a_batch_holds_is_split(make: Make, clock: FakeClock) -> None:
+async def test_items_over_max_batch_size_are_split(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=100)
     batcher = make(replicas, max_batch_size=4)
     for item in range(10):
@@ -95,7 +93,7 @@ async def test_more_than_a_batch_holds_is_split(make: Make, clock: FakeClock) ->
     assert replicas.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-async def test_no_more_leaves_than_there_is_room_for(make: Make, clock: FakeClock) -> None:
+async def test_batch_is_limited_by_capacity(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=3)
     batcher = make(replicas, max_batch_size=4)
     for item in range(6):
@@ -105,7 +103,7 @@ async def test_no_more_leaves_than_there_is_room_for(make: Make, clock: FakeCloc
     assert len(batcher) == 3
 
 
-async def test_the_next_batch_does_not_wait_for_the_last_one(make: Make, clock: FakeClock) -> None:
+async def test_next_batch_does_not_wait_for_previous_one(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=10)
     batcher = make(replicas)
     batcher.put(1)
@@ -115,7 +113,7 @@ async def test_the_next_batch_does_not_wait_for_the_last_one(make: Make, clock: 
     assert replicas.batches == [[1], [2]]
 
 
-async def test_while_all_are_busy_items_gather(make: Make, clock: FakeClock) -> None:
+async def test_items_wait_while_all_replicas_are_busy(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher = make(replicas)
     batcher.put(1)
@@ -124,7 +122,7 @@ async def test_while_all_are_busy_items_gather(make: Make, clock: FakeClock) -> 
     assert replicas.batches == []
 
 
-async def test_gathered_items_leave_when_there_is_room(make: Make, clock: FakeClock) -> None:
+async def test_waiting_items_are_sent_when_there_is_room(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher = make(replicas)
     batcher.put(1)
@@ -136,7 +134,7 @@ async def test_gathered_items_leave_when_there_is_room(make: Make, clock: FakeCl
     assert replicas.batches == [[1, 2]]
 
 
-async def test_gathered_items_leave_when_a_batch_is_full(make: Make, clock: FakeClock) -> None:
+async def test_waiting_items_are_sent_when_batch_is_full(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher = make(replicas, max_batch_size=3)
     for item in range(4):
@@ -146,7 +144,7 @@ async def test_gathered_items_leave_when_a_batch_is_full(make: Make, clock: Fake
     assert len(batcher) == 1
 
 
-async def test_gathered_items_leave_when_the_oldest_has_waited_long_enough(
+async def test_waiting_items_are_sent_when_oldest_reaches_max_wait(
     make: Make, clock: FakeClock
 ) -> None:
     replicas = Replicas(room=0)
@@ -160,7 +158,7 @@ async def test_gathered_items_leave_when_the_oldest_has_waited_long_enough(
     assert replicas.batches == [[1, 2]]
 
 
-async def test_nothing_leaves_while_nothing_is_ready(make: Make, clock: FakeClock) -> None:
+async def test_nothing_is_sent_while_no_replica_is_ready(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=None)
     batcher = make(replicas, max_batch_size=2)
     for item in range(5):
@@ -170,7 +168,7 @@ async def test_nothing_leaves_while_nothing_is_ready(make: Make, clock: FakeCloc
     assert len(batcher) == 5
 
 
-async def test_what_waited_leaves_when_something_becomes_ready(
+async def test_waiting_items_are_sent_when_replica_becomes_ready(
     make: Make, clock: FakeClock
 ) -> None:
     replicas = Replicas(room=None)
@@ -183,7 +181,7 @@ async def test_what_waited_leaves_when_something_becomes_ready(
     assert replicas.batches == [[1]]
 
 
-async def test_no_wait_at_all_is_possible(clock: FakeClock) -> None:
+async def test_zero_max_wait_sends_at_once(clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher: Batcher[int] = Batcher(
         replicas.dispatch, replicas.capacity, max_batch_size=4, max_wait=0, clock=clock
@@ -194,7 +192,7 @@ async def test_no_wait_at_all_is_possible(clock: FakeClock) -> None:
     await batcher.close()
 
 
-async def test_a_removed_item_is_not_sent(make: Make, clock: FakeClock) -> None:
+async def test_removed_item_is_not_sent(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=10)
     batcher = make(replicas)
     batcher.put(1)
@@ -204,14 +202,14 @@ async def test_a_removed_item_is_not_sent(make: Make, clock: FakeClock) -> None:
     assert replicas.batches == [[2]]
 
 
-async def test_what_has_left_cannot_be_removed(make: Make, clock: FakeClock) -> None:
+async def test_sent_item_cannot_be_removed(make: Make, clock: FakeClock) -> None:
     batcher = make(Replicas(room=10))
     batcher.put(1)
     clock.run_pass()
     assert not batcher.remove(1)
 
 
-async def test_what_came_back_goes_first_and_in_order(make: Make, clock: FakeClock) -> None:
+async def test_put_back_items_come_first_in_order(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher = make(replicas)
     batcher.put(3)
@@ -221,7 +219,7 @@ async def test_what_came_back_goes_first_and_in_order(make: Make, clock: FakeClo
     assert replicas.batches == [[1, 2, 3]]
 
 
-async def test_what_came_back_makes_nobody_wait_longer(make: Make, clock: FakeClock) -> None:
+async def test_put_back_does_not_extend_the_wait(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=0)
     batcher = make(replicas)
     batcher.put(2)
@@ -231,7 +229,7 @@ async def test_what_came_back_makes_nobody_wait_longer(make: Make, clock: FakeCl
     assert replicas.batches == [[1, 2]]
 
 
-async def test_clear_returns_what_waits_and_forgets_it(make: Make, clock: FakeClock) -> None:
+async def test_clear_removes_and_returns_waiting_items(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=10)
     batcher = make(replicas)
     batcher.put(1)
@@ -241,19 +239,19 @@ async def test_clear_returns_what_waits_and_forgets_it(make: Make, clock: FakeCl
     assert replicas.batches == []
 
 
-async def test_each_batch_is_told_with_the_waits_of_its_items(make: Make, clock: FakeClock) -> None:
-    waits: list[list[float]] = []
+async def test_on_batch_gets_wait_of_each_item(make: Make, clock: FakeClock) -> None:
+    waits: list[Any] = []
     replicas = Replicas(room=0)
-    batcher = make(replicas, on_batch=waits.append)
+    batcher = make(replicas, on_batch=lambda *batch: waits.append(batch))
     batcher.put(1)
     clock.advance(2)
     batcher.put(2)
     replicas.room = 10
     clock.run_pass()
-    assert waits == [[2.0, 0.0]]
+    assert waits == [([1, 2], [2.0, 0.0])]
 
 
-async def test_close_cancels_batches_on_their_way(clock: FakeClock) -> None:
+async def test_close_cancels_batches_in_flight(clock: FakeClock) -> None:
     cancelled = []
 
     async def dispatch(batch: list[int]) -> None:
@@ -285,7 +283,7 @@ ACTIONS = st.lists(
 
 
 @given(actions=ACTIONS, max_batch_size=st.integers(1, 5))
-def test_nothing_is_lost_or_doubled_order_is_kept_and_sizes_are_bounded(
+def test_items_are_sent_once_in_order_in_bounded_batches(
     actions: list[tuple[str, Any]], max_batch_size: int
 ) -> None:
     async def play() -> None:
@@ -315,7 +313,7 @@ def test_nothing_is_lost_or_doubled_order_is_kept_and_sizes_are_bounded(
             elif action == "finish":
                 replicas.in_flight = max(replicas.in_flight - value, 0)
                 batcher.wake()
-            elif replicas.batches:  # the latest batch is lost, and all of it comes back
+            elif replicas.batches:  # the latest batch is lost and put back
                 lost = replicas.batches.pop()
                 replicas.in_flight = max(replicas.in_flight - len(lost), 0)
                 batcher.put_back(lost)
@@ -330,3 +328,29 @@ def test_nothing_is_lost_or_doubled_order_is_kept_and_sizes_are_bounded(
         await batcher.close()
 
     asyncio.run(play())
+
+
+async def test_items_of_lower_order_are_sent_first(make: Any, clock: FakeClock) -> None:
+    replicas = Replicas(None)
+    batcher = make(replicas, order=lambda item: item % 10)
+    for item in (5, 15, 3, 9, 1, 11):
+        batcher.put(item)
+    batcher.remove(3)
+    replicas.room = 3
+    batcher.wake()
+    clock.run_pass()
+    assert replicas.sent == [1, 11, 5]
+    batcher.put_back([25])
+    replicas.in_flight = 0
+    batcher.wake()
+    clock.run_pass()
+    assert replicas.sent[3:] == [25, 15, 9]
+
+
+async def test_removed_items_are_forgotten(make: Any, clock: FakeClock) -> None:
+    batcher = make(Replicas(None))
+    for item in range(5000):
+        batcher.put(item)
+        batcher.remove(item)
+    assert len(batcher._queue) <= 1025
+    assert len(batcher) == 0

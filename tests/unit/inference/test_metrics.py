@@ -1,5 +1,10 @@
-"""Metrics: what is exposed can be read back, and says what happened."""
+"""Metrics, parsed back from their text, and the dashboard that shows them."""
 
+import json
+import re
+from pathlib import Path
+
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from rhapsody.inference.metrics import Metrics
@@ -24,7 +29,7 @@ def read(metrics: Metrics, **parts: object) -> dict[tuple[str, tuple[tuple[str, 
     given = {"pending": 0, "states": [], "replicas": {}, **parts}
     exposed = metrics.expose(**given).decode()  # type: ignore[arg-type]
     families = list(text_string_to_metric_families(exposed))
-    assert len({family.name for family in families}) == len(families), "a family comes twice"
+    assert len({family.name for family in families}) == len(families), "a family appears twice"
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -32,19 +37,20 @@ def read(metrics: Metrics, **parts: object) -> dict[tuple[str, tuple[tuple[str, 
     }
 
 
-def test_batches_are_counted_with_their_sizes_and_waits() -> None:
+def test_batch_is_recorded_with_size_and_waits() -> None:
     metrics = Metrics()
-    metrics.batch([0.1, 0.2, 0.3])
+    metrics.record_batch([0, 10, -1], [0.1, 0.2, 0.3])
     samples = read(metrics)
     assert samples["rhapsody_batch_size_count", ()] == 1
     assert samples["rhapsody_batch_size_sum", ()] == 3
-    assert samples["rhapsody_queue_seconds_count", ()] == 3
+    for kind in ("normal", "urgent", "low"):
+        assert samples["rhapsody_queue_seconds_count", (("priority", kind),)] == 1
 
 
-def test_outcomes_are_counted_by_kind_with_their_tokens() -> None:
+def test_outcome_is_recorded_with_tokens() -> None:
     metrics = Metrics()
-    metrics.outcome("done", 1.0, {"prompt_tokens": 3, "completion_tokens": 5})
-    metrics.outcome("error", 1.0)
+    metrics.record_outcome("done", 1.0, {"prompt_tokens": 3, "completion_tokens": 5})
+    metrics.record_outcome("error", 1.0)
     samples = read(metrics)
     assert samples["rhapsody_prompts_total", (("outcome", "done"),)] == 1
     assert samples["rhapsody_prompts_total", (("outcome", "error"),)] == 1
@@ -52,7 +58,7 @@ def test_outcomes_are_counted_by_kind_with_their_tokens() -> None:
     assert samples["rhapsody_tokens_total", (("kind", "completion"),)] == 5
 
 
-def test_pending_prompts_and_replicas_are_what_they_are_now() -> None:
+def test_gauges_show_current_values() -> None:
     metrics = Metrics()
     read(metrics, states=["STARTING"])
     samples = read(metrics, pending=7, states=["READY", "READY"])
@@ -61,7 +67,7 @@ def test_pending_prompts_and_replicas_are_what_they_are_now() -> None:
     assert ("rhapsody_replicas", (("state", "STARTING"),)) not in samples
 
 
-def test_the_replicas_own_metrics_are_told_apart_by_a_label() -> None:
+def test_replica_metrics_have_a_replica_label() -> None:
     samples = read(Metrics(), replicas={0: REPLICA, 1: REPLICA})
     for replica in ("0", "1"):
         labels = (("model_name", "tiny"), ("replica", replica))
@@ -71,6 +77,24 @@ def test_the_replicas_own_metrics_are_told_apart_by_a_label() -> None:
         assert samples["vllm:seconds_sum", (("replica", replica),)] == 4
 
 
-def test_a_replica_that_talks_nonsense_takes_nothing_from_the_others() -> None:
+def test_invalid_replica_metrics_are_skipped() -> None:
     samples = read(Metrics(), replicas={0: "no { metrics", 1: REPLICA})
     assert samples["vllm:tokens_total", (("replica", "1"),)] == 5
+
+
+def test_dashboard_shows_every_metric_and_no_other() -> None:
+    metrics = Metrics()
+    names = {metric.name for metric in metrics.registry.collect()}
+    folder = Path(__file__).parents[3] / "examples" / "monitoring"
+    dashboard = json.loads((folder / "grafana.json").read_text())
+    shown = {
+        re.sub("_(bucket|sum|count|total)$", "", name)
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"rhapsody_\w+", target["expr"])
+    }
+    assert shown == names
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+    assert yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]

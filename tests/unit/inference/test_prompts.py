@@ -1,34 +1,34 @@
-"""One prompt: how it is put, and its one outcome."""
+"""A prompt: its form as a request, and its outcome."""
 
 import asyncio
 
 import pytest
 
-from rhapsody.api.errors import PromptError
-from rhapsody.inference.prompts import Completion, PromptRequest, as_messages
+from rhapsody.errors import PromptError
+from rhapsody.inference.prompts import Completion, PromptRequest, as_messages, order_of
 
 DONE = Completion(["text"], ["stop"], {"prompt_tokens": 1, "completion_tokens": 1})
 CHAT = [{"role": "user", "content": "hi"}]
 
 
-def test_a_text_goes_as_it_is() -> None:
+def test_text_stays_a_prompt() -> None:
     assert as_messages("hi", None) == {"prompt": "hi", "messages": None}
 
 
-def test_a_system_prompt_makes_a_chat_of_a_text() -> None:
+def test_system_prompt_turns_text_into_chat() -> None:
     assert as_messages("hi", "Be short.") == {
         "prompt": None,
         "messages": [{"role": "system", "content": "Be short."}, *CHAT],
     }
 
 
-def test_a_system_prompt_goes_before_a_chat_and_leaves_the_callers_list_alone() -> None:
+def test_system_prompt_does_not_change_the_callers_chat() -> None:
     put = as_messages(CHAT, "Be short.")
     assert put["messages"] == [{"role": "system", "content": "Be short."}, *CHAT]
     assert len(CHAT) == 1
 
 
-def test_one_text_is_a_response_and_several_are_a_list() -> None:
+def test_several_texts_are_a_list() -> None:
     assert DONE.response == "text"
     assert DONE.finish_reason == "stop"
     several = Completion(["a", "b"], ["stop", "length"], {})
@@ -36,51 +36,51 @@ def test_one_text_is_a_response_and_several_are_a_list() -> None:
     assert several.finish_reason == ["stop", "length"]
 
 
-async def test_ids_are_all_different() -> None:
+async def test_ids_are_unique() -> None:
     requests = [PromptRequest("hi") for _ in range(100)]
     assert len({request.id for request in requests}) == 100
     for request in requests:
-        request.abandon()
+        request.close()
 
 
-async def test_the_first_outcome_is_the_only_one() -> None:
+async def test_first_outcome_is_kept() -> None:
     request = PromptRequest("hi")
-    request.finish(DONE)
+    request.complete(DONE)
     request.fail(ValueError("too late"))
     assert await request.completion() is DONE
 
 
-async def test_an_abandoned_prompt_takes_no_outcome() -> None:
+async def test_closed_prompt_ignores_outcomes() -> None:
     request = PromptRequest("hi")
-    request.abandon()
-    request.finish(DONE)
+    request.close()
+    request.complete(DONE)
     assert request.done
     with pytest.raises(asyncio.CancelledError):
         await request.completion()
 
 
-async def test_a_failure_that_nobody_awaits_is_not_complained_about() -> None:
+async def test_close_marks_an_error_as_retrieved() -> None:
     request = PromptRequest("hi")
     request.fail(ValueError("nobody looks"))
-    request.abandon()  # the test session fails on what asyncio logs
+    request.close()  # asyncio would log the error, and the test session would fail
 
 
-async def test_text_is_handed_out_in_order_without_empty_pieces() -> None:
+async def test_text_is_passed_on_in_order_without_empty_pieces() -> None:
     pieces: list[str] = []
     request = PromptRequest("hi", on_text=pieces.append)
     assert request.body["stream"]
     for text in ("te", "", "xt"):
-        request.take_event({"type": "delta", "index": 0, "text": text})
-    request.finish(DONE)
+        request.handle_event({"type": "delta", "index": 0, "text": text})
+    request.complete(DONE)
     assert pieces == ["te", "xt"]
     assert await request.completion() is DONE
 
 
-async def test_an_error_after_some_text_is_the_outcome() -> None:
+async def test_error_after_text_is_the_outcome() -> None:
     pieces: list[str] = []
     request = PromptRequest("hi", on_text=pieces.append)
-    request.take_event({"type": "delta", "index": 0, "text": "te"})
-    request.take_event(
+    request.handle_event({"type": "delta", "index": 0, "text": "te"})
+    request.handle_event(
         {"type": "error", "message": "no", "code": 400, "kind": "BadRequestError", "param": "n"}
     )
     assert pieces == ["te"]
@@ -93,15 +93,15 @@ async def test_an_error_after_some_text_is_the_outcome() -> None:
     )
 
 
-async def test_an_abandoned_prompt_hands_out_nothing_more() -> None:
+async def test_closed_prompt_passes_no_text_on() -> None:
     pieces: list[str] = []
     request = PromptRequest("hi", on_text=pieces.append)
-    request.abandon()
+    request.close()
     request.add_piece("te")
     assert pieces == []
 
 
-async def test_a_plain_prompt_can_start_over_a_stream_only_before_its_first_text() -> None:
+async def test_stream_can_be_retried_until_its_first_text() -> None:
     plain, stream = PromptRequest("hi"), PromptRequest("hi", on_text=len)
     for request in (plain, stream):
         request.add_piece("")
@@ -109,5 +109,11 @@ async def test_a_plain_prompt_can_start_over_a_stream_only_before_its_first_text
         request.add_piece("te")
     assert plain.can_retry
     assert not stream.can_retry
-    plain.abandon()
-    stream.abandon()
+    plain.close()
+    stream.close()
+
+
+def test_priority_counts_as_a_minute_of_waiting() -> None:
+    now = order_of(0)
+    assert now - 60_000 <= order_of(1) < now - 50_000
+    assert order_of(-1) >= now + 60_000

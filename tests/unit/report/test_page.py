@@ -1,4 +1,4 @@
-"""`Session.report`: what stands in the page of a run."""
+"""`Session.report`: the content of a run's page."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from rhapsody.backends import (
     DragonVllmInferenceBackend,
     NoopExecutionBackend,
 )
-from rhapsody.backends.history import RECORDS
+from rhapsody.backends.core.history import RECORDS
 from tests.support.held import HeldBackend
 
 VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
-    """A page that is well formed, its text, and the data of its charts."""
+    """A parsed page: its text, and the data of its charts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ async def run(session: Session, *tasks: Any) -> None:
 
 
 def tasks_of(page: Page, uid: str) -> dict[str, Any]:
-    """Return the task's values, by column."""
+    """Return a task's values by column."""
     columns = page.data["tasks"]
     row = columns["uid"].index(uid)
     return {name: values[row] for name, values in columns.items()}
 
 
-async def test_the_page_has_the_tasks_of_every_backend(tmp_path: Path) -> None:
+async def test_page_has_the_tasks_of_every_backend(tmp_path: Path) -> None:
     model = DragonVllmInferenceBackend(
         None, "embedded", num_gpus=0, engine="embedded", launcher="local", use_service=False
     )
@@ -91,7 +91,7 @@ async def test_the_page_has_the_tasks_of_every_backend(tmp_path: Path) -> None:
     assert sum(batches["size"]) == 4
 
 
-async def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+async def test_page_needs_no_other_file(tmp_path: Path) -> None:
     async with Session([NoopExecutionBackend()]) as session:
         await run(session, ComputeTask(function=work))
         path = session.report(tmp_path / "run.html")
@@ -99,7 +99,7 @@ async def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
 
 
-async def test_failures_stand_there_with_their_reason(tmp_path: Path) -> None:
+async def test_failures_are_listed_by_reason(tmp_path: Path) -> None:
     async with Session([ConcurrentExecutionBackend()]) as session:
         bad = [ComputeTask(function=broken, args=["the step is < 0"], uid=f"b.{n}") for n in (1, 2)]
         await run(session, *bad)
@@ -110,7 +110,7 @@ async def test_failures_stand_there_with_their_reason(tmp_path: Path) -> None:
     assert page.data["reasons"][failed["reason"]] == "ValueError: the step is < 0"
 
 
-async def test_no_text_of_a_task_becomes_markup(tmp_path: Path) -> None:
+async def test_text_of_a_task_is_escaped(tmp_path: Path) -> None:
     async with Session([ConcurrentExecutionBackend(name="<b>")]) as session:
         evil = "</script><script>alert(1)</script>"
         await run(session, ComputeTask(function=broken, args=[evil]))
@@ -119,11 +119,11 @@ async def test_no_text_of_a_task_becomes_markup(tmp_path: Path) -> None:
     assert Page(path).data["reasons"] == [f"ValueError: {evil}"]
 
 
-async def test_what_has_not_ended_is_shown_as_active(tmp_path: Path) -> None:
+async def test_unfinished_task_is_shown_as_active(tmp_path: Path) -> None:
     held = HeldBackend()
     async with Session([held]) as session:
         await session.submit_tasks([ComputeTask(function=work, uid="slow")])
-        await held.has_begun()
+        await held.wait_entered()
         page = Page(session.report(tmp_path / "run.html"))
         held.release()
     assert "still active" in page.words
@@ -131,12 +131,12 @@ async def test_what_has_not_ended_is_shown_as_active(tmp_path: Path) -> None:
     assert (page.data["states"][slow["state"]], slow["ended"]) == ("RUNNING", None)
 
 
-async def test_tasks_at_the_same_time_have_lanes_of_their_own(tmp_path: Path) -> None:
+async def test_concurrent_tasks_have_separate_lanes(tmp_path: Path) -> None:
     held = HeldBackend()
     async with Session([held]) as session:
         tasks = [ComputeTask(function=work) for _ in range(5)]
         await session.submit_tasks(tasks)
-        await held.has_begun()
+        await held.wait_entered()
         held.release()
         await session.wait_tasks(tasks)
         page = Page(session.report(tmp_path / "run.html"))
@@ -149,16 +149,16 @@ async def test_tasks_at_the_same_time_have_lanes_of_their_own(tmp_path: Path) ->
     assert page.data["groups"][0]["lanes"] == len(stretches)
 
 
-async def test_a_long_run_says_that_only_the_latest_are_drawn(tmp_path: Path) -> None:
+async def test_page_of_long_run_notes_omitted_tasks(tmp_path: Path) -> None:
     async with Session([NoopExecutionBackend()]) as session:
         await run(session, *(ComputeTask(function=work) for _ in range(RECORDS + 1)))
         page = Page(session.report(tmp_path / "run.html"))
     assert len(page.data["tasks"]["uid"]) == RECORDS
-    assert any("of the latest 20,000" in words for words in page.words)
+    assert any("only the latest 20,000 tasks" in words for words in page.words)
     assert f"{RECORDS + 1:,}" in page.words
 
 
-async def test_a_report_can_be_written_after_the_end_and_over_an_older_one(tmp_path: Path) -> None:
+async def test_report_after_close_replaces_an_older_one(tmp_path: Path) -> None:
     session = Session([NoopExecutionBackend()])
     path = session.report(tmp_path / "run.html")
     assert Page(path).data["tasks"]["uid"] == []
@@ -168,7 +168,7 @@ async def test_a_report_can_be_written_after_the_end_and_over_an_older_one(tmp_p
     assert Page(path).data["tasks"]["uid"] == ["one"]
 
 
-async def test_a_session_reports_its_own_tasks_only(tmp_path: Path) -> None:
+async def test_session_reports_only_its_own_tasks(tmp_path: Path) -> None:
     backend = NoopExecutionBackend()
     sessions = []
     for uid in ("one", "two"):
@@ -179,7 +179,7 @@ async def test_a_session_reports_its_own_tasks_only(tmp_path: Path) -> None:
     assert [page.data["tasks"]["uid"] for page in pages] == [["one"], ["two"]]
 
 
-async def test_a_backend_that_keeps_no_history_is_reported_by_its_owners_notes(
+async def test_session_keeps_the_history_of_a_backend_without_one(
     tmp_path: Path,
 ) -> None:
     async with Session([Foreign()]) as session:
@@ -192,7 +192,7 @@ async def test_a_backend_that_keeps_no_history_is_reported_by_its_owners_notes(
 
 
 class Foreign:
-    """A backend of somebody else's, with no more than the protocol asks for."""
+    """A backend of another package, with only the protocol's members."""
 
     name = "foreign"
     supports_implicit_data_linking = False
@@ -218,6 +218,43 @@ class Foreign:
         pass
 
 
-def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+async def test_non_utf_8_text_is_escaped(tmp_path: Path) -> None:
+    def parse(name: str) -> None:
+        raise ValueError(f"cannot parse {name}")
+
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        await run(session, ComputeTask(function=parse, args=["caf\udce9.txt"], uid="n\udce9"))
+        text = session.report(tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "cannot parse caf\\udce9.txt" in text
+
+
+async def test_failed_report_keeps_the_older_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.html"
+    path.write_text("old")
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    async with Session([NoopExecutionBackend()]) as session:
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        monkeypatch.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            session.report(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_report_through_a_link_keeps_the_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "run-1.html", tmp_path / "latest.html"
+    link.symlink_to(target)
+    async with Session([NoopExecutionBackend()]) as session:
+        assert session.report(link) == link
+    assert link.is_symlink()
+    assert target.read_text().startswith("<!doctype")
+
+
+def test_unwritable_path_is_an_error(tmp_path: Path) -> None:
     with Session([NoopExecutionBackend()]) as session, pytest.raises(OSError, match="absent"):
         session.report(tmp_path / "absent" / "run.html")

@@ -1,4 +1,4 @@
-"""The checkpoint file: what lines it has, and when they are written."""
+"""The checkpoint file: its lines, and when they are written."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import pytest
 
 from rhapsody.telemetry.events import TaskSubmitted, make_event
 from rhapsody.telemetry.manager import TelemetryManager
+from tests.support.waiting import until
 
 Lines = dict[str, list[dict[str, Any]]]
 
@@ -16,7 +17,7 @@ Lines = dict[str, list[dict[str, Any]]]
 def read(folder: Path) -> Lines:
     (path,) = folder.glob("*.telemetry.jsonl")
     lines: Lines = {"event": [], "span": [], "metric": []}
-    for text in path.read_text().split("\n")[:-1]:  # a last line may be half written
+    for text in path.read_text().split("\n")[:-1]:  # the last line may be incomplete
         line = json.loads(text)
         lines[line.pop("section")].append(line)
     return lines
@@ -28,7 +29,7 @@ def run(manager: TelemetryManager, uid: str) -> None:
     manager.on_task_state(task, "DONE")
 
 
-async def test_events_spans_and_metrics_are_in_the_file_after_stop(tmp_path: Path) -> None:
+async def test_file_has_events_spans_and_metrics_after_stop(tmp_path: Path) -> None:
     manager = TelemetryManager("session/1", checkpoint_path=str(tmp_path / "new"))
     await manager.start()
     run(manager, "task.1")
@@ -46,35 +47,41 @@ async def test_events_spans_and_metrics_are_in_the_file_after_stop(tmp_path: Pat
     assert lines["metric"][-1]["lines_dropped"] == 0
 
 
+async def test_events_have_the_trace_of_their_session(tmp_path: Path) -> None:
+    manager = TelemetryManager("s", checkpoint_path=str(tmp_path))
+    await manager.start()
+    run(manager, "task.1")
+    await manager.stop()
+    lines = read(tmp_path)
+    task, session = lines["span"]
+    assert {line["trace_id"] for line in lines["event"]} == {session["trace_id"]}
+    assert [line["span_id"] for line in lines["event"]] == [
+        session["span_id"],
+        None,  # the span of a task is made when the task ends
+        task["span_id"],
+        session["span_id"],
+    ]
+
+
 async def test_metrics_are_written_at_the_interval(tmp_path: Path) -> None:
     manager = TelemetryManager("s", checkpoint_interval=0.02, checkpoint_path=str(tmp_path))
     await manager.start()
-    for _ in range(500):
-        if len(read(tmp_path)["metric"]) >= 2:
-            break
-        await asyncio.sleep(0.01)
-    else:
-        pytest.fail("no metrics were written")
+    await until(lambda: len(read(tmp_path)["metric"]) >= 2)
     await manager.stop()
 
 
-async def test_many_lines_are_written_before_the_end(tmp_path: Path) -> None:
+async def test_many_lines_are_written_before_stop(tmp_path: Path) -> None:
     manager = TelemetryManager("s", checkpoint_path=str(tmp_path))
     await manager.start()
     for number in range(600):
         run(manager, str(number))
-    for _ in range(500):
-        if len(read(tmp_path)["event"]) >= 1000:
-            break
-        await asyncio.sleep(0.01)
-    before_stop = len(read(tmp_path)["event"])
+    await until(lambda: len(read(tmp_path)["event"]) >= 1000)
     await manager.stop()
-    assert before_stop >= 1000
     lines = read(tmp_path)
     assert (len(lines["event"]), len(lines["span"])) == (1202, 601)
 
 
-async def test_a_folder_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
+async def test_start_fails_if_the_directory_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     manager = TelemetryManager("s", checkpoint_path=str(tmp_path / "file"))
     before = asyncio.all_tasks()
@@ -84,7 +91,7 @@ async def test_a_folder_that_cannot_be_made_fails_the_start(tmp_path: Path) -> N
     await manager.stop()
 
 
-async def test_what_json_cannot_hold_is_written_in_words(tmp_path: Path) -> None:
+async def test_unserializable_values_are_written_as_text(tmp_path: Path) -> None:
     manager = TelemetryManager("s", checkpoint_path=str(tmp_path))
     await manager.start()
     for attributes in ({"value": {1, 2}}, {(1, 2): "a key"}):
@@ -99,24 +106,19 @@ async def test_what_json_cannot_hold_is_written_in_words(tmp_path: Path) -> None
     assert "(1, 2): 'a key'" in unreadable["repr"]
 
 
-async def test_a_file_that_cannot_be_written_is_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_write_error_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manager = TelemetryManager("s", checkpoint_interval=0.01, checkpoint_path=str(tmp_path / "d"))
     await manager.start()
     (path,) = (tmp_path / "d").iterdir()
     path.unlink()
     path.parent.rmdir()
     run(manager, "1")
-    for _ in range(200):
-        if caplog.records:
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: caplog.records)
     await manager.stop()
     assert len([r for r in caplog.records if "cannot be written" in r.message]) == 1
 
 
-def test_a_loop_that_ends_without_stop_still_leaves_a_file(tmp_path: Path) -> None:
+def test_file_is_written_if_the_loop_ends_without_stop(tmp_path: Path) -> None:
     async def main() -> None:
         manager = TelemetryManager("s", checkpoint_path=str(tmp_path))
         await manager.start()

@@ -1,27 +1,33 @@
+"""The batch route of the embedded server: events, errors of single prompts, cancellation."""
+
 import asyncio
 import json
+from typing import Any
 
+import aiohttp
 import pytest
+
+from tests.support.embedded_servers import Server, Servers, batch, metric, until_metric
 
 GREEDY = {"temperature": 0, "max_tokens": 40}
 
 
 @pytest.fixture
-def slow(servers):
+def slow(servers: Servers) -> Server:
     return servers.start("--token-delay-ms", "20", "--max-num-seqs", "2")
 
 
-def endless(name, **more):
+def endless(name: str, **more: Any) -> dict[str, Any]:
     sampling = {"max_tokens": 1000, "ignore_eos": True}
     return {"id": name, "prompt": "Once", "sampling": sampling, **more}
 
 
-async def test_every_prompt_of_a_batch_is_answered(client, helpers):
+async def test_batch_ends_every_prompt_with_done(client: aiohttp.ClientSession) -> None:
     prompts = [
         {"id": f"p{i}", "prompt": f"What is simulation {i}?", "sampling": GREEDY}
         for i in range(300)
     ]
-    lines = await helpers.batch(client, *prompts)
+    lines = await batch(client, *prompts)
     assert {line["id"] for line in lines} == {prompt["id"] for prompt in prompts}
     assert {line["type"] for line in lines} == {"done"}
     for line in lines:
@@ -32,14 +38,14 @@ async def test_every_prompt_of_a_batch_is_answered(client, helpers):
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_a_str_prompt_says_what_a_chat_of_one_user_message_says(client, helpers):
+async def test_text_prompt_equals_chat_of_one_user_message(client: aiohttp.ClientSession) -> None:
     prompts = ["What is the capital of France?", "hé 🎉", " spaces ", "<|user|>", "a\n\nb"]
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
-        [by_prompt] = await helpers.batch(
+        [by_prompt] = await batch(
             client, {"id": "1", "prompt": prompt, "sampling": {"temperature": 0}}
         )
-        [by_messages] = await helpers.batch(
+        [by_messages] = await batch(
             client, {"id": "2", "messages": messages, "sampling": {"temperature": 0}}
         )
         body = {"model": "tiny", "messages": messages, "temperature": 0}
@@ -51,9 +57,9 @@ async def test_a_str_prompt_says_what_a_chat_of_one_user_message_says(client, he
         assert {**by_prompt, "id": ""} == {**by_messages, "id": ""}
 
 
-async def test_deltas_come_where_they_are_asked_for(client, helpers):
+async def test_deltas_are_sent_only_for_streamed_prompts(client: aiohttp.ClientSession) -> None:
     sampling = {"seed": 5, "n": 2, "max_tokens": 12}
-    lines = await helpers.batch(
+    lines = await batch(
         client,
         {"id": "stream", "prompt": "Tell me.", "sampling": sampling, "stream": True},
         {"id": "plain", "prompt": "Tell me.", "sampling": sampling, "stream": False},
@@ -67,7 +73,19 @@ async def test_deltas_come_where_they_are_asked_for(client, helpers):
     assert texts == done["stream"]["texts"] == done["plain"]["texts"]
 
 
-async def test_there_is_no_barrier(slow, helpers):
+async def test_faulty_schema_fails_alone(client: aiohttp.ClientSession) -> None:
+    schema = {"type": "array", "minItems": "x"}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    [faulty, other] = await batch(
+        client,
+        {"id": "faulty", "prompt": "Why?", "sampling": {"response_format": wanted}},
+        {"id": "other", "prompt": "Why?", "sampling": GREEDY},
+    )
+    assert (faulty["type"], faulty["code"]) == ("error", 400)
+    assert other["type"] == "done"
+
+
+async def test_short_prompt_ends_before_long_neighbour(slow: Server) -> None:
     async with slow.client() as client:
         short = {"id": "short", "prompt": "Why?", "sampling": {"max_tokens": 2}}
         body = {"prompts": [endless("long"), short]}
@@ -92,9 +110,11 @@ async def test_there_is_no_barrier(slow, helpers):
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ],
 )
-async def test_one_bad_prompt_fails_alone(client, helpers, bad, param):
+async def test_invalid_prompt_fails_alone(
+    client: aiohttp.ClientSession, bad: dict[str, Any], param: str
+) -> None:
     good = {"id": "good", "prompt": "Why?", "messages": None, "sampling": None, "stream": None}
-    lines = await helpers.batch(client, {"id": "bad", **bad}, good)
+    lines = await batch(client, {"id": "bad", **bad}, good)
     by_id = {line["id"]: line for line in lines}
     assert by_id["good"]["type"] == "done"
     error = by_id["bad"]
@@ -108,15 +128,15 @@ async def test_one_bad_prompt_fails_alone(client, helpers, bad, param):
     }
 
 
-async def test_an_id_that_is_in_use_is_refused(client, helpers):
+async def test_duplicate_id_is_refused(client: aiohttp.ClientSession) -> None:
     twice = {"id": "same", "prompt": "Why?", "sampling": GREEDY}
-    lines = await helpers.batch(client, twice, twice)
+    lines = await batch(client, twice, twice)
     assert sorted(line["type"] for line in lines) == ["done", "error"]
-    assert [line["type"] for line in await helpers.batch(client, twice)] == ["done"]
+    assert [line["type"] for line in await batch(client, twice)] == ["done"]
 
 
-async def test_an_empty_batch_is_answered_with_no_lines(client, helpers):
-    assert await helpers.batch(client) == []
+async def test_empty_batch_has_no_events(client: aiohttp.ClientSession) -> None:
+    assert await batch(client) == []
 
 
 @pytest.mark.parametrize(
@@ -130,18 +150,18 @@ async def test_an_empty_batch_is_answered_with_no_lines(client, helpers):
         {"prompts": [], "more": 1},
     ],
 )
-async def test_a_batch_of_another_form_is_a_bad_request(client, body):
+async def test_malformed_batch_is_a_bad_request(client: aiohttp.ClientSession, body: Any) -> None:
     async with client.post("/rhapsody/batch", json=body) as response:
         assert response.status == 400
         assert (await response.json())["error"]["type"] == "BadRequestError"
 
 
-async def test_running_and_waiting_prompts_are_cancelled_by_id(slow, helpers):
+async def test_cancel_ends_running_and_waiting_prompts(slow: Server) -> None:
     async with slow.client() as client:
         prompts = [endless(name) for name in ("a", "b", "c")]
-        request = asyncio.create_task(helpers.batch(client, *prompts))
-        await helpers.until_gauge(client, "requests_running", 2)
-        assert await helpers.gauge(client, "requests_waiting") == 1
+        request = asyncio.create_task(batch(client, *prompts))
+        await until_metric(client, "requests_running", 2)
+        assert await metric(client, "requests_waiting") == 1
         ids = ["a", "c", "c", "unknown"]
         async with client.post("/rhapsody/cancel", json={"ids": ids}) as response:
             assert await response.json() == {"cancelled": 2}
@@ -155,29 +175,29 @@ async def test_running_and_waiting_prompts_are_cancelled_by_id(slow, helpers):
 
 
 @pytest.mark.parametrize("body", [{}, {"ids": "a"}, {"ids": [1]}])
-async def test_cancel_wants_a_list_of_ids(client, body):
+async def test_cancel_requires_a_list_of_ids(client: aiohttp.ClientSession, body: Any) -> None:
     async with client.post("/rhapsody/cancel", json=body) as response:
         assert response.status == 400
         assert (await response.json())["error"]["param"] == "ids"
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_goes_away_takes_its_prompts_with_it(slow, helpers, stream):
+async def test_disconnect_cancels_prompts(slow: Server, stream: bool) -> None:
     async with slow.client() as client:
         prompts = [endless(name, stream=stream) for name in ("a", "b", "c")]
-        request = asyncio.create_task(helpers.batch(client, *prompts))
-        await helpers.until_gauge(client, "requests_running", 2)
+        request = asyncio.create_task(batch(client, *prompts))
+        await until_metric(client, "requests_running", 2)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-        await helpers.until_gauge(client, "requests_running", 0)
-        assert await helpers.gauge(client, "requests_waiting") == 0
+        await until_metric(client, "requests_running", 0)
+        assert await metric(client, "requests_waiting") == 0
 
 
-async def test_metrics_count_tokens(client, helpers):
-    before = await helpers.gauge(client, "generation_tokens_total")
-    prompts_before = await helpers.gauge(client, "prompt_tokens_total")
-    [line] = await helpers.batch(client, {"id": "1", "prompt": "Why?", "sampling": GREEDY})
-    after = await helpers.gauge(client, "generation_tokens_total")
+async def test_metrics_count_tokens(client: aiohttp.ClientSession) -> None:
+    before = await metric(client, "generation_tokens_total")
+    prompts_before = await metric(client, "prompt_tokens_total")
+    [line] = await batch(client, {"id": "1", "prompt": "Why?", "sampling": GREEDY})
+    after = await metric(client, "generation_tokens_total")
     assert after - before == line["usage"]["completion_tokens"]
-    prompts_after = await helpers.gauge(client, "prompt_tokens_total")
+    prompts_after = await metric(client, "prompt_tokens_total")
     assert prompts_after - prompts_before == line["usage"]["prompt_tokens"]

@@ -1,27 +1,31 @@
+"""The chat template: rendered messages, and the errors of malformed ones."""
+
+from typing import Any
+
 import pytest
 
 from rhapsody.inference.embedded import RequestError
 from rhapsody.inference.embedded.chat import render_chat, render_prompt
 
 
-def test_a_conversation_is_rendered_up_to_where_the_answer_begins():
+def test_chat_ends_where_the_reply_begins() -> None:
     text = render_chat(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     )
     assert text == "<|system|>\nBe brief.<|end|>\n<|user|>\nWhy?<|end|>\n<|assistant|>\n"
 
 
-def test_text_parts_are_joined():
+def test_text_parts_are_joined_by_newlines() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert "one\ntwo" in render_chat([{"role": "user", "content": parts}])
 
 
-def test_a_lone_prompt_is_one_user_message():
+def test_prompt_is_rendered_as_one_user_message() -> None:
     assert render_prompt("Why?") == render_chat([{"role": "user", "content": "Why?"}])
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
-def test_every_role_is_taken(role):
+def test_every_role_is_accepted(role: str) -> None:
     assert f"<|{role}|>" in render_chat([{"role": role, "content": "x"}])
 
 
@@ -39,16 +43,17 @@ def test_every_role_is_taken(role):
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": "x", "tool_calls": 1}], "messages[0].tool_calls"),
     ],
 )
-def test_what_is_wrong_with_messages_is_named(messages, param):
+def test_malformed_messages_are_named(messages: Any, param: str) -> None:
     with pytest.raises(RequestError) as caught:
         render_chat(messages)
     assert caught.value.param == param
     assert param in str(caught.value)
 
 
-def test_an_empty_prompt_is_refused():
+def test_empty_prompt_is_refused() -> None:
     with pytest.raises(RequestError, match="empty"):
         render_prompt("")

@@ -1,20 +1,26 @@
+"""The OpenAI routes of the embedded server, with the real `openai` client."""
+
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
-try:
-    import httpx2 as httpx  # what openai >= 3 is built on
-except ImportError:
-    import httpx
+from tests.support.embedded_servers import Server, Servers, until_metric
 
-MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+try:
+    import httpx2 as httpx  # used by openai >= 3
+except ImportError:
+    import httpx  # type: ignore[no-redef]
+
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture
-def sync_openai(server) -> Iterator[openai.OpenAI]:
+def sync_openai(server: Server) -> Iterator[openai.OpenAI]:
     transport = httpx.HTTPTransport(uds=str(server.uds) if server.uds else None)
     with openai.OpenAI(
         base_url=f"{server.url}/v1",
@@ -28,7 +34,7 @@ def sync_openai(server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-async def async_openai(server):
+async def async_openai(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx.AsyncHTTPTransport(uds=str(server.uds) if server.uds else None)
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1",
@@ -41,30 +47,31 @@ async def async_openai(server):
         yield client
 
 
-async def post(client, path, body):
+async def post(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[int, Any]:
     async with client.post(path, json=body) as response:
         return response.status, await response.json()
 
 
-def test_chat_with_the_openai_client(sync_openai):
-    answer = sync_openai.chat.completions.create(
+def test_chat_has_text_role_reason_and_usage(sync_openai: openai.OpenAI) -> None:
+    response = sync_openai.chat.completions.create(
         model="tiny", messages=MESSAGES, temperature=0, max_tokens=50, user="someone"
     )
-    [choice] = answer.choices
-    assert "France" in choice.message.content
+    [choice] = response.choices
+    assert "France" in (choice.message.content or "")
     assert choice.message.role == "assistant"
     assert choice.finish_reason == "stop"
-    assert answer.system_fingerprint == "rhapsody-embedded-ngram"
-    usage = answer.usage
+    assert response.system_fingerprint == "rhapsody-embedded-ngram"
+    usage = response.usage
+    assert usage is not None
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert usage.prompt_tokens > 5
 
 
-async def test_streamed_chat_is_the_plain_one_in_pieces(async_openai):
-    asked = {"model": "tiny", "messages": MESSAGES, "seed": 3, "max_tokens": 20, "n": 2}
-    plain = await async_openai.chat.completions.create(**asked)
+async def test_streamed_chat_joins_to_the_plain_one(async_openai: openai.AsyncOpenAI) -> None:
+    options: Any = {"model": "tiny", "messages": MESSAGES, "seed": 3, "max_tokens": 20, "n": 2}
+    plain = await async_openai.chat.completions.create(**options)
     stream = await async_openai.chat.completions.create(
-        **asked, stream=True, stream_options={"include_usage": True}
+        **options, stream=True, stream_options={"include_usage": True}
     )
     texts, reasons, roles, usage, pieces = ["", ""], {}, {}, None, 0
     async for chunk in stream:
@@ -83,7 +90,7 @@ async def test_streamed_chat_is_the_plain_one_in_pieces(async_openai):
     assert pieces > 10
 
 
-def test_streamed_chat_with_the_synchronous_client(sync_openai):
+def test_chat_streams_to_the_synchronous_client(sync_openai: openai.OpenAI) -> None:
     with sync_openai.chat.completions.create(
         model="tiny", messages=MESSAGES, temperature=0, stream=True
     ) as stream:
@@ -91,27 +98,29 @@ def test_streamed_chat_with_the_synchronous_client(sync_openai):
     assert "France" in text
 
 
-def test_completions_with_the_openai_client(sync_openai):
-    answer = sync_openai.completions.create(
+def test_completions_of_several_prompts_with_echo(sync_openai: openai.OpenAI) -> None:
+    response = sync_openai.completions.create(
         model="tiny", prompt=["The sum of 2 and 2 is", "Once upon a"], temperature=0, n=2, echo=True
     )
-    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
-    assert answer.choices[0].text.startswith("The sum of 2 and 2 is 4.")
-    assert answer.choices[3].text.startswith("Once upon a time")
+    assert [choice.index for choice in response.choices] == [0, 1, 2, 3]
+    assert response.choices[0].text.startswith("The sum of 2 and 2 is 4.")
+    assert response.choices[3].text.startswith("Once upon a time")
 
 
 @pytest.mark.parametrize("echo", [True, False])
-def test_streamed_completions_are_the_plain_ones_in_pieces(sync_openai, echo):
-    asked = {"model": "tiny", "prompt": ["One", "Two"], "seed": 1, "n": 2, "echo": echo}
-    plain = sync_openai.completions.create(**asked)
+def test_streamed_completions_join_to_the_plain_ones(
+    sync_openai: openai.OpenAI, echo: bool
+) -> None:
+    options: Any = {"model": "tiny", "prompt": ["One", "Two"], "seed": 1, "n": 2, "echo": echo}
+    plain = sync_openai.completions.create(**options)
     texts = [""] * 4
-    for chunk in sync_openai.completions.create(**asked, stream=True):
+    for chunk in sync_openai.completions.create(**options, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == [choice.text for choice in plain.choices]
 
 
-def test_a_stop_string_ends_the_stream_before_it(sync_openai):
+def test_stop_string_ends_the_stream(sync_openai: openai.OpenAI) -> None:
     stream = sync_openai.chat.completions.create(
         model="tiny", messages=MESSAGES, temperature=0, stop=["capital of"], stream=True
     )
@@ -124,10 +133,10 @@ def test_a_stop_string_ends_the_stream_before_it(sync_openai):
     assert "capital of" not in text
 
 
-def test_the_models_say_that_they_are_not_real(sync_openai):
+def test_models_describe_the_embedded_model(sync_openai: openai.OpenAI) -> None:
     [model] = sync_openai.models.list().data
     assert (model.id, model.owned_by) == ("tiny", "rhapsody")
-    extra = model.model_extra
+    extra = model.model_extra or {}
     assert extra["embedded"] is True
     assert "not a real model" in extra["description"]
     assert extra["max_model_len"] == 256
@@ -136,27 +145,28 @@ def test_the_models_say_that_they_are_not_real(sync_openai):
         sync_openai.models.retrieve("other/model")
 
 
-def test_another_model_is_not_found(sync_openai):
+def test_unknown_model_is_not_found(sync_openai: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="`gpt` does not exist") as caught:
         sync_openai.chat.completions.create(model="gpt", messages=MESSAGES)
+    assert isinstance(caught.value.body, dict)
     assert caught.value.body["type"] == "NotFoundError"
 
 
-def test_a_prompt_that_is_too_long_is_a_bad_request(sync_openai):
+def test_overlong_prompt_is_a_bad_request(sync_openai: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is 256 tokens"):
         sync_openai.completions.create(model="tiny", prompt="word " * 300)
 
 
-async def test_max_completion_tokens_is_max_tokens(client):
+async def test_max_completion_tokens_limits_tokens(client: aiohttp.ClientSession) -> None:
     body = {"messages": MESSAGES, "max_completion_tokens": 3}
-    status, answer = await post(client, "/v1/chat/completions", body)
+    status, response = await post(client, "/v1/chat/completions", body)
     assert status == 200
-    assert answer["usage"]["completion_tokens"] == 3
-    assert answer["choices"][0]["finish_reason"] == "length"
+    assert response["usage"]["completion_tokens"] == 3
+    assert response["choices"][0]["finish_reason"] == "length"
 
 
-async def test_harmless_and_neutral_fields_change_nothing(client):
-    harmless = {
+async def test_ignored_and_neutral_fields_change_nothing(client: aiohttp.ClientSession) -> None:
+    ignored = {
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,
@@ -172,16 +182,16 @@ async def test_harmless_and_neutral_fields_change_nothing(client):
     }
     body = {"messages": MESSAGES, "temperature": 0}
     _, plain = await post(client, "/v1/chat/completions", body)
-    status, answer = await post(client, "/v1/chat/completions", {**body, **harmless})
-    assert status == 200, answer
-    assert answer["choices"] == plain["choices"]
+    status, response = await post(client, "/v1/chat/completions", {**body, **ignored})
+    assert status == 200, response
+    assert response["choices"] == plain["choices"]
 
 
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"presence_penalty": 1}, "presence_penalty"),
@@ -197,27 +207,33 @@ async def test_harmless_and_neutral_fields_change_nothing(client):
         ({"guided_json": {}}, "guided_json"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(client, extra, param):
+async def test_unsupported_field_is_refused_by_name(
+    client: aiohttp.ClientSession, extra: dict[str, Any], param: str
+) -> None:
     body = {"messages": MESSAGES, **extra}
-    status, answer = await post(client, "/v1/chat/completions", body)
+    status, response = await post(client, "/v1/chat/completions", body)
     assert status == 400
-    assert answer["error"]["param"] == param
-    assert answer["error"]["type"] == "BadRequestError"
-    assert answer["error"]["code"] == 400
-    assert param.split("[")[0] in answer["error"]["message"]
+    assert response["error"]["param"] == param
+    assert response["error"]["type"] == "BadRequestError"
+    assert response["error"]["code"] == 400
+    assert param.partition("[")[0] in response["error"]["message"]
 
 
 @pytest.mark.parametrize("prompt", [None, [], "", [""], [1, 2], [[1, 2]], {"a": 1}])
-async def test_completions_take_a_str_or_a_list_of_str(client, prompt):
-    status, answer = await post(client, "/v1/completions", {"prompt": prompt})
+async def test_completions_require_str_or_list_of_str(
+    client: aiohttp.ClientSession, prompt: Any
+) -> None:
+    status, response = await post(client, "/v1/completions", {"prompt": prompt})
     assert status == 400
-    assert answer["error"]["param"] == "prompt"
+    assert response["error"]["param"] == "prompt"
 
 
 @pytest.mark.parametrize(
     "body", [b"{", b"\xff\xfe", b"[1]", b"", b"[" * 100_000, '{"a": "é"}'.encode("utf-16")]
 )
-async def test_a_body_that_is_not_a_json_object_is_a_bad_request(client, body):
+async def test_body_without_json_object_is_a_bad_request(
+    client: aiohttp.ClientSession, body: Any
+) -> None:
     async with client.post("/v1/chat/completions", data=body) as response:
         assert response.status == 400
         error = (await response.json())["error"]
@@ -225,14 +241,14 @@ async def test_a_body_that_is_not_a_json_object_is_a_bad_request(client, body):
     assert set(error) == {"message", "type", "param", "code"}
 
 
-async def test_half_a_surrogate_pair_is_echoed_as_it_came(client):
+async def test_lone_surrogate_is_echoed_unchanged(client: aiohttp.ClientSession) -> None:
     body = {"prompt": "\ud800 word", "echo": True, "max_tokens": 2}
-    status, answer = await post(client, "/v1/completions", body)
+    status, response = await post(client, "/v1/completions", body)
     assert status == 200
-    assert answer["choices"][0]["text"].startswith("\ud800 word")
+    assert response["choices"][0]["text"].startswith("\ud800 word")
 
 
-async def test_the_stream_is_server_sent_events(client):
+async def test_stream_consists_of_server_sent_events(client: aiohttp.ClientSession) -> None:
     body = {"messages": MESSAGES, "stream": True, "max_tokens": 3}
     async with client.post("/v1/chat/completions", json=body) as response:
         assert response.content_type == "text/event-stream"
@@ -243,13 +259,63 @@ async def test_the_stream_is_server_sent_events(client):
     assert len({frame["id"] for frame in frames}) == 1
 
 
-async def test_a_client_that_goes_away_takes_its_request_with_it(servers, helpers):
+async def test_disconnect_cancels_the_request(servers: Servers) -> None:
     slow = servers.start("--token-delay-ms", "100")
     async with slow.client() as client:
         for stream in (False, True):
             body = {"messages": MESSAGES, "max_tokens": 500, "ignore_eos": True, "stream": stream}
             request = asyncio.create_task(post(client, "/v1/chat/completions", body))
-            await helpers.until_gauge(client, "requests_running", 1)
+            await until_metric(client, "requests_running", 1)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
-            await helpers.until_gauge(client, "requests_running", 0)
+            await until_metric(client, "requests_running", 0)
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "simulate",
+        "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}},
+    },
+}
+
+
+async def test_tool_is_called_and_its_result_repeated(client: aiohttp.ClientSession) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "simulate 42"}]
+    body = {"messages": messages, "tools": [TOOL]}
+    async with client.post("/v1/chat/completions", json=body) as response:
+        [choice] = (await response.json())["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    [call] = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"n": 42}
+    messages.append(choice["message"])
+    messages.append({"role": "tool", "tool_call_id": call["id"], "content": "it boils"})
+    async with client.post("/v1/chat/completions", json=body) as response:
+        [choice] = (await response.json())["choices"]
+    assert choice["message"]["content"].startswith("The tools returned: it boils.")
+
+
+async def test_streamed_tool_call_is_one_delta(client: aiohttp.ClientSession) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "stream": True,
+    }
+    async with client.post("/v1/chat/completions", json=body) as response:
+        text = await response.text()
+    events = [json.loads(line[6:]) for line in text.split("\n\n") if line[6:7] == "{"]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    called = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
+    assert [[call["function"]["name"] for call in calls] for calls in called] == [["simulate"]]
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_response_is_json_for_the_schema(client: aiohttp.ClientSession) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 5}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "hi"}], "response_format": wanted}
+    async with client.post("/v1/chat/completions", json=body) as response:
+        [choice] = (await response.json())["choices"]
+    assert json.loads(choice["message"]["content"])["n"] >= 5
+    assert choice["finish_reason"] == "stop"

@@ -1,17 +1,19 @@
-import pickle
+"""Sampling parameters: defaults, ranges, and values without an effect."""
+
+from typing import Any
 
 import pytest
 
 from rhapsody.inference.embedded import RequestError, Sampling
 
 
-def test_the_defaults_are_those_of_openai_with_64_tokens_at_most():
+def test_defaults_match_openai() -> None:
     sampling = Sampling.parse({})
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.n) == (1.0, 1.0, 0, 1)
     assert sampling.max_tokens is None
 
 
-def test_none_stands_for_the_default():
+def test_none_means_the_default() -> None:
     names = ["max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs", "logit_bias"]
     assert Sampling.parse(dict.fromkeys(names)) == Sampling()
 
@@ -43,7 +45,7 @@ def test_none_stands_for_the_default():
         ("ignore_eos", 1),
     ],
 )
-def test_a_bad_value_is_refused_with_its_name_and_itself(name, value):
+def test_invalid_value_is_refused_with_name_and_value(name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         Sampling.parse({name: value})
     assert caught.value.param == name
@@ -51,7 +53,7 @@ def test_a_bad_value_is_refused_with_its_name_and_itself(name, value):
     assert repr(value) in str(caught.value)
 
 
-def test_an_unknown_parameter_is_refused_with_the_list_of_known_ones():
+def test_unknown_parameter_is_refused_with_supported_ones() -> None:
     with pytest.raises(RequestError, match=r"'temprature'.*temperature") as caught:
         Sampling.parse({"temprature": 1})
     assert caught.value.param == "temprature"
@@ -71,32 +73,24 @@ def test_an_unknown_parameter_is_refused_with_the_list_of_known_ones():
         ("best_of", 1, 2),
     ],
 )
-def test_what_the_model_cannot_do_is_accepted_only_where_it_changes_nothing(name, neutral, other):
+def test_unsupported_parameter_accepts_only_neutral_values(
+    name: str, neutral: Any, other: Any
+) -> None:
     assert Sampling.parse({name: neutral}) == Sampling()
     with pytest.raises(RequestError, match="not supported by the embedded model") as caught:
         Sampling.parse({name: other})
     assert caught.value.param == name
 
 
-def test_top_k_of_minus_one_keeps_all_and_seed_of_minus_one_is_none():
+def test_minus_one_disables_top_k_and_seed() -> None:
     sampling = Sampling.parse({"top_k": -1, "seed": -1})
     assert (sampling.top_k, sampling.seed) == (0, None)
 
 
-def test_min_tokens_cannot_exceed_max_tokens():
+def test_min_tokens_must_not_exceed_max_tokens() -> None:
     with pytest.raises(RequestError, match="max_tokens=3"):
         Sampling.parse({"min_tokens": 4, "max_tokens": 3})
 
 
-def test_a_single_stop_string_is_a_list_of_one():
+def test_single_stop_string_becomes_a_tuple() -> None:
     assert Sampling.parse({"stop": "."}).stop == (".",)
-
-
-def test_the_error_survives_pickling():
-    error = pickle.loads(pickle.dumps(RequestError("no", "top_p", code=404)))
-    assert (error.message, error.param, error.code, error.kind) == (
-        "no",
-        "top_p",
-        404,
-        "NotFoundError",
-    )

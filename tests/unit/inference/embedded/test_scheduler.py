@@ -1,25 +1,27 @@
+"""The scheduler of the embedded model: turns, limits, cancellation."""
+
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from rhapsody.inference.embedded import NgramModel, RequestError, Sampling
-from rhapsody.inference.embedded.scheduler import Job, Scheduler
+from rhapsody.inference.embedded.scheduler import PromptScheduler, ScheduledPrompt
 
 LONG = Sampling(max_tokens=500, ignore_eos=True, temperature=0)
 SHORT = Sampling(max_tokens=5, ignore_eos=True, temperature=0)
 
 
 class Listener:
-    """Remembers the order in which things came."""
+    """Records ends and deltas in order."""
 
     def __init__(self) -> None:
-        self.ended: list[Job] = []
+        self.ended: list[ScheduledPrompt] = []
         self.deltas: list[tuple[str, str]] = []
         self._wake = asyncio.Event()
 
-    def on_end(self, job: Job) -> None:
-        self.ended.append(job)
+    def on_end(self, scheduled: ScheduledPrompt) -> None:
+        self.ended.append(scheduled)
         self._wake.set()
 
     def on_delta(self, name: str) -> Callable[[int, str], None]:
@@ -35,25 +37,30 @@ class Listener:
             await asyncio.wait_for(self._wake.wait(), 10)
 
 
+def error_of(scheduled: ScheduledPrompt) -> tuple[int, str]:
+    assert scheduled.error is not None
+    return scheduled.error.code, scheduled.error.kind
+
+
 @pytest.fixture
-async def scheduler() -> AsyncIterator[Scheduler]:
-    made = Scheduler(NgramModel(), max_num_seqs=2)
+async def scheduler() -> AsyncIterator[PromptScheduler]:
+    made = PromptScheduler(NgramModel(), max_num_seqs=2)
     running = asyncio.create_task(made.run())
     yield made
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_short_prompt_does_not_wait_for_a_long_one(scheduler):
+async def test_short_prompt_ends_before_long_one(scheduler: PromptScheduler) -> None:
     listener = Listener()
     long = scheduler.submit("Once", LONG, listener.on_end)
     short = scheduler.submit("Twice", SHORT, listener.on_end)
     await listener.until(lambda: len(listener.ended) == 1)
     assert listener.ended == [short]
-    assert long.writers[0].finish_reason is None
+    assert long.generations[0].finish_reason is None
 
 
-async def test_prompts_are_written_a_token_each_in_turn(scheduler):
+async def test_prompts_get_one_token_each_in_turn(scheduler: PromptScheduler) -> None:
     listener = Listener()
     for name in ("a", "b"):
         scheduler.submit("Once", SHORT, listener.on_end, listener.on_delta(name))
@@ -61,70 +68,74 @@ async def test_prompts_are_written_a_token_each_in_turn(scheduler):
     assert [name for name, _ in listener.deltas] == ["a", "b"] * 5
 
 
-async def test_no_more_than_the_limit_run_and_the_others_wait_in_order(scheduler):
+async def test_prompts_beyond_the_limit_wait_in_order(scheduler: PromptScheduler) -> None:
     listener = Listener()
-    jobs = [scheduler.submit("Once", SHORT, listener.on_end) for _ in range(6)]
+    prompts = [scheduler.submit("Once", SHORT, listener.on_end) for _ in range(6)]
     assert (scheduler.running, scheduler.waiting) == (0, 6)
     await listener.until(lambda: bool(listener.ended))
     assert scheduler.running <= 2
     await listener.until(lambda: len(listener.ended) == 6)
-    assert listener.ended == jobs
+    assert listener.ended == prompts
     assert (scheduler.running, scheduler.waiting) == (0, 0)
 
 
-async def test_a_waiting_and_a_running_prompt_can_be_cancelled_once(scheduler):
+async def test_cancel_ends_waiting_and_running_prompts_once(scheduler: PromptScheduler) -> None:
     listener = Listener()
-    jobs = [
+    prompts = [
         scheduler.submit("Once", LONG, listener.on_end, listener.on_delta("x")) for _ in range(3)
     ]
     await listener.until(lambda: bool(listener.deltas))
-    assert [scheduler.cancel(job) for job in jobs] == [True, True, True]
-    assert [scheduler.cancel(job) for job in jobs] == [False, False, False]
-    assert listener.ended == jobs
-    assert {(job.error.code, job.error.kind) for job in jobs} == {(499, "Cancelled")}
+    assert [scheduler.cancel(scheduled) for scheduled in prompts] == [True, True, True]
+    assert [scheduler.cancel(scheduled) for scheduled in prompts] == [False, False, False]
+    assert listener.ended == prompts
+    assert {error_of(scheduled) for scheduled in prompts} == {(499, "Cancelled")}
 
 
-async def test_the_loop_runs_between_the_tokens_of_one_answer(scheduler):
+async def test_loop_runs_between_tokens(scheduler: PromptScheduler) -> None:
     listener = Listener()
-    job = scheduler.submit("Once", LONG, listener.on_end)
+    scheduled = scheduler.submit("Once", LONG, listener.on_end)
     turns = 0
     while not listener.ended:
         await asyncio.sleep(0)
         turns += 1
-    assert turns >= job.usage["completion_tokens"] == 500
+    assert turns >= scheduled.usage["completion_tokens"] == 500
 
 
-async def test_a_failure_of_the_model_fails_one_prompt_alone(scheduler, caplog):
+async def test_model_failure_fails_only_its_prompt(
+    scheduler: PromptScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     listener = Listener()
     bad = scheduler.submit("Once", SHORT, listener.on_end)
     good = scheduler.submit("Once", SHORT, listener.on_end)
-    bad.writers[0]._sampling = None  # what a bug of the writer would look like
+    bad.generations[0]._sampling = None  # type: ignore[attr-defined]  # as a bug would
     await listener.until(lambda: len(listener.ended) == 2)
-    assert (bad.error.code, bad.error.kind) == (500, "InternalServerError")
+    assert error_of(bad) == (500, "InternalServerError")
     assert good.error is None
     assert "failed on a prompt" in caplog.text
 
 
-async def test_a_refused_prompt_is_never_queued(scheduler):
+async def test_refused_prompt_is_not_queued(scheduler: PromptScheduler) -> None:
     with pytest.raises(RequestError):
         scheduler.submit("", SHORT, Listener().on_end)
     assert scheduler.waiting == 0
 
 
-async def test_tokens_are_counted(scheduler):
+async def test_tokens_are_counted(scheduler: PromptScheduler) -> None:
     listener = Listener()
-    job = scheduler.submit(
+    scheduled = scheduler.submit(
         "Once upon", Sampling(max_tokens=7, ignore_eos=True, n=3), listener.on_end
     )
     await listener.until(lambda: bool(listener.ended))
-    assert job.usage == {"prompt_tokens": 2, "completion_tokens": 21, "total_tokens": 23}
+    assert scheduled.usage == {"prompt_tokens": 2, "completion_tokens": 21, "total_tokens": 23}
     assert (scheduler.prompt_tokens, scheduler.generation_tokens) == (2, 21)
 
 
 @pytest.mark.parametrize(("seed", "repeats"), [(5, True), (None, False)])
-async def test_a_server_s_seed_makes_requests_without_one_repeatable(seed, repeats):
-    async def answers() -> list[str]:
-        made = Scheduler(NgramModel(), seed=seed)
+async def test_server_seed_makes_unseeded_requests_repeatable(
+    seed: int | None, repeats: bool
+) -> None:
+    async def texts() -> list[str]:
+        made = PromptScheduler(NgramModel(), seed=seed)
         running = asyncio.create_task(made.run())
         listener = Listener()
         for _ in range(8):
@@ -132,8 +143,8 @@ async def test_a_server_s_seed_makes_requests_without_one_repeatable(seed, repea
         await listener.until(lambda: len(listener.ended) == 8)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return sorted(job.texts[0] for job in listener.ended)
+        return sorted(scheduled.texts[0] for scheduled in listener.ended)
 
-    first, second = await answers(), await answers()
+    first, second = await texts(), await texts()
     assert (first == second) is repeats
     assert len(set(first)) > 1

@@ -1,3 +1,5 @@
+"""Tokens: any text splits and joins; question and topic of a prompt."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,40 +15,41 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 
 @given(ANY_TEXT)
-def test_the_tokens_of_any_text_joined_are_the_text(text):
+def test_tokens_join_to_the_text(text: str) -> None:
     assert "".join(tokenize(text)) == text
 
 
 @given(ANY_TEXT)
-def test_no_token_is_longer_than_a_bound(text):
+def test_token_length_is_bounded(text: str) -> None:
     assert all(0 < len(token) <= 48 for token in tokenize(text * 20))
 
 
-def test_words_numbers_and_marks_are_tokens():
+def test_words_numbers_and_marks_are_tokens() -> None:
     assert tokenize("It's 3.25 nm, not 4.") == ["It's", " 3.25", " nm", ",", " not", " 4", "."]
 
 
-def test_a_mark_of_the_chat_template_is_one_token():
+def test_template_mark_is_one_token() -> None:
     assert tokenize("<|user|>\nhi<|end|>") == ["<|user|>", "\n", "hi", "<|end|>"]
 
 
-def test_sentences_end_with_their_mark_and_line_breaks_do_not_matter():
+def test_sentences_end_with_their_mark_across_lines() -> None:
     assert sentences_of("One\ntwo. Three") == [[" One", " two", "."], [" Three", "."]]
 
 
-def test_the_last_user_message_is_the_question():
+def test_last_user_message_is_the_question() -> None:
     messages = [
         {"role": "user", "content": "first"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "second"},
     ]
     question = last_question(tokenize(render_chat(messages)))
+    assert question is not None
     assert "".join(question).strip() == "second"
 
 
-def test_a_text_to_continue_has_no_question():
+def test_plain_text_has_no_question() -> None:
     assert last_question(tokenize("Once upon a time")) is None
 
 
-def test_the_topic_is_made_of_the_last_telling_words():
+def test_topic_consists_of_uncommon_words() -> None:
     assert topic_of(tokenize("What is the capital of France?")) == ["capital", "France"]

@@ -1,4 +1,4 @@
-"""Configuration files for vLLM: flat keys, Dragon's sections, who wins, what is refused."""
+"""Configuration files for vLLM: flat keys, Dragon's sections, overrides, refusals."""
 
 import logging
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import yaml
 
-from rhapsody.api.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.vllm.options import options_from
 
 KNOWN = frozenset(
     {"dtype", "hf-token", "max-model-len", "max-num-seqs", "model", "tensor-parallel-size", "uds"}
 )
-CONFIG = InferenceConfig(model_name="ours", tp_size=1, num_nodes=1)
+PARAMETERS = vars(InferenceConfig(model_name="ours", tp_size=1, num_nodes=1))
 
 
 def read(text: str) -> dict[str, Any]:
-    return options_from("config_file 'c.yaml'", yaml.safe_load(text), CONFIG, KNOWN)
+    return options_from("config_file 'c.yaml'", yaml.safe_load(text), PARAMETERS, KNOWN)
 
 
 def refusal(text: str) -> str:
@@ -27,47 +27,47 @@ def refusal(text: str) -> str:
     return str(refused.value)
 
 
-def test_keys_of_vllm_are_passed_on() -> None:
+def test_known_keys_are_passed_on() -> None:
     assert read("dtype: bfloat16\nmax_model_len: 4096") == {
         "dtype": "bfloat16",
         "max-model-len": 4096,
     }
 
 
-def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
+def test_unknown_key_suggests_the_nearest_known_one() -> None:
     assert refusal("max-num-seq: 4") == (
         "config_file 'c.yaml': unknown key 'max-num-seq'; did you mean 'max-num-seqs'?"
     )
 
 
-def test_where_the_keys_are_not_known_vllm_is_to_say() -> None:
-    assert options_from("c", {"anything": 1}, CONFIG, frozenset()) == {"anything": 1}
+def test_any_key_is_accepted_if_known_keys_are_missing() -> None:
+    assert options_from("c", {"anything": 1}, PARAMETERS, frozenset()) == {"anything": 1}
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("uds: /tmp/x", "replicas listen where the launcher says"),
+        ("uds: /tmp/x", "the launcher chooses the sockets of replicas"),
         ("api-key: secret-value", "use the backend's api_key="),
-        ("middleware: [a.b]", "the batch route is one already"),
+        ("middleware: [a.b]", "the batch route must be the outermost middleware"),
         ("ssl-keyfile: k.pem", "replicas are private"),
-        ("data_parallel_size: 2", "replicas are what runs in parallel"),
+        ("data_parallel_size: 2", "raise num_gpus or num_nodes"),
         ("pipeline-parallel-size: 2", "a replica spans the tp_size GPUs of one node"),
     ],
 )
-def test_what_would_change_how_replicas_are_reached_is_refused(line: str, says: str) -> None:
+def test_key_affecting_access_to_replicas_is_refused(line: str, says: str) -> None:
     message = refusal(line)
     assert says in message
     assert "secret-value" not in message
 
 
-def test_the_constructor_wins_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_constructor_overrides_the_file_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         options = read("model: theirs\ntensor-parallel-size: 4\nport: 8000\ndtype: auto")
     assert options == {"dtype": "auto"}
-    assert "model='theirs' is left out, the backend's model_name='ours' wins" in caplog.text
-    assert "tensor-parallel-size=4 is left out" in caplog.text
-    assert "port" not in caplog.text  # the same on both sides
+    assert "model='theirs' is ignored, the backend's model_name='ours' overrides it" in caplog.text
+    assert "tensor-parallel-size=4 is ignored" in caplog.text
+    assert "port" not in caplog.text  # equal in both
 
 
 SECTIONS = """
@@ -80,7 +80,7 @@ guardrails: {toggle_on: false}
 """
 
 
-def test_dragons_layout_is_read(caplog: pytest.LogCaptureFixture) -> None:
+def test_sections_of_dragon_are_translated(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         options = read(SECTIONS)
     assert options == {
@@ -89,9 +89,9 @@ def test_dragons_layout_is_read(caplog: pytest.LogCaptureFixture) -> None:
         "max-model-len": 2048,
         "override-generation-config": {"max_new_tokens": 100, "top_p": 0.9},
     }
-    assert "required.model_name='theirs' is left out" in caplog.text
-    assert "input_batching.max_batch_limit=8 is left out" in caplog.text
-    assert "not used here" in caplog.text
+    assert "required.model_name='theirs' is ignored" in caplog.text
+    assert "input_batching.max_batch_limit=8 is ignored" in caplog.text
+    assert "these keys have no effect" in caplog.text
     assert "llm.padding_side" in caplog.text
     assert "num_nodes" not in caplog.text
     assert "hf_secret" not in caplog.text
@@ -104,5 +104,5 @@ def test_dragons_layout_is_read(caplog: pytest.LogCaptureFixture) -> None:
         ("llm: {max_token: 5}", "unknown key 'max_token' in section 'llm'; did you mean"),
     ],
 )
-def test_a_slip_in_dragons_layout_is_named(text: str, says: str) -> None:
+def test_unknown_section_or_key_suggests_the_nearest_one(text: str, says: str) -> None:
     assert says in refusal(text)

@@ -1,14 +1,16 @@
-"""What is read from vLLM's sources without importing it."""
+"""What depends on vLLM's version: options from its sources, plugins, statuses of errors."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rhapsody.inference.vllm.versions import (
     Arguments,
+    ai_kinds,
     arguments_known,
     error_status,
-    plugins_but,
+    plugins_except,
     server_root,
 )
 
@@ -24,24 +26,39 @@ class FrontendArgs:
 """
 
 
-def test_options_are_read_from_the_sources(tmp_path: Path) -> None:
-    for name, text in (
-        ("engine/arg_utils.py", ARG_UTILS),
-        ("entrypoints/openai/cli_args.py", CLI_ARGS),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+def write_sources(root: Path, **texts: str) -> None:
+    """Write source files, given their texts by their paths without ".py"."""
+    for name, text in texts.items():
+        path = root / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("folder", ["openai", "launchers", "common"])
+def test_options_are_read_from_the_sources(tmp_path: Path, folder: str) -> None:
+    cli_args = {f"entrypoints/{folder}/cli_args": CLI_ARGS}
+    write_sources(tmp_path, **{"engine/arg_utils": ARG_UTILS}, **cli_args)
     known = arguments_known(tmp_path)
     assert known.names == {"max-model-len", "headless", "host", "chat-template"}
     assert known.switches == {"headless"}
 
 
-def test_sources_that_lie_elsewhere_tell_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sources",
+    [{"engine/arg_utils": ARG_UTILS}, {"entrypoints/common/cli_args": CLI_ARGS}],
+    ids=["without frontend", "without engine"],
+)
+def test_missing_source_leaves_all_names_to_vllm(tmp_path: Path, sources: dict[str, str]) -> None:
+    write_sources(tmp_path, **sources)
+    assert arguments_known(tmp_path).names == frozenset()
+
+
+def test_unknown_layout_of_sources_gives_no_options(tmp_path: Path) -> None:
     assert arguments_known(tmp_path) == Arguments()
 
 
 @pytest.mark.vllm
-def test_the_installed_version_tells_its_options() -> None:
+def test_installed_version_has_the_options_in_use() -> None:
     root = server_root()
     assert root is not None
     known = arguments_known(root)
@@ -54,13 +71,13 @@ def test_the_installed_version_tells_its_options() -> None:
 
 
 @pytest.mark.dragon
-def test_plugins_of_a_package_are_left_out() -> None:
-    assert "dragon_engine" in plugins_but("nobody").split(",")
-    assert "dragon" not in plugins_but("dragon")
+def test_plugins_of_a_package_are_excluded() -> None:
+    assert "dragon_engine" in plugins_except("nobody").split(",")
+    assert "dragon" not in plugins_except("dragon")
 
 
 class VLLMClientError(Exception):
-    """As vLLM 0.28 and later have it."""
+    """A class of vLLM 0.28 and later."""
 
 
 class Busy(Exception):
@@ -77,5 +94,28 @@ class Busy(Exception):
         (RuntimeError(), 500),
     ],
 )
-def test_an_error_has_the_status_that_fits(error: Exception, status: int) -> None:
+def test_error_class_gives_the_status(error: Exception, status: int) -> None:
     assert error_status(error)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("tasks", "labels", "kinds"),
+    [
+        (["generate", "render"], 2, ["generate"]),
+        (["embed", "token_embed"], 2, ["embed", "score"]),
+        (["classify"], 3, ["classify"]),
+        (["classify"], 1, ["score"]),
+        (["score", "encode"], 1, ["score"]),
+        (["generate", "embed"], 2, ["embed", "generate", "score"]),
+    ],
+)
+async def test_kinds_of_ai_tasks_follow_from_the_tasks_of_the_server(
+    tasks: list[str], labels: int, kinds: list[str]
+) -> None:
+    class Engine:
+        model_config = SimpleNamespace(hf_config=SimpleNamespace(num_labels=labels))
+
+        async def get_supported_tasks(self) -> list[str]:
+            return tasks
+
+    assert await ai_kinds(Engine()) == (kinds, "embed" in tasks)

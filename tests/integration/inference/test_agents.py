@@ -1,0 +1,91 @@
+"""AI tasks with tools, on the embedded model and through an endpoint."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow_ext import WorkflowEngine
+from rhapsody import AITask
+from rhapsody.backends import ConcurrentExecutionBackend, EndpointInferenceBackend
+from tests.support.engines import ENGINES, make_engine
+
+pytestmark = pytest.mark.asyncflow
+
+QUESTION = "Please simulate 'ether' at 400 kelvin, shout 'hello' and lookup 'gold'"
+
+
+def lookup(what: str) -> str:
+    """Look something up."""
+    return f"{what} is known"
+
+
+@contextlib.asynccontextmanager
+async def agent_of(flow: Any, calls: list[int] | None = None, **options: Any) -> AsyncIterator[Any]:
+    """Define the tools and the agent on an engine."""
+
+    @flow.function_task
+    async def simulate(kelvin: int, substance: str = "water") -> dict[str, Any]:
+        """Simulate a substance."""
+        if calls is not None:
+            calls.append(kelvin)
+        return {"substance": substance, "boils": kelvin > 373}
+
+    @flow.executable_task
+    async def shout(text: str) -> str:
+        return f"echo '{text}'"
+
+    @flow.ai_task(tools=[simulate, shout, lookup], **options)
+    async def agent(question: Any) -> Any:
+        return question
+
+    yield agent
+    await flow.shutdown()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_tools_run_as_tasks(start: Any, tmp_path: Path, kind: str) -> None:
+    backends = [ConcurrentExecutionBackend(), await start()]
+    flow = await make_engine(kind, backends, work_dir=str(tmp_path))
+    async with agent_of(flow) as agent:
+        task = AITask(QUESTION)
+        answer = await agent(task)
+    results = [message["content"] for message in task.messages if message["role"] == "tool"]
+    assert results == ['{"substance":"ether","boils":true}', "hello\n", "gold is known"]
+    assert answer.startswith("The tools returned: " + results[0])
+    assert answer == task.response == task.messages[-1]["content"]
+
+
+async def test_agent_works_through_an_endpoint(start: Any, tmp_path: Path) -> None:
+    server = await start(use_service=True)
+    endpoint = EndpointInferenceBackend(f"{server.get_endpoint()}/v1")
+    backends = [ConcurrentExecutionBackend("thread"), endpoint]
+    async with (
+        WorkflowEngine.create(backend=backends, work_dir=str(tmp_path)) as flow,
+        agent_of(flow) as agent,
+    ):
+        future = agent(QUESTION)
+        assert "gold is known" in await future
+        assert len(future.task["messages"]) == 6
+
+
+async def test_turns_and_tools_are_recalled_from_the_journal(start: Any, tmp_path: Path) -> None:
+    calls: list[int] = []
+    answers = []
+    model = await start()
+    for _ in range(2):
+        backends = [ConcurrentExecutionBackend("thread"), model]
+        async with (
+            WorkflowEngine.create(backend=backends, journal=tmp_path / "journal") as flow,
+            agent_of(flow, None, seed=1) as agent,
+        ):
+            future = agent(QUESTION)
+            answers.append(await future)
+            calls.append(len(future.task["messages"]))
+        sent = model.get_statistics().get("batched_prompts", 0)
+        model = await start()
+    assert answers[0] == answers[1]
+    assert sent == 0
+    assert calls == [6, 6]

@@ -1,0 +1,198 @@
+"""Blocking use of a session: `with Session(...)` and `session.run(tasks)`."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rhapsody import AITask, ComputeTask, Session
+from rhapsody.api import SessionError, TaskCancelledError, TaskValidationError
+from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
+from tests.support.held import HeldBackend
+from tests.support.sessions import boom
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session([ConcurrentExecutionBackend(), NoopExecutionBackend("ai")]) as session:
+        yield session
+
+
+def test_run_returns_tasks_in_order_with_results(session: Session) -> None:
+    tasks = [ComputeTask(function=pow, args=(i, 2)) for i in range(10)]
+    assert session.run(tasks) == tasks
+    assert [task.return_value for task in tasks] == [i * i for i in range(10)]
+
+
+def test_run_accepts_prompts_executables_and_functions(session: Session) -> None:
+    tasks = [AITask("hi", backend="ai"), ComputeTask("echo", arguments=["a"]), {"function": dict}]
+    session.run(tasks)
+    assert [task["state"] for task in tasks] == ["DONE"] * 3
+
+
+def test_run_raises_first_failure_after_all_tasks_have_ended(session: Session) -> None:
+    tasks = [ComputeTask(function=boom), ComputeTask("false"), ComputeTask(function=os.getpid)]
+    with pytest.raises(ValueError, match="intended"):
+        session.run(tasks)
+    assert [task.state for task in tasks] == ["FAILED", "FAILED", "DONE"]
+
+
+def test_run_returns_failed_tasks_on_request(session: Session) -> None:
+    (task,) = session.run([ComputeTask(function=boom)], return_exceptions=True)
+    assert (task["state"], str(task["exception"])) == ("FAILED", "intended")
+
+
+def test_run_refuses_other_objects_than_tasks(session: Session) -> None:
+    with pytest.raises(TaskValidationError, match="must be a ComputeTask, an AITask or a dict"):
+        session.run([3])  # type: ignore[list-item]
+
+
+def test_run_refuses_unknown_backend(session: Session) -> None:
+    with pytest.raises(TaskValidationError, match="no backend 'gpu'"):
+        session.run([ComputeTask(function=boom, backend="gpu")])
+
+
+def test_run_can_be_repeated(session: Session) -> None:
+    for _ in range(3):
+        (task,) = session.run([ComputeTask(function=os.getpid)])
+        assert task["return_value"] == os.getpid()
+
+
+async def test_run_works_on_thread_with_running_loop(session: Session) -> None:
+    (task,) = session.run([ComputeTask(function=pow, args=(3, 2))])
+    assert task["return_value"] == 9
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_run_inside_tasks_of_a_full_pool_does_not_deadlock(kind: str) -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def depth_below(levels: int) -> int:
+            if not levels:
+                return 0
+            (task,) = session.run([ComputeTask(function=nested, args=[levels - 1])])
+            return int(task["return_value"]) + 1
+
+        async def depth_below_async(levels: int) -> int:
+            return depth_below(levels)
+
+        nested = depth_below if kind == "sync" else depth_below_async
+        tasks = session.run([ComputeTask(function=nested, args=[50]) for _ in range(4)], timeout=60)
+    assert [task["return_value"] for task in tasks] == [50] * 4
+
+
+def test_run_inside_task_uses_only_threads_of_the_pool() -> None:
+    def thread_name() -> str:
+        return threading.current_thread().name
+
+    with ThreadPoolExecutor(1, "serial") as executor:
+        wide = ConcurrentExecutionBackend(name="wide", max_workers=2)
+        serial = ConcurrentExecutionBackend(executor, name="serial")
+        with Session([wide, serial]) as session:
+
+            def names() -> set[str]:
+                inner = [ComputeTask(function=thread_name, backend="serial") for _ in range(20)]
+                return {task["return_value"] for task in session.run(inner)}
+
+            outer = [ComputeTask(function=names, backend="wide") for _ in range(2)]
+            found = [task["return_value"] for task in session.run(outer, timeout=60)]
+    assert found == [{"serial_0"}, {"serial_0"}]
+
+
+def test_run_inside_task_of_full_pool_keeps_its_timeout() -> None:
+    release = threading.Event()
+    with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+
+        def wait_for_inner() -> str:
+            try:
+                session.run(ComputeTask(function=release.wait), timeout=0.05)
+            except asyncio.TimeoutError as error:  # `TimeoutError` since Python 3.11
+                return type(error).__name__
+            return "no timeout"
+
+        (task,) = session.run(ComputeTask(function=wait_for_inner), timeout=60)
+        release.set()
+    assert task["return_value"] == "TimeoutError"
+
+
+async def test_with_statement_works_on_thread_with_running_loop() -> None:
+    with Session([NoopExecutionBackend()]) as session:
+        session.run([ComputeTask(function=boom)])
+    assert session.closed
+
+
+async def test_submit_tasks_on_own_loop_works_after_run(session: Session) -> None:
+    session.run([ComputeTask(function=os.getpid)])
+    task = ComputeTask(function=os.getpid)
+    await session.submit_tasks([task])
+    assert (await task).return_value == os.getpid()
+
+
+async def test_exit_cancels_tasks_submitted_on_callers_loop() -> None:
+    asyncio.get_running_loop().set_debug(True)  # raises on calls from other threads
+    with Session([HeldBackend()]) as session:
+        task = ComputeTask(function=os.getpid)
+        await session.submit_tasks([task])
+    assert task.state == "CANCELED"
+    with pytest.raises(TaskCancelledError):
+        await task
+
+
+def test_concurrent_runs_in_threads(session: Session) -> None:
+    tasks = [ComputeTask(function=pow, args=(i, 2)) for i in range(8)]
+    threads = [threading.Thread(target=session.run, args=([task],)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [task.return_value for task in tasks] == [i * i for i in range(8)]
+
+
+def test_timeout_of_run_leaves_tasks_running() -> None:
+    held = HeldBackend()
+    with Session([held]) as session:
+        task = ComputeTask(function=boom)
+        with pytest.raises(asyncio.TimeoutError, match="0 of 1 tasks ended"):
+            session.run([task], timeout=0.01)
+        assert not task.done
+        held.release()
+        session.run([ComputeTask(function=boom)])
+
+
+def test_ctrl_c_interrupts_run_and_exit_cancels_tasks() -> None:
+    held = HeldBackend()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = [
+        ComputeTask(function=boom, uid="long", backend="held"),
+        ComputeTask(function=interrupt, backend="concurrent"),
+    ]
+    with pytest.raises(KeyboardInterrupt), Session([held, ConcurrentExecutionBackend()]) as session:
+        session.run(tasks)
+    assert session.closed
+    assert held.cancelled == ["long"]
+    assert tasks[0].state == "CANCELED"
+
+
+def test_error_in_with_body_closes_session() -> None:
+    with pytest.raises(ZeroDivisionError), Session([NoopExecutionBackend()]) as session:
+        _ = 1 / 0
+    with pytest.raises(SessionError, match="is closed"):
+        session.run([ComputeTask(function=boom)])
+
+
+def test_run_works_with_backend_started_on_another_loop() -> None:
+    backend = asyncio.run(_started())
+    with Session([backend]) as session:
+        (task,) = session.run([ComputeTask(function=os.getpid)])
+        assert task["state"] == "DONE"
+
+
+async def _started() -> ConcurrentExecutionBackend:
+    return await ConcurrentExecutionBackend()

@@ -1,0 +1,202 @@
+"""The turns of an agent, with a scripted model."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from asyncflow_ext.agents.agent import Agent
+from rhapsody.errors import (
+    ConfigurationError,
+    PromptError,
+    TaskTimeoutError,
+    TaskValidationError,
+)
+
+FIELDS = {"uid": "ask", "prompt": "hi", "system_prompt": "Be brief.", "temperature": 0}
+
+
+class Model:
+    """Responds with calls of tools, one list for each turn, and then with a text."""
+
+    def __init__(self, *turns: list[tuple[str, dict[str, Any]]]) -> None:
+        self._turns = list(turns)
+        self.asked: list[dict[str, Any]] = []
+
+    async def __call__(self, fields: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(fields)
+        message: dict[str, Any] = {"role": "assistant", "content": "done", "refusal": None}
+        if self._turns:
+            functions = [
+                {"name": name, "arguments": json.dumps(given)} for name, given in self._turns.pop(0)
+            ]
+            calls = [{"id": f["name"], "type": "function", "function": f} for f in functions]
+            message = {"role": "assistant", "content": None, "tool_calls": calls}
+        usage = {"prompt_tokens": 2, "total_tokens": 2}
+        return {"response": message["content"], "usage": usage, "message": message}
+
+
+async def run(agent: Agent, model: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
+    messages: list[dict[str, Any]] = []
+    return await agent.run({**FIELDS, **fields}, model, messages), messages
+
+
+async def double(n: int) -> int:
+    return 2 * n
+
+
+async def failing() -> None:
+    raise OSError("disk")
+
+
+async def test_calls_above_the_limit_of_a_turn_are_not_made() -> None:
+    made: list[int] = []
+
+    async def note(n: int) -> int:
+        made.append(n)
+        return n
+
+    _, messages = await run(Agent([note]), Model([("note", {"n": n}) for n in range(70)]))
+    assert made == list(range(64))
+    results = [message["content"] for message in messages if message["role"] == "tool"]
+    assert len(results) == 70
+    assert set(results[64:]) == {"This call was not made: 64 calls in one turn at most."}
+
+
+async def test_results_go_back_until_the_model_answers() -> None:
+    model = Model([("double", {"n": 2}), ("double", {"n": 3})], [("double", {"n": 4})])
+    result, messages = await run(Agent([double]), model)
+    assert result == {"response": "done", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
+    assert [message["role"] for message in messages] == [
+        *("system", "user"),
+        *("assistant", "tool", "tool"),
+        *("assistant", "tool", "assistant"),
+    ]
+    assert [m["content"] for m in messages if m["role"] == "tool"] == ["4", "6", "8"]
+    assert model.asked[0]["prompt"] == messages[:2]
+    assert model.asked[1]["prompt"] == messages[:5]
+    assert model.asked[0]["system_prompt"] is None
+    assert model.asked[0]["temperature"] == 0
+    assert [tool["function"]["name"] for tool in model.asked[0]["tools"]] == ["double"]
+    assert "refusal" not in messages[-1]
+
+
+async def test_calls_of_one_turn_run_at_the_same_time() -> None:
+    both = asyncio.Barrier(2) if hasattr(asyncio, "Barrier") else None
+    if both is None:
+        pytest.skip("Python 3.11 and later")
+
+    async def meet() -> str:
+        await both.wait()
+        return "met"
+
+    _, messages = await run(Agent([meet]), Model([("meet", {}), ("meet", {})]))
+    assert [m["content"] for m in messages if m["role"] == "tool"] == ["met", "met"]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (("failing", {}), "The tool 'failing' failed: OSError: disk"),
+        (("double", {"n": "x"}), "The tool 'double' failed: ValueError: n: Input should be"),
+        (("none", {}), "The tool 'none' failed: ValueError: there is no such tool; there are: "),
+    ],
+)
+async def test_error_of_a_tool_is_told(call: tuple[str, dict[str, Any]], told: str) -> None:
+    result, messages = await run(Agent([double, failing]), Model([call]))
+    assert messages[3]["content"].startswith(told)
+    assert result["response"] == "done"
+
+
+async def test_error_of_a_tool_can_fail_the_task_and_cancels_the_others() -> None:
+    cancelled = asyncio.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    agent = Agent([failing, endless], on_tool_error="fail")
+    with pytest.raises(OSError, match="disk"):
+        await run(agent, Model([("endless", {}), ("failing", {})]))
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    ["text", {"a": 1}, [None], [{}], [{"function": None}], [{"function": {"name": ["x"]}}]],
+)
+async def test_broken_call_fails_the_task(calls: Any) -> None:
+    async def respond(_: Any) -> dict[str, Any]:
+        return {"usage": {}, "message": {"role": "assistant", "tool_calls": calls}}
+
+    with pytest.raises(PromptError, match="tool calls that are not as in OpenAI's API") as failed:
+        await run(Agent([double]), respond)
+    assert failed.value.code == 502
+
+
+async def test_too_many_rounds_fail() -> None:
+    with pytest.raises(PromptError, match="in all 2 rounds") as failed:
+        await run(Agent([double], max_rounds=2), Model(*[[("double", {"n": 1})]] * 3))
+    assert failed.value.param == "max_rounds"
+
+
+async def test_calls_whose_results_the_model_would_not_see_are_not_made() -> None:
+    made: list[int] = []
+
+    async def pay(n: int) -> None:
+        made.append(n)
+
+    with pytest.raises(PromptError, match="in all 2 rounds"):
+        await run(Agent([pay], max_rounds=2), Model([("pay", {"n": 1})], [("pay", {"n": 2})]))
+    assert made == [1]
+
+
+async def test_timeout_holds_for_the_conversation() -> None:
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(TaskTimeoutError, match=r"0\.05 s"):
+        await run(Agent([endless]), Model([("endless", {})]), timeout=0.05)
+
+
+async def test_timeout_of_a_tool_is_not_one_of_the_task() -> None:
+    async def connect() -> None:
+        raise asyncio.TimeoutError("no connection")
+
+    agent = Agent([connect], on_tool_error="fail")
+    with pytest.raises(asyncio.TimeoutError, match="no connection"):
+        await run(agent, Model([("connect", {})]), timeout=60)
+
+
+async def test_chat_is_the_beginning_of_the_conversation() -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    _, messages = await run(Agent([double]), Model(), prompt=chat, system_prompt=None)
+    assert messages[0] == chat[0]
+    assert len(chat) == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt": ["a", "b"]}, {"n": 2}, {"on_text": print}, {"kind": "embed"}]
+)
+async def test_prompt_that_cannot_have_tools_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(TaskValidationError, match="a task with 'tools' must have"):
+        await run(Agent([double]), Model(), **fields)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": []},
+        {"tools": double},
+        {"tools": [double, double]},
+        {"tools": [double], "max_rounds": 0},
+        {"tools": [double], "max_rounds": True},
+        {"tools": [double], "on_tool_error": "ignore"},
+    ],
+)
+def test_invalid_option_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Agent(**options)

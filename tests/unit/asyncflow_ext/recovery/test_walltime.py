@@ -1,0 +1,160 @@
+"""The end of a run before its walltime: what may finish, and what is not started."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rhapsody
+import rhapsody.walltime.guard
+from asyncflow_ext import WorkflowEngine
+from rhapsody.api import WalltimeReached
+from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.walltime import END_VARIABLE
+from tests.support.engines import make_task
+from tests.support.scripted import ScriptedBackend
+
+pytestmark = pytest.mark.asyncflow
+
+LONG = 1000.0
+
+
+def guard_of(flow: WorkflowEngine) -> Any:
+    return flow._machine.walltime
+
+
+async def test_running_task_finishes_and_the_others_are_not_started() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+        task = make_task(flow)
+        running = task()
+        await asyncio.wait([running], timeout=0.01)
+        following = task(running)
+        guard_of(flow).begin("of a test")
+        late = task()
+        backend.done(backend.batches[0][0], "finished")
+        assert await running == "finished"
+        for future in (following, late):
+            with pytest.raises(WalltimeReached, match="because of a test; start the program again"):
+                await future
+        assert following.state == "CANCELLED"
+        assert len(backend.batches) == 1
+        await flow.shutdown()
+        with pytest.raises(WalltimeReached):
+            task()
+
+
+async def test_run_ends_when_the_margin_is_over() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend, walltime=0.2, walltime_margin=0.1) as flow:
+        with pytest.raises(WalltimeReached, match="the walltime is nearly over"):
+            await make_task(flow)()
+
+
+async def test_task_that_its_backend_has_not_started_is_taken_back() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    backend.reports_running = True
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+        started, waiting = (make_task(flow)() for _ in range(2))
+        await asyncio.wait([started], timeout=0.01)
+        backend._callback_func(backend.batches[0][0], "RUNNING")
+        guard_of(flow).begin("of a test")
+        await asyncio.sleep(0)
+        backend._callback_func(backend.batches[0][1], "CANCELED")
+        assert backend.cancelled == [waiting.uid]
+        backend.done(backend.batches[0][0], "finished")
+        assert await started == "finished"
+        with pytest.raises(WalltimeReached):
+            await waiting
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a run soon after nothing that may start is left."""
+    monkeypatch.setattr(rhapsody.walltime.guard, "SETTLE_SECONDS", 0.01)
+
+
+async def test_dependents_of_the_last_task_start_although_another_task_is_held(
+    quick: None,
+) -> None:
+    def end_soon(task: Any) -> None:
+        asyncio.get_running_loop().call_soon(backend.done, task, "fine")
+
+    backend = ScriptedBackend(on_task=end_soon)
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+        short = make_task(flow)
+        long = make_task(flow, expected=2 * LONG)()
+
+        @flow.block
+        async def block() -> Any:
+            return await short(await short())
+
+        assert [await short(short()), await block()] == ["fine", "fine"]
+        with pytest.raises(WalltimeReached):
+            await long
+
+
+async def test_task_that_cannot_end_in_time_is_not_started(quick: None) -> None:
+    backend = ScriptedBackend()
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+        short, long = make_task(flow, expected=1.0)(), make_task(flow, expected=2 * LONG)()
+        with pytest.raises(WalltimeReached, match="what is left cannot end before the walltime"):
+            await long
+        assert await short is None
+        assert len(backend.batches) == 1
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])
+async def test_signal_begins_the_end(sig: signal.Signals) -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+        running = make_task(flow)()
+        await asyncio.wait([running], timeout=0.01)
+        following = make_task(flow)(running)
+        os.kill(os.getpid(), sig)
+        await asyncio.sleep(0.01)
+        backend.done(backend.batches[0][0], "finished")
+        assert await running == "finished"
+        with pytest.raises(WalltimeReached, match=f"because of the signal {sig.name}"):
+            await following
+
+
+async def test_tasks_learn_the_remaining_walltime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(END_VARIABLE, raising=False)
+    backend = ConcurrentExecutionBackend()
+    async with WorkflowEngine.create(backend=backend, walltime=LONG) as flow:
+
+        @flow.function_task
+        async def ask() -> Any:
+            return rhapsody.remaining_walltime()
+
+        @flow.executable_task
+        async def show() -> str:
+            return f"sh -c 'echo ${END_VARIABLE}'"
+
+        assert LONG - 60 < await ask() <= LONG
+        assert float(await show()) > 0
+    assert END_VARIABLE not in os.environ
+
+
+async def test_engine_without_walltime_and_journal_has_no_guard() -> None:
+    async with WorkflowEngine.create(backend=ScriptedBackend()) as flow:
+        assert guard_of(flow) is None
+
+
+async def test_full_disk_ends_the_run_if_the_journal_is_required(tmp_path: Path) -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(
+        backend=backend, journal=tmp_path / "run.journal", journal_required=True
+    ) as flow:
+        waiting = make_task(flow)()
+        await asyncio.wait([waiting], timeout=0.01)
+        assert flow.journal is not None
+        assert flow.journal.on_failure is not None
+        error = rhapsody.api.JournalError("run.journal", "cannot be written")
+        flow.journal.on_failure(error)
+        with pytest.raises(rhapsody.api.JournalError, match="cannot be written"):
+            await waiting

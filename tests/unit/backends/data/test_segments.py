@@ -1,0 +1,65 @@
+"""Segments as files."""
+
+import os
+
+import pytest
+
+from rhapsody.backends.data.segments import DISK, MEMORY, Folders, Segments, writer_of
+
+
+def create(segments: Segments, kind: str, writer: int, size: int) -> str:
+    created = segments.create(kind, writer, size)
+    assert created is not None
+    os.close(created[1])
+    return created[0]
+
+
+def test_segment_is_readable_by_its_owner_only(segments: Segments) -> None:
+    for kind in (MEMORY, DISK):
+        name = create(segments, kind, 1, 100)
+        assert os.stat(segments.path(name)).st_mode & 0o777 == 0o600
+
+
+def test_name_tells_the_writer(segments: Segments) -> None:
+    assert writer_of(create(segments, MEMORY, 17, 1)) == 17
+
+
+def test_memory_is_bounded_and_disk_is_not(segments: Segments) -> None:
+    name = create(segments, MEMORY, 1, 1 << 20)
+    assert segments.create(MEMORY, 1, 1) is None
+    create(segments, DISK, 1, 1)
+    segments.remove(name)
+    assert segments.used == 0
+    create(segments, MEMORY, 1, 1)
+
+
+def test_remove_is_idempotent(segments: Segments) -> None:
+    name = create(segments, MEMORY, 1, 10)
+    segments.remove(name)
+    segments.remove(name)
+    assert segments.used == 0
+
+
+def test_planted_link_is_not_followed(segments: Segments, folders: Folders) -> None:
+    os.symlink("/etc/passwd", os.path.join(folders.memory, "memory-1-1"))
+    with pytest.raises(FileExistsError):
+        segments.create(MEMORY, 1, 10)
+    with pytest.raises(OSError, match="symbolic"):
+        segments.open("memory-1-1")
+
+
+def test_what_a_killed_process_left_is_removed(segments: Segments) -> None:
+    known = create(segments, MEMORY, 1, 10)
+    left = [create(segments, MEMORY, 1, 20), create(segments, DISK, 1, 30)]
+    other = create(segments, MEMORY, 11, 40)
+    segments.remove_all_of(1, {known})
+    assert not any(os.path.exists(segments.path(name)) for name in left)
+    assert all(os.path.exists(segments.path(name)) for name in (known, other))
+    assert segments.used == 50
+
+
+def test_account_is_corrected_after_a_kill(segments: Segments) -> None:
+    name = create(segments, MEMORY, 2, 100)
+    os.unlink(segments.path(name))  # killed before the entry in the account
+    segments.remove_all_of(2, ())
+    assert segments.used == 0

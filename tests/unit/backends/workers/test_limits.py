@@ -1,0 +1,45 @@
+"""The resource limits of a worker, restored after a task changed them."""
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from rhapsody.backends.workers.limits import ResourceLimits
+
+
+@pytest.fixture
+def open_files() -> Iterator[tuple[int, int]]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield limits
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_lowered_soft_limit_is_restored(open_files: tuple[int, int]) -> None:
+    soft, hard = open_files
+    limits = ResourceLimits()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    assert limits.restore()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+def test_lowered_hard_limit_bounds_the_restored_soft_limit(
+    open_files: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, _ = open_files
+    limits = ResourceLimits()
+    now = {resource.RLIMIT_NOFILE: (soft - 2, soft - 1)}
+    original = resource.getrlimit
+
+    def getrlimit(kind: int) -> tuple[int, int]:
+        return now.get(kind) or original(kind)
+
+    def setrlimit(kind: int, wanted: tuple[int, int]) -> None:
+        if wanted[1] > now[kind][1]:
+            raise ValueError("not allowed to raise maximum limit")  # as for an ordinary user
+        now[kind] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", getrlimit)
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    assert not limits.restore()
+    assert now[resource.RLIMIT_NOFILE] == (soft - 1, soft - 1)

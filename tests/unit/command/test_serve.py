@@ -1,0 +1,99 @@
+"""A model served by the command, with the embedded model."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from rhapsody.command.serve import status_line
+
+KEY = "a-secret"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A running server, and its address."""
+    command = [sys.executable, "-m", "rhapsody", "serve", "demo", "--engine", "embedded"]
+    process = subprocess.Popen(
+        [*command, "--replicas", "2", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "RHAPSODY_API_KEY": KEY},
+    )
+    assert process.stderr is not None
+    try:
+        lines = [process.stderr.readline(), process.stderr.readline()]
+        found = re.search(r"Serving at (http://127\.0\.0\.1:\d+)/v1 with its key", lines[1])
+        assert found is not None, lines
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_server_responds_and_stops_clean_on_interrupt(
+    server: tuple["subprocess.Popen[str]", str],
+) -> None:
+    process, address = server
+    body = {"prompts": ["Hello"], "max_tokens": 2}
+    request = urllib.request.Request(
+        f"{address}/generate",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+    top = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "top", address, "--once"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={"PATH": "/usr/bin:/bin", "RHAPSODY_API_KEY": KEY},
+        check=False,
+    )
+    assert top.returncode == 0, top.stderr
+    assert re.search(r"replicas +2 ready", top.stdout, re.IGNORECASE)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors.splitlines()[-1] == "Stopped."
+    assert "Traceback" not in errors
+
+
+def test_top_without_the_key_says_so(server: tuple["subprocess.Popen[str]", str]) -> None:
+    _, address = server
+    done = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "top", address, "--once"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={"PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "it needs a key" in done.stderr
+
+
+def test_status_line_counts_replicas_and_prompts() -> None:
+    statistics = {
+        "batches": 14,
+        "batched_prompts": 120,
+        "pending_prompts": 3,
+        "replicas": [
+            {"state": "READY", "restarts": 1},
+            {"state": "READY", "restarts": 0},
+            {"state": "STARTING", "restarts": 0},
+        ],
+    }
+    assert status_line(statistics) == (
+        "replicas: 2 ready, 1 starting (1 restarts) | pending: 3 | prompts: 120 in 14 batches"
+    )
+
+
+def test_status_line_before_the_start() -> None:
+    assert status_line({}) == "replicas: none | pending: 0 | prompts: 0 in 0 batches"

@@ -1,0 +1,52 @@
+"""The readings of a server's metrics."""
+
+import pytest
+
+from rhapsody.command.top import _describe, _metrics_url, _parse
+from rhapsody.errors import RhapsodyError
+
+METRICS = """\
+# TYPE rhapsody_prompts counter
+rhapsody_prompts_total{outcome="done"} 40.0
+rhapsody_prompts_total{outcome="failed"} 1.0
+# TYPE rhapsody_tokens counter
+rhapsody_tokens_total{kind="completion"} 900.0
+# TYPE rhapsody_pending_prompts gauge
+rhapsody_pending_prompts 7.0
+# TYPE rhapsody_replicas gauge
+rhapsody_replicas{state="ready"} 2.0
+# TYPE vllm:request_success counter
+vllm:request_success_total{engine="0",finished_reason="stop"} 5.0
+vllm:request_success_total{engine="0",finished_reason="length"} 6.0
+"""
+
+
+def test_reading_describes_the_server() -> None:
+    text = _describe(_parse(METRICS), None)
+    assert "2 ready" in text
+    assert "7 prompts" in text
+    assert "40 done, 1 failed" in text
+    assert "11 requests" in text
+
+
+def test_rate_is_that_since_the_previous_reading() -> None:
+    now = _parse(METRICS)
+    before = now._replace(at=now.at - 2, prompts={"done": 20.0, "failed": 1.0})
+    assert "(10.0/s)" in _describe(now, before)
+
+
+def test_server_of_another_program_is_refused() -> None:
+    with pytest.raises(RhapsodyError, match="no metrics of Rhapsody"):
+        _parse("# TYPE up gauge\nup 1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("http://node7:8000", "http://node7:8000/metrics"),
+        ("http://node7:8000/v1", "http://node7:8000/metrics"),
+        ("node7:8000", "http://node7:8000/metrics"),
+    ],
+)
+def test_address_may_be_short(given: str, address: str) -> None:
+    assert _metrics_url(given) == address
