@@ -1,12 +1,12 @@
 """Quickstart: functions, executables and AI tasks, first as one AsyncFlow graph, then in a Session.
 
-The graph follows a swinging spring for six amounts of damping. For each of them a function
-simulates the spring, an executable (awk) post-processes the file that the function wrote, and the
-model is asked for a summary; at the end one function decides what to look at next. Then a Session
-takes the same kind of mix, five thousand prompts among it, and shows how it gets on.
+The graph simulates a damped spring for six amounts of damping. For each of them a function runs the
+simulation, an executable (awk) computes the mean energy from the function's file, and the model
+writes a summary. At the end one function decides what to simulate next. Then a Session runs
+functions, executables and five thousand prompts, and shows their progress.
 
-Needs nothing but Rhapsody: the answers come from the embedded model, which needs no GPU and no
-download. It is not a real model. Takes 4 seconds.
+Needs only Rhapsody: the answers come from the embedded model, which needs no GPU and no download.
+It is not a real model. Takes 4 seconds.
 
     python examples/01_quickstart.py
 """
@@ -15,6 +15,7 @@ import asyncio
 import shlex
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,7 +24,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +40,7 @@ console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def swing(damping: float, steps: int = 1000, step: float = 0.02) -> list[float]:
-    """Follow a damped spring and return its energy after every step."""
+    """Simulate a damped spring and return its energy after every step."""
     position, speed, energies = 1.0, 0.0, []
     for _ in range(steps):
         speed -= (position + damping * speed) * step
@@ -62,7 +62,7 @@ def record(damping: float, file: Path) -> Path:
 
 
 def make_graph(flow: Any, folder: Path) -> dict[str, list[Any]]:
-    """Describe the graph, which begins to run at once; return the future of every task."""
+    """Build the graph, which starts to run at once, and return the future of every task."""
 
     @flow.function_task
     async def simulate(damping: float) -> str:
@@ -74,7 +74,7 @@ def make_graph(flow: Any, folder: Path) -> dict[str, list[Any]]:
 
     @flow.ai_task(max_tokens=24)
     async def summarise(damping: float, mean: str) -> str:
-        # The value, not a future: this runs when the executable has ended.
+        # `mean` is a value, not a future: this function runs after the executable has ended.
         return f"Damping {damping}, mean energy {mean}. Summarise the simulation in one sentence."
 
     @flow.function_task
@@ -94,7 +94,7 @@ def make_graph(flow: Any, folder: Path) -> dict[str, list[Any]]:
 
 
 async def watch(graph: dict[str, list[Any]]) -> None:
-    """Show the graph's tasks until all have ended: live on a terminal, once elsewhere."""
+    """Show the graph's tasks until all have ended: live on a terminal, otherwise once."""
     pending = {future for futures in graph.values() for future in futures}
     if not console.is_terminal:
         await asyncio.wait(pending)
@@ -160,7 +160,7 @@ def make_tasks() -> list[Any]:
 async def part_two(compute: Any, model: Any) -> None:
     console.rule("2. The same kind of mix in a Session", align="left")
     say(f"{PROMPTS} prompts, {FUNCTIONS} functions and {EXECUTABLES} executables at once:\n")
-    # The engine has shut its backends down; they start again for their next owner.
+    # The engine shut its backends down. They start again for the session.
     async with Session([await compute, await model]) as session:
         tasks = make_tasks()
         begin = time.perf_counter()
@@ -173,8 +173,8 @@ async def part_two(compute: Any, model: Any) -> None:
     counted = ", ".join(f"{number} {state}" for state, number in states.items())
     say(f"\nTasks: {counted}, in {seconds:.1f} s from the first to the last.")
     say(f"Prompts: {PROMPTS / seconds:.0f} per second, in {batches(figures)}.")
-    say("Some of the answers:")
-    for task in tasks[:5]:
+    say("The first answers:")
+    for task in tasks[:3]:
         say(f"  {task.prompt}")
         answer(task.response)
     function, executable = tasks[PROMPTS + 1], tasks[-1]
@@ -190,8 +190,7 @@ def say(text: str) -> None:
 
 
 def answer(text: str) -> None:
-    words = Text(text, style="cyan")
-    console.print(Padding(words, (0, 0, 0, 6)) if console.is_terminal else f"      {text}")
+    console.print(Text(f"      {textwrap.shorten(text, 72, placeholder=' ...')}", style="cyan"))
 
 
 def batches(figures: dict[str, Any]) -> str:

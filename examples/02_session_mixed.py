@@ -1,8 +1,8 @@
 """A Session with AI tasks and compute tasks, submitted together and awaited together.
 
-The concurrent backend runs the compute tasks on this machine; the inference backend answers the
-AI tasks. Needs nothing but Rhapsody: the model is the embedded one, which is not a real model.
-Takes a second.
+The concurrent backend runs the compute tasks on this machine, and the inference backend runs the AI
+tasks. Needs only Rhapsody: the model is the embedded one, which is not a real model. Takes a
+second.
 
     python examples/02_session_mixed.py
 """
@@ -45,7 +45,7 @@ async def main() -> None:
                 arguments=["Hello from an executable!"],
                 backend=execution_backend.name,
             ),
-            # Without `backend=` a task goes to the session's first backend that takes its kind.
+            # Without `backend=` a task goes to the session's first backend that runs its kind.
             ComputeTask(function=area, args=(3, 4)),
         ]
         await session.submit_tasks(tasks)

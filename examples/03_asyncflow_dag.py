@@ -1,8 +1,8 @@
 """An AsyncFlow graph of three tasks, and a thousand of such workflows at once.
 
-Dependencies are found by themselves: a task that is given another task's future waits for it and
-gets its value. `from radical.asyncflow import WorkflowEngine` is the only line to change for the
-stock engine, which looks for tasks that are ready instead of being told.
+Dependencies are detected automatically: a task that gets the future of another task as an argument
+waits for it and receives its value. To use the stock engine, which polls for ready tasks, change
+only the import: `from radical.asyncflow import WorkflowEngine`.
 
 Needs nothing but Rhapsody. Takes 2 seconds.
 
@@ -21,7 +21,7 @@ WORKFLOWS = 1000
 
 
 async def main() -> None:
-    # The engine keeps a folder of its own in its work_dir, the current directory by default.
+    # The engine creates a folder in its work_dir, which is the current directory by default.
     with tempfile.TemporaryDirectory() as folder:
         flow = await WorkflowEngine.create(ConcurrentExecutionBackend(), work_dir=folder)
 
@@ -52,8 +52,8 @@ async def main() -> None:
             print(f"Workflow {number}: {workflows[number][0]}")
         took = [duration for _, duration in workflows]
         print(f"Completed {WORKFLOWS} workflows, {3 * WORKFLOWS} tasks, in {seconds:.2f} s:")
-        print(f"  {3 * WORKFLOWS / seconds:.0f} tasks per second, all workflows under way at once;")
-        print(f"  half of them had ended after {statistics.median(took):.2f} s")
+        print(f"  {3 * WORKFLOWS / seconds:.0f} tasks per second in concurrent workflows;")
+        print(f"  half of the workflows finished within {statistics.median(took):.2f} s")
         await flow.shutdown()
 
 

@@ -1,9 +1,8 @@
-"""Simulate, summarise, decide: AI tasks inside a workflow, with two models picked by name.
+"""Simulate, summarise, decide: AI tasks in a workflow, with two models selected by name.
 
-An AI task is an async function that returns a prompt. It gets the values of the tasks that it
-depends on, and calling it gives a future of the model's response, which other tasks can depend on
-in turn. Needs nothing but Rhapsody: both models are the embedded one under two names, and it is
-not a real model. Takes a second.
+An AI task is an async function that returns a prompt. It gets the values of its dependencies, and
+calling it returns a future of the model's response, on which other tasks can depend. Needs nothing
+but Rhapsody: both models are the embedded model, which is not a real one. Takes a second.
 
     python examples/04_ai_task_pipeline.py
 """
@@ -31,7 +30,7 @@ def embedded_model(name: str) -> DragonVllmInferenceBackend:
 
 async def main() -> None:
     compute = ConcurrentExecutionBackend()
-    # Awaiting a backend starts it: here the two start side by side.
+    # Awaiting a backend starts it; gather starts both concurrently.
     small, large = await asyncio.gather(embedded_model("small"), embedded_model("large"))
     with tempfile.TemporaryDirectory() as folder:
         flow = await WorkflowEngine.create(backend=[compute, small, large], work_dir=folder)
@@ -48,7 +47,7 @@ async def main() -> None:
 
         @flow.ai_task(backend="large")
         async def advise(summaries):
-            # An AITask instead of a text gives full control over this one prompt.
+            # An AITask instead of a text sets the options of this prompt.
             return AITask(
                 prompt=[
                     {"role": "system", "content": "You plan the next experiment."},
@@ -69,7 +68,7 @@ async def main() -> None:
             summaries = [summarise(sample) for sample in samples]
             for seed, summary in zip(seeds, summaries, strict=True):
                 print(f"Summary of run {seed}: {await summary}")
-            # The futures may sit inside a list: the AI task gets a list of texts.
+            # Futures may be inside a list: the AI task gets a list of texts.
             return await decide(await asyncio.gather(*samples), advise(summaries))
 
         print("Decision:", await study([0, 1, 2]))

@@ -1,7 +1,7 @@
 """Server mode: the `openai` client, plain and streaming, against a model that Rhapsody serves.
 
 The backend listens on 127.0.0.1 at a free port, and the client runs in an ordinary blocking
-program. Needs the `openai` package (`pip install openai`); without it this says so and ends. The
+program. Needs the `openai` package (`pip install openai`), and prints that if it is missing. The
 model is the embedded one, which is not a real model. Takes a second.
 
     python examples/05_openai_client.py
@@ -56,8 +56,8 @@ async def main() -> None:
     async with backend:
         endpoint = backend.get_endpoint()
         print(f"Serving at {endpoint}")
-        # In a thread, because the client blocks. The server would answer even so: it does not run
-        # on this loop.
+        # In a thread, because the client blocks. The server does not run on this loop, so it would
+        # respond even if the loop were blocked.
         await asyncio.to_thread(talk, endpoint)
     print("The server is gone.")
 

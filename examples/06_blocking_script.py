@@ -1,8 +1,8 @@
 """A script without asyncio: `with Session(...) as session` and `session.run(tasks)`.
 
-The same works in a notebook. Failures are not raised but stand in the tasks, as the last one
-shows. Needs nothing but Rhapsody: the model is the embedded one, which is not a real model. Takes a
-second.
+The same works in a notebook. `run` does not raise failures: a failed task holds its exception, as
+the last task shows. Needs only Rhapsody: the model is the embedded one, which is not a real model.
+Takes a second.
 
     python examples/06_blocking_script.py
 """
@@ -26,13 +26,15 @@ def main() -> None:
         roots = session.run([ComputeTask(function=math.sqrt, args=[n]) for n in range(5)])
         print("Roots:", [round(task.return_value, 3) for task in roots])
 
-        # What came out of the first tasks goes into the next ones: this is plain Python.
+        # The prompt uses the results of the first tasks: this is plain Python.
         [answer] = session.run(
             [AITask(f"The sum is {sum(task.return_value for task in roots):.3f}.", max_tokens=16)]
         )
         print("Answer:", answer.response)
 
-        [wrong] = session.run([ComputeTask(executable="ls", arguments=["/no/such/folder"])])
+        # Without `return_exceptions` the failure would be raised here.
+        wrong = ComputeTask(executable="ls", arguments=["/no/such/folder"])
+        session.run([wrong], return_exceptions=True)
         print("State:", wrong.state)
         print("Reason:", wrong.exception)
 

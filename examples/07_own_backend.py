@@ -1,9 +1,9 @@
-"""A backend of one's own: one class with one coroutine, registered and made by its name.
+"""Your own backend: one class with one coroutine, registered and created by name.
 
-`BaseBackend` does what every backend has to do: attaching, delivering results on the right loop,
-one end per task, time limits, cancelling, start and shutdown. What is left is how a task is run;
-here as an executable under `nice`, where `srun` or `ssh node7` would be as good. Needs nothing but
-Rhapsody, and `nice`, which every Unix has. Takes 2 seconds.
+`BaseBackend` implements what all backends share: attachment, delivery of results on the right loop,
+one end for each task, time limits, cancellation, start and shutdown. The subclass only runs a task,
+here as an executable under `nice`; `srun` or `ssh node7` would work as well. Needs only Rhapsody,
+and `nice`, which every Unix has. Takes 2 seconds.
 
     python examples/07_own_backend.py
 """
@@ -17,8 +17,8 @@ from radical.asyncflow import WorkflowEngine
 
 from rhapsody import ComputeTask, Session, discover_backends, get_backend
 from rhapsody.backends import BackendRegistry, BaseBackend, Work
-from rhapsody.backends.executables import Executable
-from rhapsody.backends.guard import GuardedGroups
+from rhapsody.backends.executables.executable import Executable
+from rhapsody.backends.executables.guard import GuardedGroups
 
 
 class NiceBackend(BaseBackend):
@@ -33,32 +33,32 @@ class NiceBackend(BaseBackend):
         self.children = GuardedGroups()
 
     async def start(self) -> None:
-        self.room = asyncio.Semaphore(self.limit)
+        self.slots = asyncio.Semaphore(self.limit)
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.children.close)
 
     async def execute(self, work: Work) -> dict[str, Any]:
         executable = Executable.from_task(work.task, work.work_dir)
-        async with self.room:
-            self.running(work)
+        async with self.slots:
+            self.report_running(work)
             command = [*self.prefix, *executable.command]
             return await replace(executable, command=command).run(self.children)
 
 
 async def main() -> None:
-    # In a package, an entry point of the group "rhapsody.backends" does the same.
+    # A package uses an entry point of the group "rhapsody.backends" instead.
     BackendRegistry.register_backend("nice", NiceBackend)
     print("Backends:", ", ".join(discover_backends()))
 
     async with Session(get_backend("nice", 5)) as session:
-        # Without arguments, `nice` prints how nice it is.
+        # Without arguments, `nice` prints its niceness.
         good = [ComputeTask(executable="nice") for _ in range(4)]
         slow = ComputeTask(executable="sleep", arguments=["60"], timeout=0.2)
         await session.submit_tasks([*good, slow])
         await session.wait_tasks([*good, slow])
         print("In a Session, niceness:", [int(task.stdout) for task in good])
-        print("Stopped in time:", slow.exception)
+        print("Stopped by its timeout:", slow.exception)
 
     with tempfile.TemporaryDirectory() as folder:
         flow = await WorkflowEngine.create(backend=get_backend("nice"), work_dir=folder)

@@ -1,9 +1,9 @@
 """Monte Carlo on a Dragon allocation: many small functions, an executable, and a job of four ranks.
 
-The same program uses one laptop or all nodes of a batch job; workers start as work comes, on every
-node. The job is MPI-style: four processes that start together, each of which knows its rank; their
-results are summed up here. Needs the Dragon runtime (`pip install "rhapsody[dragon]"`) and is
-started in it. Takes 10 seconds, mostly for the runtime to come and go.
+The same program uses one laptop or all nodes of a batch job; workers start as tasks arrive, on
+every node. The job is MPI-style: four processes that start together and know their ranks; this
+program adds up their results. It needs Linux and the Dragon runtime
+(`pip install ".[dragon]"`). Takes 10 seconds, mostly to start and stop the runtime.
 
     dragon examples/08_dragon.py
 """
@@ -22,7 +22,7 @@ RANKS = 4
 
 
 def count_hits(seed, samples):
-    """Count random points of the unit square that lie in the quarter circle."""
+    """Count the random points of the unit square that lie in the quarter circle."""
     dice = random.Random(seed)
     return sum(dice.random() ** 2 + dice.random() ** 2 < 1 for _ in range(samples))
 
@@ -37,13 +37,13 @@ async def main():
     async with Session([await DragonExecutionBackend()]) as session:
         began = time.perf_counter()
         tasks = [ComputeTask(function=count_hits, args=(n, SAMPLES)) for n in range(TASKS)]
-        host = ComputeTask(executable="uname", arguments=["-s"])
-        await session.submit_tasks([*tasks, host])
+        system = ComputeTask(executable="uname", arguments=["-s"])
+        await session.submit_tasks([*tasks, system])
         hits = sum(task.return_value for task in await asyncio.gather(*tasks))
         seconds = time.perf_counter() - began
         print(f"pi is about {4 * hits / (TASKS * SAMPLES):.3f}: {TASKS} tasks in {seconds:.1f} s")
-        await host
-        print(f"An executable on {host.return_value.strip()}")
+        await system
+        print(f"An executable on {system.return_value.strip()}")
 
         job = ComputeTask(
             function=hits_of_rank,

@@ -1,10 +1,10 @@
-"""Active learning: simulate, ask the model, decide, and again until there is little left to gain.
+"""Active learning: simulate, ask the model, decide, and repeat until the search converges.
 
-How is a golf ball to be hit so that it flies farthest: at which angle, with how much backspin?
-Every round simulates a few flights side by side. A Gaussian process, fitted to all flights so far,
-says where the expected improvement is largest: there the next flights start. When it is below 10 cm
-twice in a row, the search has converged. Meanwhile the model is asked what it makes of the round.
-Its comment is printed and decides nothing: the embedded model is not a real model.
+Which angle and how much backspin make a golf ball fly farthest? Every round simulates a few flights
+in parallel. A Gaussian process, fitted to all flights so far, predicts where the expected
+improvement is largest; the next flights start there. The search has converged when the expected
+improvement is below 10 cm in two consecutive rounds. Meanwhile the model comments on the round. The
+comment is printed and has no influence: the embedded model is not a real model.
 
 Needs nothing but Rhapsody. Takes 2 seconds.
 
@@ -23,7 +23,7 @@ from statistics import NormalDist, fmean, pstdev
 from asyncflow_ext import WorkflowEngine
 from rhapsody.backends import ConcurrentExecutionBackend, DragonVllmInferenceBackend
 
-FLIGHTS, ROUNDS, ENOUGH = 4, 12, 0.1  # in a round; at most; metres
+FLIGHTS, ROUNDS, ENOUGH = 4, 12, 0.1  # flights per round; most rounds; metres
 Point = tuple[float, float]  # angle and backspin, both scaled to 0..1
 
 
@@ -45,7 +45,7 @@ def carry(point: Point, step: float = 0.005) -> float:
         drag, lift = (0.24 + 0.18 * ratio) * push, 0.54 * ratio**0.4 * push
         vx, vy = vx - drag * vx - lift * vy, vy - drag * vy + lift * vx - 9.81 * step
         x, y = x + vx * step, y + vy * step
-    return x - vx * y / vy  # where it met the ground, between the last two steps
+    return x - vx * y / vy  # where it hits the ground, between the last two steps
 
 
 def fit(known: dict[Point, float]) -> Callable[[Point], tuple[float, float]]:
@@ -76,7 +76,7 @@ def fit(known: dict[Point, float]) -> Callable[[Point], tuple[float, float]]:
 
 
 def propose(known: dict[Point, float]) -> tuple[float, list[Point]]:
-    """Return what there is still to gain, and where the next flights should look for it."""
+    """Return the largest expected improvement, and the points of the next flights."""
     dice, expected, gains = random.Random(len(known)), dict(known), []
     for _ in range(FLIGHTS):
         predict, best = fit(expected), max(expected, key=expected.__getitem__)
@@ -89,7 +89,7 @@ def propose(known: dict[Point, float]) -> tuple[float, list[Point]]:
             improvements[point] = deviation * (z * NormalDist().cdf(z) + NormalDist().pdf(z))
         point = max(improvements, key=improvements.__getitem__)
         gains.append(improvements[point])
-        expected[point] = predict(point)[0]  # until it is known: the others look elsewhere
+        expected[point] = predict(point)[0]  # assumed, so that the other flights start elsewhere
     return gains[0], list(expected)[-FLIGHTS:]
 
 
@@ -122,7 +122,7 @@ async def main() -> None:
             words = comment(f"The longest of {len(known)} flights was {found}")
             gain, points = await decide(known)
             print(f"Round {number}: {len(known)} flights, the longest {found}")
-            print(f"  still to gain: {gain:.2f} m")
+            print(f"  expected improvement: {gain:.2f} m")
             print(textwrap.fill(f"  the model says: {await words}", 78, subsequent_indent="  "))
             if max(gain, before) < ENOUGH:
                 print(f"Converged after {number} rounds: {found}.")

@@ -1,16 +1,16 @@
 """Two models in one workflow: one drafts, the other judges, and a function keeps the best draft.
 
-Each model is a backend of its own, and an AI task says by `backend=` which of them it is for. The
-drafts of all topics are written side by side, and each topic goes on as soon as it can. Both are
-the embedded model under two names, which is not a real model, so drafts and verdicts are noise.
-The drafting model is bold (`temperature`), the judging one is not.
+Each model is a separate backend, and an AI task selects one with `backend=`. The topics run
+concurrently, and each step of a topic starts as soon as its inputs are ready. Both backends serve
+the embedded model under different names. It is not a real model, so drafts and verdicts are noise.
+The drafting model has a high `temperature`, the judging model has temperature 0.
 
-Needs nothing but Rhapsody. Takes 2 seconds.
+Needs only Rhapsody. Takes 2 seconds.
 
     python examples/10_two_models.py
 
-With real models each has a config_file, and GPUs of its own: see "Where replicas run" in
-docs/vllm.md. There `response_format=` makes sure that a verdict is one.
+Real models have a config_file and GPUs each: see "Where replicas run" in docs/vllm.md. With vLLM,
+`response_format=` ensures that a verdict is a number.
 """
 
 import asyncio

@@ -1,14 +1,14 @@
-"""Agents with tools: they talk to a served model over HTTP, and their tools are workflow tasks.
+"""Agents with tools: they use a served model over HTTP, and their tools are workflow tasks.
 
-Three agents work at the same time, each with the `openai` client and a question of its own. For
-each turn the model says which tool to use with which number, and can say nothing else: vLLM holds
-it to the JSON schema of `Call`. The program runs that tool, one of them a function and the other an
-executable, and gives back what came out. In the end the model answers in its own words.
+Three agents run concurrently, each with its own question and the `openai` client. In each turn
+the model selects a tool and a number; vLLM restricts its output to the JSON schema of `Call`. The
+program runs the tool, which is a function or an executable, and returns the result to the model. At
+the end the model answers in its own words.
 
-Needs vLLM (`pip install "rhapsody[vllm-dragon]"`, on a machine without a GPU see docs/vllm.md) and
-`pip install openai`. Without an argument it makes a tiny model with random weights, which runs on
-the CPU: its calls are real and so are their results, but its choices are chance and its answers
-noise. Name a real model to run that on a GPU. Takes a minute, nearly all of it the start of vLLM.
+Needs vLLM (`pip install ".[vllm-dragon]"`, on a machine without a GPU see docs/vllm.md) and
+`pip install openai`. Without an argument it creates a tiny model with random weights, which runs on
+the CPU: the calls and their results are real, but the choices are random and the answers are noise.
+Pass the name of a real model to run it on a GPU. Takes a minute, mostly to start vLLM.
 
     python examples/11_agents.py
     python examples/11_agents.py Qwen/Qwen2.5-7B-Instruct
@@ -51,7 +51,7 @@ structured-outputs-config: {backend: xgrammar, disable_any_whitespace: true}
 
 
 class Call(BaseModel):
-    """What the model wants done."""
+    """A tool and its argument, selected by the model."""
 
     tool: Literal["period", "factor"]
     number: int = Field(ge=1, le=10_000)
@@ -78,7 +78,7 @@ def serve(folder: str) -> DragonVllmInferenceBackend:
     config = Path(folder, "config.yaml")
     config.write_text(CONFIG)
     own = sys.argv[1:]
-    # GiB; without it vLLM on a CPU wants most of the machine's memory.
+    # GiB; by default vLLM on a CPU reserves most of the machine's memory.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     return DragonVllmInferenceBackend(
         config_file=config,
@@ -92,7 +92,7 @@ def serve(folder: str) -> DragonVllmInferenceBackend:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        backend = await serve(folder)  # started: it has an endpoint
+        backend = await serve(folder)  # awaiting starts it, so that it has an endpoint
         flow = await WorkflowEngine.create([ConcurrentExecutionBackend(), backend], work_dir=folder)
 
         @flow.function_task

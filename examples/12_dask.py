@@ -1,11 +1,11 @@
-"""A Dask cluster: one that the backend starts itself, then one that is there already.
+"""Run tasks on a Dask cluster: first on the backend's own cluster, then on an existing one.
 
-The first part has two worker processes of its own. It makes samples on the workers and leaves them
-there (`keep_on_cluster`): later tasks run where the data are, and only a few numbers come home. The
-second part gives a `Client` of an existing cluster, and the cluster is still there afterwards. Name
-the address of your scheduler to use that one; without it the program plays the cluster's owner too.
+The first part starts two worker processes. Its tasks create samples on the workers and keep them
+there (`keep_on_cluster`). Later tasks run where the data is, and only a few numbers reach this
+program. The second part connects to an existing cluster, which still runs afterwards. Pass the
+address of your scheduler to use your own cluster; otherwise the program starts one.
 
-Needs Dask (`pip install "rhapsody[dask]"`). Takes 3 seconds.
+Needs Dask (`pip install ".[dask]"`). Takes 3 seconds.
 
     python examples/12_dask.py
     python examples/12_dask.py tcp://127.0.0.1:8786
@@ -30,16 +30,16 @@ def describe_worker():
     return f"Python {sys.version_info.major}.{sys.version_info.minor} in process {os.getpid()}"
 
 
-async def a_cluster_of_its_own():
+async def use_own_cluster():
     backend = await DaskExecutionBackend({"n_workers": 2, "threads_per_worker": 1})
-    print(f"A cluster of its own; its dashboard: {backend.dashboard_link}")
+    print(f"The backend's own cluster: {backend.get_statistics()['workers']} workers")
     with tempfile.TemporaryDirectory() as folder:
         flow = await WorkflowEngine.create(backend=backend, work_dir=folder)
 
         @flow.function_task
         async def sample(seed, task_description={"keep_on_cluster": True}):  # noqa: B006
-            dice = random.Random(seed)
-            return [dice.gauss(0, 1) for _ in range(SAMPLES)]
+            generator = random.Random(seed)
+            return [generator.gauss(0, 1) for _ in range(SAMPLES)]
 
         @flow.function_task
         async def moments(samples):
@@ -55,11 +55,11 @@ async def a_cluster_of_its_own():
         mean, spread = await combine(parts)
         workers = {worker for _, _, worker in await asyncio.gather(*parts)}
         print(f"  {PARTS * SAMPLES} samples: mean {mean:.3f}, spread {spread:.3f}")
-        print(f"  they were made and summed up on {len(workers)} workers and never came here")
+        print(f"  {len(workers)} workers created and summed them; none was sent to this program")
         await flow.shutdown()
 
 
-async def yours(client):
+async def use_existing_cluster(client):
     async with Session([DaskExecutionBackend(client=client)]) as session:
         function = ComputeTask(function=describe_worker)
         executable = ComputeTask(executable="uname", arguments=["-s"])
@@ -70,8 +70,8 @@ async def yours(client):
 
 
 def main():
-    asyncio.run(a_cluster_of_its_own())
-    from distributed import Client, LocalCluster  # the first part has said so if it is missing
+    asyncio.run(use_own_cluster())
+    from distributed import Client, LocalCluster  # the first part raises if it is missing
 
     if sys.argv[1:]:
         cluster = nullcontext(sys.argv[1])
@@ -80,9 +80,9 @@ def main():
             processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None
         )
     with cluster as address, Client(address) as client:
-        print(f"A cluster that is there already, at {client.scheduler.address}")
-        asyncio.run(yours(client))
-        print(f"  it goes on without us: {len(client.ncores())} worker(s)")
+        print(f"An existing cluster at {client.scheduler.address}")
+        asyncio.run(use_existing_cluster(client))
+        print(f"  it still has {len(client.ncores())} worker(s)")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A chat in the terminal: the answer appears token by token while the model writes it.
 
-The model is given the conversation so far with every message. Ctrl-C cuts an answer short; at the
-prompt it ends the chat, as /quit and Ctrl-D do. Where standard input is no terminal, the messages
-are its lines, or a few of the program's own if it is empty. The embedded model answers, slowed down
-to the speed of a real one (`token-delay-ms`), which it is not.
+Every request contains the whole conversation. Ctrl-C ends an answer early; at the prompt Ctrl-C,
+Ctrl-D and /quit end the chat. If standard input is not a terminal, its lines are the messages, or a
+few built-in messages if it is empty. The embedded model answers, slowed down to the speed of a real
+model (`token-delay-ms`); it is not a real model.
 
-Needs nothing but Rhapsody. Takes as long as you like, without a terminal 5 seconds.
+Needs only Rhapsody. Takes 5 seconds without a terminal.
 
     python examples/13_chat.py
     echo "Tell me a joke" | python examples/13_chat.py
@@ -24,22 +24,22 @@ from rhapsody.api import PromptError
 from rhapsody.backends import DragonVllmInferenceBackend
 
 INDENT = len("model  ")
-OURS = ["What is energy?", "Tell me a joke", "Why is the sky blue?"]
+BUILT_IN = ["What is energy?", "Tell me a joke", "Why is the sky blue?"]
 console = Console(highlight=False)
 
 
 def messages() -> Iterator[str]:
-    """Yield what is typed at the terminal, or stands in for it."""
+    """Yield the messages typed at the terminal, or the lines of standard input."""
     if sys.stdin.isatty():
         while True:
             yield console.input("\n[bold cyan]you[/]    ").strip()
-    for line in list(sys.stdin) or OURS:
+    for line in list(sys.stdin) or BUILT_IN:
         console.print(f"\n[bold cyan]you[/]    {line.strip()}")
         yield line.strip()
 
 
 async def answer(model: DragonVllmInferenceBackend, conversation: list[dict[str, str]]) -> None:
-    """Print the answer while it comes, and add as much as came to the conversation."""
+    """Print the answer while it arrives, and add the received text to the conversation."""
     text, column = "", INDENT
     console.print("[bold magenta]model[/]  ", end="")
     try:
@@ -80,7 +80,7 @@ def main() -> None:
         model = DragonVllmInferenceBackend(
             config, "embedded", engine="embedded", launcher="local", use_service=False
         )
-        # The model does not live on the loop of one answer: it is there from the first to the last.
+        # The model is not tied to an event loop: it runs from the first answer to the last.
         try:
             asyncio.run(model.initialize())
             print("The embedded model, which is not a real model. /quit ends the chat.")

@@ -1,7 +1,7 @@
-"""Draws the pictures of these pages: `python docs/images/draw.py` writes the SVG files beside it.
+"""Draws the pictures of the documentation: `python docs/images/draw.py` writes SVG files beside it.
 
-One style for all: boxes, arrows and words on a transparent ground, in colours that follow the
-reader's light or dark scheme. Lengths are in pixels.
+All pictures have one style: boxes, arrows and text on a transparent background, in colours that
+follow the reader's light or dark scheme. Lengths are in pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-from rhapsody.inference.placement import Host, place
+from rhapsody.allocation import Node
+from rhapsody.inference.replicas.placement import place
 
 HERE = Path(__file__).parent
 
@@ -47,9 +48,9 @@ class Drawing:
     """A picture.
 
     Args:
-        width: Its width.
-        height: Its height.
-        title: What it shows, for those who cannot see it.
+        width: Width of the picture.
+        height: Height of the picture.
+        title: Description for readers who cannot see it.
     """
 
     def __init__(self, width: int, height: int, title: str) -> None:
@@ -58,7 +59,7 @@ class Drawing:
         self._items: list[str] = []
 
     def text(self, x: float, y: float, words: str, style: str = "", anchor: str = "middle") -> None:
-        """Write a line of words whose base line is at `y`."""
+        """Draw a line of text with its baseline at `y`."""
         kind = f' class="{style}"' if style else ""
         self._items.append(
             f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
@@ -67,7 +68,7 @@ class Drawing:
     def box(
         self, x: float, y: float, width: float, height: float, *lines: str, colour: str = "plain"
     ) -> None:
-        """Draw a box with centred lines: the first one bold, those that begin with ` as code."""
+        """Draw a box with centred lines: the first is bold, and lines with a leading ` are code."""
         self._items.append(
             f'<rect class="box {colour}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
             ' rx="6"/>'
@@ -85,13 +86,13 @@ class Drawing:
         self.text(x + 12, y + 20, name, "small", "start")
 
     def arrow(self, *points: tuple[float, float], both: bool = False) -> None:
-        """Draw an arrow along some points, with a head at its end, or at both."""
+        """Draw an arrow along points, with a head at the end or at both ends."""
         path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
         start = ' marker-start="url(#head)"' if both else ""
         self._items.append(f'<path class="line" d="{path}" marker-end="url(#head)"{start}/>')
 
     def line(self, *points: tuple[float, float]) -> None:
-        """Draw a line along some points."""
+        """Draw a line along points."""
         path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
         self._items.append(f'<path class="line" d="{path}"/>')
 
@@ -100,7 +101,7 @@ class Drawing:
         self._items.append(f'<circle class="dot blue" cx="{x:g}" cy="{y:g}" r="4"/>')
 
     def svg(self) -> str:
-        """Return the file's text."""
+        """Return the text of the SVG file."""
         width, height = self._size
         items = "\n  ".join(self._items)
         return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" \
@@ -117,7 +118,7 @@ orient="auto-start-reverse"><path class="head" d="M0 0.5 L8 4 L0 7.5 z"/></marke
 
 
 def overview() -> Drawing:
-    """What a program is made of."""
+    """The parts of a program."""
     d = Drawing(760, 372, "A session or an AsyncFlow engine sends tasks to backends")
     d.area(8, 8, 744, 112, "your program")
     d.box(40, 36, 310, 68, "Session", "`ComputeTask, AITask", colour="blue")
@@ -147,22 +148,22 @@ def overview() -> Drawing:
 def states() -> Drawing:
     """The states of a task."""
     d = Drawing(700, 212, "The states of a task: PENDING, RUNNING, then DONE, FAILED or CANCELED")
-    d.box(10, 80, 120, 48, "PENDING", "in a queue")
-    d.box(220, 80, 120, 48, "RUNNING", "with a worker", colour="blue")
-    d.box(480, 8, 205, 48, "DONE", "it holds its result", colour="green")
-    d.box(480, 80, 205, 48, "FAILED", "exception says why", colour="red")
+    d.box(10, 80, 120, 48, "PENDING", "queued")
+    d.box(220, 80, 120, 48, "RUNNING", "on a worker", colour="blue")
+    d.box(480, 8, 205, 48, "DONE", "has a result", colour="green")
+    d.box(480, 80, 205, 48, "FAILED", "has an exception", colour="red")
     d.box(480, 152, 205, 48, "CANCELED", "its work was stopped", colour="amber")
     d.arrow((130, 104), (218, 104))
     d.arrow((340, 104), (478, 104))
     d.arrow((410, 104), (410, 32), (478, 32))
     d.arrow((410, 104), (410, 176), (478, 176))
     d.line((70, 128), (70, 176), (410, 176))
-    d.text(240, 168, "cancelled before it began", "small")
+    d.text(240, 168, "cancelled before the start", "small")
     return d
 
 
 def two_loops() -> Drawing:
-    """The two loops."""
+    """The caller's event loop and the service loop."""
     d = Drawing(760, 226, "Your event loop, the service loop, and where tasks run")
     d.area(8, 8, 226, 210, "your loop, your thread")
     d.box(24, 44, 194, 46, "your coroutines", colour="blue")
@@ -170,9 +171,9 @@ def two_loops() -> Drawing:
     d.box(24, 156, 194, 46, "functions of AI tasks", colour="blue")
     d.area(300, 8, 206, 210, "service loop, its own thread")
     d.box(316, 44, 174, 46, "backends", colour="green")
-    d.box(316, 100, 174, 46, "batcher, watching", colour="green")
+    d.box(316, 100, 174, 46, "batcher, monitoring", colour="green")
     d.box(316, 156, 174, 46, "HTTP server", colour="green")
-    d.area(572, 8, 180, 210, "elsewhere")
+    d.area(572, 8, 180, 210, "workers and servers")
     d.box(584, 44, 156, 46, "threads, processes")
     d.box(584, 100, 156, 46, "Dask, Dragon")
     d.box(584, 156, 156, 46, "replicas")
@@ -185,14 +186,14 @@ def two_loops() -> Drawing:
 
 
 def prompt_path() -> Drawing:
-    """The way of a prompt."""
+    """Draw the path of a prompt to a replica."""
     d = Drawing(760, 268, "Prompts from tasks, Python and HTTP reach the replicas")
     d.box(8, 18, 160, 46, "AI tasks", "of sessions and engines", colour="blue")
     d.box(8, 84, 160, 46, "`generate(...)", "from Python", colour="blue")
     d.box(8, 150, 160, 46, "`POST /generate", "over HTTP", colour="blue")
     d.box(8, 214, 160, 46, "`/v1/...", "OpenAI clients", colour="blue")
-    d.box(240, 62, 130, 90, "batcher", "prompts that come", "together leave", "together")
-    d.box(424, 62, 136, 90, "pool", "spreads them evenly,", "sends them again", "after a death")
+    d.box(240, 62, 130, 90, "batcher", "groups prompts", "that arrive", "together")
+    d.box(424, 62, 136, 90, "pool", "spreads batches,", "restarts replicas,", "retries prompts")
     for index in range(3):
         d.box(630, 18 + 82 * index, 122, 56, f"replica {index}", "a model server", colour="amber")
         d.arrow((560, 107), (594, 107), (594, 46 + 82 * index), (628, 46 + 82 * index))
@@ -200,7 +201,7 @@ def prompt_path() -> Drawing:
         d.arrow((168, y), (204, y), (204, 107), (238, 107))
     d.arrow((370, 107), (422, 107))
     d.arrow((168, 237), (492, 237), (492, 154))
-    d.text(330, 229, "passed through, streamed", "small")
+    d.text(330, 229, "forwarded, with streaming", "small")
     return d
 
 
@@ -210,22 +211,22 @@ def _bar(d: Drawing, x: float, y: float, width: float, words: str, colour: str) 
 
 
 def batching() -> Drawing:
-    """When a batch leaves."""
-    d = Drawing(760, 330, "A batch leaves at once while a replica has room, and else gathers")
+    """Draw when a batch is sent."""
+    d = Drawing(760, 330, "A batch is sent at once while a replica has room; else prompts wait")
     scenes = (
-        ("A replica has room:", "leave at once", [(60, 1)], 60, None),
-        ("All are busy:", "leave when one has room", [(60, 1), (110, 2), (170, 1)], 250, "busy"),
-        ("Many come:", "leave when full", [(60, 2), (90, 3), (120, 3)], 120, "busy"),
-        ("Busy for long:", "leave after the longest wait", [(60, 1), (150, 1)], 360, "busy"),
+        ("A replica has room:", "sent at once", [(60, 1)], 60, None),
+        ("All are busy:", "sent when one has room", [(60, 1), (110, 2), (170, 1)], 250, "busy"),
+        ("Many prompts:", "sent when the batch is full", [(60, 2), (90, 3), (120, 3)], 120, "busy"),
+        ("Busy for long:", "sent after the longest wait", [(60, 1), (150, 1)], 360, "busy"),
     )
-    for row, (what, then, arrivals, leave, busy) in enumerate(scenes):
+    for row, (case, action, arrivals, sent, busy) in enumerate(scenes):
         y = 44 + 74 * row
-        d.text(8, y, what, "bold", "start")
-        d.text(8, y + 18, then, "small", "start")
+        d.text(8, y, case, "bold", "start")
+        d.text(8, y + 18, action, "small", "start")
         d.line((230, y + 8), (640, y + 8))
         if busy:
             free = 250 if row == 1 else 410
-            _bar(d, 230, y + 12, free, "all replicas busy to their limit", "red")
+            _bar(d, 230, y + 12, free, "all replicas are busy", "red")
             if row == 1:
                 _bar(d, 230 + free, y + 12, 160, "room", "green")
         else:
@@ -233,9 +234,9 @@ def batching() -> Drawing:
         for at, count in arrivals:
             for n in range(count):
                 d.dot(230 + at, y - 2 - 9 * n)
-        d.arrow((230 + leave + 14, y + 6), (230 + leave + 14, y - 26))
+        d.arrow((230 + sent + 14, y + 6), (230 + sent + 14, y - 26))
         total = sum(count for _, count in arrivals)
-        d.text(230 + leave + 22, y - 16, f"batch of {total}", "small", "start")
+        d.text(230 + sent + 22, y - 16, f"batch of {total}", "small", "start")
     d.text(650, 56, "time →", "small", "start")
     d.text(650, 204, "max_batch_size", "code small", "start")
     d.text(650, 278, "max_batch_", "code small", "start")
@@ -246,14 +247,14 @@ def batching() -> Drawing:
 def _nodes(
     d: Drawing, x: float, y: float, count: int, *, first: int = 0, tp_size: int = 1, gpus: int = 4
 ) -> None:
-    """Draw nodes with the replicas that a service of these parameters has on them."""
-    hosts = [Host(f"node {first + n}", tuple(range(gpus))) for n in range(count)]
+    """Draw nodes with the replicas that a service with these parameters places on them."""
+    hosts = [Node(f"node {first + n}", gpus=tuple(range(gpus))) for n in range(count)]
     places = place(hosts, num_nodes=count, num_gpus=gpus, tp_size=tp_size, offset=0)
     for row, host in enumerate(hosts):
         top = y + 114 * row
         d.area(x, top, 24 + 74 * gpus, 104, host.name)
         for number, where in enumerate(places):
-            if where.host != host:
+            if where.node != host:
                 continue
             left = x + 12 + 74 * int(where.gpus[0])
             colour = "amber" if tp_size == 1 else "green"
@@ -282,8 +283,8 @@ def placement_many() -> Drawing:
 
 
 def placement_offset() -> Drawing:
-    """Two services side by side."""
-    d = Drawing(690, 490, "Two services side by side: one on nodes 0 and 1, one on nodes 2 and 3")
+    """Two services on different nodes."""
+    d = Drawing(690, 490, "Two services: one on nodes 0 and 1, one on nodes 2 and 3")
     services = (
         ("small", 0, 1, "8 replicas, port 8000"),
         ("large", 2, 4, "2 replicas, port 8001"),
@@ -316,7 +317,7 @@ def cluster() -> Drawing:
     d.line((405, 73), (405, 245))
     d.arrow((405, 159), (422, 159))
     d.arrow((405, 245), (422, 245))
-    d.text(312, 150, "the job script says", "small")
+    d.text(312, 150, "the job script runs", "small")
     d.text(312, 168, "dragon program.py", "code")
     return d
 
@@ -335,7 +336,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
 
 
 def drawings() -> Iterator[tuple[Path, str]]:
-    """Yield each file and the text that belongs into it."""
+    """Yield each file with its content."""
     for name, draw in DRAWINGS.items():
         yield HERE / f"{name}.svg", draw().svg()
 
