@@ -1,7 +1,7 @@
-"""Run benchmarks, print their table, and renew what docs/ has of it: `make bench [BENCH=NAMES]`.
+"""Run benchmarks, print their table and update docs/: `make bench [BENCH=NAMES]`.
 
-Every figure is a ratio, or a difference, of things measured in the same run, so that tables of
-different machines can be compared. Each benchmark runs in a process of its own.
+Every figure is a ratio, or a difference, of measurements from the same run, so that the tables of
+different machines can be compared. Each benchmark runs in its own process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchmarks.tables import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks named, or all; returns 1 where one could not be measured."""
+    """Run the named benchmarks, or all; return 1 if one could not be measured."""
     names = _names(arguments)
     signal.signal(signal.SIGTERM, _stop)
     results = Results(machine=this_machine())
-    for turn, name in enumerate(names, 1):
-        _say(f"[{turn}/{len(names)}] {name}: {BENCHMARKS[name].about}")
+    for number, name in enumerate(names, 1):
+        _say(f"[{number}/{len(names)}] {name}: {BENCHMARKS[name].about}")
         result = results.benchmarks[name] = run(name, BENCHMARKS[name])
         for problem in result.problems:
             _say(f"    {problem.what} not measured: {problem.reason}")
@@ -42,15 +42,15 @@ def _names(arguments: Sequence[str] | None) -> list[str]:
         epilog="\n".join(f"  {name:10}{one.about}" for name, one in BENCHMARKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones; all where none")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
     wanted: list[str] = parser.parse_args(arguments).names
     if unknown := set(wanted) - set(BENCHMARKS):
-        parser.error(f"no benchmark {min(unknown)!r}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmark {min(unknown)!r}; choose from {', '.join(BENCHMARKS)}")
     return [name for name in BENCHMARKS if name in wanted or not wanted]
 
 
 def _stop(number: int, _frame: object) -> None:
-    """End what runs, and then this: a second signal must not interrupt that."""
+    """Exit, which ends the running benchmark; a second signal must not interrupt that."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""The Dask backend against Dask alone, on one cluster."""
+"""The Dask backend compared with Dask alone, on one cluster."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def measure() -> list[Figure]:
 
         async with DaskExecutionBackend(cluster=cluster) as backend:
             owner = Owner(backend)
-            await owner.run(functions(100, nothing))  # workers have imported all from here on
+            await owner.run(functions(100, nothing))  # warm-up: workers import everything
             await in_thread(lambda: submit(run_true, 2))
 
             async def one_round() -> tuple[float, ...]:

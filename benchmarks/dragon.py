@@ -1,7 +1,7 @@
-"""The Dragon backend against Dragon alone, in one runtime; it runs under `dragon`.
+"""The Dragon backend compared with Dragon alone, in one runtime; it runs under `dragon`.
 
-The prototype is what the backend could at best be: workers and queues, messages of 16 calls and
-64 in flight, with neither tasks nor states nor faults.
+The prototype is an upper bound for the backend: workers and queues, messages of 16 calls and 64
+calls in flight, without tasks, states or handling of faults.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def prototype_worker(outbox: Any) -> None:
 
 
 class Prototype:
-    """Workers and queues, and nothing else."""
+    """A prototype of workers and queues only."""
 
     def __init__(self) -> None:
         from dragon.native.process import Process
@@ -60,7 +60,7 @@ class Prototype:
         self.inboxes = [self.outbox.get() for _ in self.workers]
 
     def run(self, calls: int) -> None:
-        """Run calls to their ends, in the thread that waits for them."""
+        """Run calls and wait for them in this thread."""
         numbers = iter(range(calls))
 
         def send(inbox: Any) -> int:
@@ -127,15 +127,15 @@ async def in_asyncio(count: int) -> None:
 async def workflows(engine: type, backend: Any) -> None:
     flow = await engine.create(backend=backend)  # type: ignore[attr-defined]
 
-    @flow.function_task  # type: ignore[untyped-decorator]
+    @flow.function_task
     async def first(number: int) -> int:
         return number
 
-    @flow.function_task  # type: ignore[untyped-decorator]
+    @flow.function_task
     async def second(number: int) -> int:
         return number * 2
 
-    @flow.function_task  # type: ignore[untyped-decorator]
+    @flow.function_task
     async def third(left: int, right: int) -> int:
         return left + right
 
@@ -157,7 +157,7 @@ def cpu_of(pids: list[int]) -> float:
 
 
 async def idle_share(pids: list[int], seconds: float = 5.0) -> float:
-    """Percent of one core that processes take while nothing is to do."""
+    """Return the percentage of one core that idle processes use."""
     await asyncio.sleep(0.5)
     before = cpu_of(pids)
     await asyncio.sleep(seconds)
@@ -165,7 +165,7 @@ async def idle_share(pids: list[int], seconds: float = 5.0) -> float:
 
 
 async def rates_of_functions(backend: Any) -> list[Figure]:
-    """Compare with Dragon's pool and with the prototype, which take turns."""
+    """Compare the backend with Dragon's pool and with the prototype, alternately."""
     prototype = await asyncio.to_thread(Prototype)
     owner = Owner(backend)
     await owner.run(functions(1_000, nothing))
@@ -187,7 +187,11 @@ async def rates_of_functions(backend: Any) -> list[Figure]:
         Figure(what=what, over="Pool.apply_async", ours=ours, base=pool, unit="/s", at_least=10),
         Figure(what=what, over="the prototype", ours=ours, base=best, unit="/s", at_least=0.6),
         Figure(
-            what="a lone function, p50", over="the prototype", ours=lone, base=lone_best, at_most=3
+            what="a single function, p50",
+            over="the prototype",
+            ours=lone,
+            base=lone_best,
+            at_most=3,
         ),
     ]
 
@@ -218,7 +222,7 @@ async def seconds_of_workflows() -> Figure:
         async with DragonExecutionBackendV3(num_workers=WORKERS) as backend:
             seconds.setdefault(engine, []).append(await seconds_of(workflows(engine, backend)))
     return Figure(
-        what=f"{WORKFLOWS:,} workflows of 3 tasks on our engine",
+        what=f"{WORKFLOWS:,} workflows of 3 tasks on Rhapsody's engine",
         over="AsyncFlow's engine",
         ours=seconds[asyncflow_ext.WorkflowEngine],
         base=seconds[WorkflowEngine],
@@ -226,7 +230,7 @@ async def seconds_of_workflows() -> Figure:
 
 
 async def rates_by_workers() -> Chart:
-    """Run functions that do nothing, that compute and that wait, on more and more workers."""
+    """Run no-op, computing and waiting functions on an increasing number of workers."""
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in WORKER_NUMBERS:
         async with DragonExecutionBackendV3(num_workers=number) as backend:
@@ -250,7 +254,7 @@ async def measure() -> list[Figure | Chart]:
         found.append(
             Figure(
                 what="an idle backend: share of a core",
-                over="the bare runtime",
+                over="the runtime alone",
                 ours=[share],
                 base=[bare],
                 unit="%",

@@ -1,6 +1,6 @@
-"""The event-driven engine against AsyncFlow's stock engine, on the same backends.
+"""The event-driven engine compared with AsyncFlow's stock engine, on the same backends.
 
-Wall time and CPU time of the process; the engines take turns.
+Measures wall time and CPU time of the process, with the engines alternately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from asyncflow_ext import WorkflowEngine, extend
 from benchmarks.figures import Figure
 from benchmarks.timing import Owner, functions, seconds_of
 from rhapsody.backends import BaseBackend, DragonVllmInferenceBackend, NoopExecutionBackend, Work
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.service_loop import service_loop
 
 Program = Callable[[Any], Awaitable[Any]]
 
@@ -27,7 +27,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="rhapsody-benchmark-")
 
 
 class SleepingBackend(BaseBackend):
-    """Every task takes 20 ms and nothing else."""
+    """Sleeps 20 ms for every task."""
 
     async def execute(self, work: Work) -> dict[str, Any]:
         await asyncio.sleep(STEP_SECONDS)
@@ -35,13 +35,13 @@ class SleepingBackend(BaseBackend):
 
 
 class HoldingBackend(BaseBackend):
-    """Tasks end at once, but for those called with `held=True`, which wait for `let_go`."""
+    """Ends tasks at once, except those called with `held=True`, which wait for `release`."""
 
     def __init__(self) -> None:
         super().__init__("holding")
         self._gate = asyncio.Event()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         service_loop().call(self._gate.set)
 
     async def execute(self, work: Work) -> dict[str, Any]:
@@ -83,7 +83,7 @@ async def independent(flow: Any, number: int) -> None:
 
 
 async def pending(flow: Any, number: int, seconds: float) -> None:
-    """A thousand tasks a second come and go while many others run on."""
+    """Run a thousand short tasks a second while many others stay active."""
 
     @flow.function_task
     async def task(held: bool = False) -> None:
@@ -95,7 +95,7 @@ async def pending(flow: Any, number: int, seconds: float) -> None:
         passing += [task() for _ in range(10)]
         await asyncio.sleep(0.01)
     await asyncio.gather(*passing)
-    flow.backend.let_go()
+    flow.backend.release()
     await asyncio.gather(*held)
 
 
@@ -121,7 +121,7 @@ class Comparison:
     stock_cpu: list[float] = field(default_factory=list)
 
     def figures(self, wall: float | None = None, cpu: float | None = None) -> list[Figure]:
-        """Return both ratios, with the greatest that are aimed at."""
+        """Return both ratios, with their aims as upper bounds."""
         over = "AsyncFlow's engine"
         return [
             Figure(
@@ -156,13 +156,13 @@ async def compare(
 
 
 async def direct(number: int) -> float:
-    """Return the seconds that the no-op backend takes for bare descriptions of tasks."""
+    """Return the seconds that the no-op backend alone takes for the same tasks."""
     async with NoopExecutionBackend() as backend:
         return await seconds_of(Owner(backend).run(functions(number, print)))
 
 
 async def ai_calls(engine: Any, calls: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of AI calls in a row, in a workflow and straight to the backend."""
+    """Return the seconds of consecutive AI calls, in a workflow and directly on the backend."""
     backend = await DragonVllmInferenceBackend(
         None, "embedded", engine="embedded", launcher="local", use_service=False
     )
@@ -187,7 +187,7 @@ async def ai_calls(engine: Any, calls: int) -> tuple[list[float], list[float]]:
             )
 
     try:
-        # The first round goes: the server's process gets faster while it is young.
+        # The first round is a warm-up: the server's process is slower at first.
         pairs = [(await seconds_of(in_flow()), await seconds_of(alone())) for _ in range(6)][1:]
         flowing, bare = zip(*pairs, strict=True)
         return list(flowing), list(bare)
@@ -220,17 +220,17 @@ async def measure() -> list[Figure]:
         Figure(what=found.what, over="the backend alone", ours=found.wall, base=bare, at_most=5)
     )
     found = await compare(
-        "5,000 tasks run while 1,000 a second pass",
+        "1,000 short tasks a second beside 5,000 active ones",
         HoldingBackend,
         lambda f: pending(f, 5000, 3),
         1,
     )
     figures += found.figures(cpu=0.5)
-    for name, engine in (("our", WorkflowEngine), ("AsyncFlow's", StockEngine)):
+    for name, engine in (("Rhapsody's", WorkflowEngine), ("AsyncFlow's", StockEngine)):
         flowing, bare = await ai_calls(engine, 5)
         figures.append(
             Figure(
-                what=f"5 AI calls in a row on {name} engine",
+                what=f"5 consecutive AI calls on {name} engine",
                 over="the backend alone",
                 ours=flowing,
                 base=bare,

@@ -1,12 +1,18 @@
-"""What a benchmark returns: figures, which are ratios, charts, and what it could not measure."""
+"""What a benchmark returns: figures, charts, and problems."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 __all__ = ["Chart", "Figure", "Line", "Panel", "Problem"]
+
+
+Values = Annotated[Sequence[float], AfterValidator(tuple)]
+"""Measurements, one per round."""
 
 
 class _Record(BaseModel):
@@ -14,26 +20,26 @@ class _Record(BaseModel):
 
 
 class Figure(_Record):
-    """Ours and what it is compared with, measured in turns, one value per repetition.
+    """Measurements of Rhapsody and of a baseline, taken alternately, with one value per round.
 
     The value of a figure is the ratio of the two medians.
     """
 
     what: str
     over: str = ""
-    """What ours is compared with."""
-    ours: list[float]
-    base: list[float] = []
-    """Empty where ours stands alone: the value is then its median."""
+    """Name of the baseline."""
+    ours: Values
+    base: Values = ()
+    """Empty if there is no baseline: the value is then the median of `ours`."""
     unit: str = "s"
-    """Of the values: s, ms, us, /s or %."""
+    """Unit of the measurements: s, ms, us, /s or %."""
     difference: bool = False
-    """The value is the difference of the medians instead."""
+    """Whether the value is the difference of the medians instead of their ratio."""
     at_most: float | None = None
     at_least: float | None = None
-    """The project's aim, where it has one."""
+    """The project's aim, if it has one."""
     base_stopped: bool = False
-    """The base was stopped at its time limit: it would have taken longer."""
+    """Whether the baseline was stopped at its time limit: it would have taken longer."""
     note: str = ""
 
     @property
@@ -46,7 +52,7 @@ class Figure(_Record):
 
     @property
     def spread(self) -> tuple[float, float] | None:
-        """The least and the greatest value of a single repetition, where there are several."""
+        """The smallest and the largest value of a single round, if there are several."""
         if len(self.ours) < 2 or (self.base and len(self.base) != len(self.ours)):
             return None
         bases = self.base or [0.0] * len(self.ours)
@@ -55,7 +61,7 @@ class Figure(_Record):
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met; None where there is none."""
+        """Whether the aim is met; None without an aim."""
         if self.at_most is not None:
             return self.value <= self.at_most
         if self.at_least is not None:
@@ -74,7 +80,7 @@ class Problem(_Record):
 
 
 class Line(_Record):
-    """One curve: what is measured over what is varied."""
+    """One curve: measured values over a varied parameter."""
 
     label: str
     x: list[float]
@@ -96,6 +102,6 @@ class Chart(_Record):
     """One picture: panels side by side."""
 
     name: str
-    """Of its file."""
+    """Name of its file, without the suffix."""
     title: str
     panels: list[Panel]

@@ -1,15 +1,15 @@
-"""What it costs to serve vLLM as we do, against `AsyncLLM` in the same process.
+"""The overhead of serving vLLM by the inference backend, compared with `AsyncLLM` in process.
 
-Three ways to the same tiny model with random weights, each with an engine of its own:
+There are three setups for the same tiny model with random weights, each with its own engine:
 
-- `AsyncLLM` in process, called directly: the ratio is over this one;
-- our backend: batcher, batch route, a stock server;
-- a fixed window of 500 ms, then `LLM.generate` for what has gathered, one batch at a time.
+- `AsyncLLM` in process, called directly, which is the baseline;
+- the inference backend: batcher, batch route, and a stock server;
+- a fixed window of 500 ms, then `LLM.generate` for all prompts received, one batch at a time.
 
-They take turns, scenario by scenario and round by round, so that what else the machine does meets
-all of them. Beside that: 256 chats at once through the gateway, and straight to the same server.
-The two others run in processes of their own, which read the names of scenarios and print what they
-measured: `python -m benchmarks.inference WAY MODEL`.
+The setups alternate, scenario by scenario and round by round, so that other load on the machine
+affects them all. A further figure compares 256 concurrent chats through the gateway with the same
+chats sent directly to the server. The first and the last setup run in separate processes, which
+read names of scenarios and print measurements: `python -m benchmarks.inference SETUP MODEL`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ GATEWAY_ROUNDS = 5
 ENGINE: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 256, "max_model_len": 1024}
 
 Ask = Callable[[str, int], Awaitable[Any]]
-"""Answers one prompt with so many tokens."""
+"""Generates a number of tokens for one prompt."""
 Measure = Callable[[str], Awaitable[list[float]]]
-"""Runs a scenario once, and returns seconds."""
+"""Runs a scenario once and returns seconds."""
 
 
 def prompt(number: int) -> str:
@@ -57,7 +57,7 @@ async def at_once(ask: Ask, number: int) -> list[float]:
 
 
 async def poisson(ask: Ask) -> list[float]:
-    """Return the seconds that each of the prompts took that came at random moments."""
+    """Return the seconds of each prompt when prompts arrive at random times (a Poisson process)."""
     moments, chance = [0.0], random.Random(1)
     while moments[-1] < POISSON_SECONDS:
         moments.append(moments[-1] + chance.expovariate(POISSON_RATE))
@@ -70,7 +70,7 @@ async def poisson(ask: Ask) -> list[float]:
 
 
 async def short_among_long(ask: Ask) -> list[float]:
-    """Return the seconds of prompts of 4 tokens while 32 of 400 are being written."""
+    """Return the seconds of prompts of 4 tokens while 32 prompts of 400 tokens are running."""
     long = [asyncio.ensure_future(ask(prompt(i), 400)) for i in range(32)]
     await asyncio.sleep(0.1)
     short = [await seconds_of(ask(prompt(number), 4)) for number in range(10)]
@@ -87,14 +87,11 @@ SCENARIOS: dict[str, tuple[int, Callable[[Ask], Awaitable[list[float]]]]] = {
     **{f"{n}": (3, lambda ask, n=n: at_once(ask, n)) for n in SIZES[1:]},  # type: ignore[misc]
     "256": (7, lambda ask: at_once(ask, 256)),
 }
-"""By name: rounds, and one round."""
+"""Number of rounds, and the function of one round, by name."""
 
 
-# -- the ways in processes of their own ----------------------------------------------------------
-
-
-async def obey(ask: Ask) -> None:
-    """Run the scenarios that are named on standard input, one after the other."""
+async def run_named(ask: Ask) -> None:
+    """Run the scenarios named on standard input, one after the other."""
     await at_once(ask, 64)
     print(json.dumps("ready"), flush=True)
     while name := (await asyncio.to_thread(sys.stdin.readline)).strip():
@@ -124,7 +121,7 @@ async def async_llm(model: str) -> None:
             pass
 
     try:
-        await obey(ask)
+        await run_named(ask)
     finally:
         engine.shutdown()
 
@@ -135,7 +132,7 @@ async def window(model: str) -> None:
     engine = LLM(model=model, **ENGINE)
     waiting: list[tuple[str, int, asyncio.Future[None]]] = []
 
-    def answer(batch: list[tuple[str, int, asyncio.Future[None]]]) -> None:
+    def generate(batch: list[tuple[str, int, asyncio.Future[None]]]) -> None:
         chats = [[{"role": "user", "content": text}] for text, _, _ in batch]
         params = [
             SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -149,27 +146,27 @@ async def window(model: str) -> None:
             batch = list(waiting)
             waiting.clear()
             if batch:
-                await asyncio.to_thread(answer, batch)
-            for _, _, answered in batch:
-                answered.set_result(None)
+                await asyncio.to_thread(generate, batch)
+            for _, _, done in batch:
+                done.set_result(None)
 
     async def ask(text: str, tokens: int) -> None:
-        answered = asyncio.get_running_loop().create_future()
-        waiting.append((text, tokens, answered))
-        await answered
+        done = asyncio.get_running_loop().create_future()
+        waiting.append((text, tokens, done))
+        await done
 
     serving = asyncio.ensure_future(serve())
     try:
-        await obey(ask)
+        await run_named(ask)
     finally:
         serving.cancel()
 
 
 @contextlib.asynccontextmanager
-async def elsewhere(way: str, model: str) -> AsyncIterator[Measure]:
-    """Run a way in a process of its own."""
+async def in_process(setup: str, model: str) -> AsyncIterator[Measure]:
+    """Run a setup in its own process."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.inference", way, model),
+        *(sys.executable, "-m", "benchmarks.inference", setup, model),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -178,35 +175,32 @@ async def elsewhere(way: str, model: str) -> AsyncIterator[Measure]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    async def hear() -> Any:
+    async def receive() -> Any:
         assert process.stdout is not None
         while line := await process.stdout.readline():
-            with contextlib.suppress(ValueError):  # vLLM may print something too
+            with contextlib.suppress(ValueError):  # vLLM prints other lines too
                 return json.loads(line)
-        raise RuntimeError(f"{way} ended with code {await process.wait()}")
+        raise RuntimeError(f"{setup} exited with code {await process.wait()}")
 
     async def measure_one(scenario: str) -> list[float]:
         assert process.stdin is not None
         process.stdin.write(f"{scenario}\n".encode())
-        seconds: list[float] = await hear()
+        seconds: list[float] = await receive()
         return seconds
 
     try:
-        await hear()
+        await receive()
         yield measure_one
     finally:
         process.stdin.close()
         await process.wait()
 
 
-# -- ours ----------------------------------------------------------------------------------------
-
-
 async def cpu_per_thousand(backend: DragonVllmInferenceBackend) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF)
     await backend.generate([prompt(i) for i in range(1000)], max_tokens=8, temperature=0)
     after = resource.getrusage(resource.RUSAGE_SELF)
-    return sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 async def chats(session: aiohttp.ClientSession, model: str) -> float:
@@ -216,17 +210,16 @@ async def chats(session: aiohttp.ClientSession, model: str) -> float:
             "messages": [{"role": "user", "content": prompt(number)}],
             **{"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True},
         }
-        async with session.post("/v1/chat/completions", json=body) as answer:
-            assert answer.status == 200, await answer.text()
-            await answer.read()
+        async with session.post("/v1/chat/completions", json=body) as response:
+            assert response.status == 200, await response.text()
+            await response.read()
 
     return await seconds_of(asyncio.gather(*(one(i) for i in range(256))))
 
 
 async def gateway(backend: DragonVllmInferenceBackend) -> Figure:
-    """Compare 256 chats at once through the gateway with the same straight to the server."""
+    """Compare 256 concurrent chats through the gateway with chats sent directly to the server."""
     assert backend._service is not None
-    assert backend._service.pool is not None
     [replica] = backend._service.pool.replicas
     path = str(replica.address).removeprefix("unix:")
     key = {"X-Rhapsody-Key": replica._environment["RHAPSODY_REPLICA_KEY"]}
@@ -236,9 +229,9 @@ async def gateway(backend: DragonVllmInferenceBackend) -> Figure:
         ) as through,
         aiohttp.ClientSession(
             "http://replica", connector=aiohttp.UnixConnector(path, limit=0), headers=key
-        ) as straight,
+        ) as direct,
     ):
-        sessions = (through, straight)
+        sessions = (through, direct)
         for session in sessions:
             await chats(session, backend.model_name)
         rounds = [
@@ -247,17 +240,15 @@ async def gateway(backend: DragonVllmInferenceBackend) -> Figure:
         ]
     ours, base = zip(*rounds, strict=True)
     return Figure(
-        what="256 chats at once through the gateway",
-        over="straight to vllm serve",
+        what="256 concurrent chats through the gateway",
+        over="vllm serve directly",
         ours=ours,
         base=base,
         at_most=1.2,
     )
 
 
-# -- the comparison ------------------------------------------------------------------------------
-
-OURS, BASE = "our backend", "AsyncLLM in process"
+OURS, BASE = "the inference backend", "AsyncLLM in process"
 WINDOW = "a window of 500 ms and LLM.generate"
 
 
@@ -265,27 +256,25 @@ def p99(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
-# What is compared: the scenario, how a round of it is summed up, and the greatest ratio to
-# AsyncLLM that is aimed at.
 QUANTITIES: dict[str, tuple[str, Callable[[list[float]], float], float | None]] = {
-    "a lone prompt": ("lone", statistics.median, 1.15),
+    "a single prompt": ("lone", statistics.median, 1.15),
     "256 prompts at once": ("256", statistics.median, 1.25),
-    f"{POISSON_RATE} prompts a second at random moments, p50": ("poisson", statistics.median, 1.3),
-    f"{POISSON_RATE} prompts a second at random moments, p99": ("poisson", p99, 1.5),
+    f"{POISSON_RATE} prompts a second at random times, p50": ("poisson", statistics.median, 1.3),
+    f"{POISSON_RATE} prompts a second at random times, p99": ("poisson", p99, 1.5),
     "short prompts among long ones, p50": ("short", statistics.median, 1.5),
     **{f"{n:,} prompts at once": (f"{n}", statistics.median, None) for n in SIZES[1:] if n != 256},
 }
 
 Found = dict[tuple[str, str], list[list[float]]]
-"""Seconds by scenario and way, round by round."""
+"""Seconds by scenario and setup, round by round."""
 
 
-async def take_turns(ways: dict[str, Measure]) -> Found:
+async def alternate(setups: dict[str, Measure]) -> Found:
     found: Found = {}
     for scenario, (rounds, _) in SCENARIOS.items():
         for _ in range(rounds):
-            for way, measure_one in ways.items():
-                found.setdefault((scenario, way), []).append(await measure_one(scenario))
+            for setup, measure_one in setups.items():
+                found.setdefault((scenario, setup), []).append(await measure_one(scenario))
     return found
 
 
@@ -293,7 +282,8 @@ def figures_of(found: Found) -> list[Figure]:
     figures = []
     for what, (scenario, summary, aim) in QUANTITIES.items():
         ours, base, window = (
-            [summary(seconds) for seconds in found[scenario, way]] for way in (OURS, BASE, WINDOW)
+            [summary(seconds) for seconds in found[scenario, setup]]
+            for setup in (OURS, BASE, WINDOW)
         )
         figures += [
             Figure(what=what, over=BASE, ours=ours, base=base, at_most=aim),
@@ -303,23 +293,24 @@ def figures_of(found: Found) -> list[Figure]:
 
 
 def chart_of(found: Found) -> Chart:
-    """Draw milliseconds a prompt over the number of prompts at once."""
+    """Draw milliseconds per prompt over the number of concurrent prompts."""
 
-    def line(way: str) -> Line:
+    def line(setup: str) -> Line:
         seconds = [
-            statistics.median(one for [one] in found[scenario, way]) for scenario in SIZE_SCENARIOS
+            statistics.median(one for [one] in found[scenario, setup])
+            for scenario in SIZE_SCENARIOS
         ]
         costs = [1000 * s / size for s, size in zip(seconds, SIZES, strict=True)]
-        return Line(label=way, x=list(SIZES), y=costs)
+        return Line(label=setup, x=list(SIZES), y=costs)
 
     panel = Panel(
-        title=f"{TOKENS} tokens a prompt, vLLM on the CPU",
-        x_label="prompts at once",
-        y_label="ms a prompt",
-        lines=[line(way) for way in (OURS, BASE, WINDOW)],
+        title=f"{TOKENS} tokens per prompt, vLLM on the CPU",
+        x_label="concurrent prompts",
+        y_label="ms per prompt",
+        lines=[line(setup) for setup in (OURS, BASE, WINDOW)],
         log_y=True,
     )
-    return Chart(name="batch-cost", title="What a prompt costs in a batch", panels=[panel])
+    return Chart(name="batch-cost", title="Time per prompt in a batch", panels=[panel])
 
 
 async def measure() -> list[Figure | Chart]:
@@ -339,24 +330,24 @@ async def measure() -> list[Figure | Chart]:
         await at_once(ask, 64)
         through = await gateway(backend)
         cpu = await cpu_per_thousand(backend)
-        found = await take_turns(
+        found = await alternate(
             {
-                BASE: await stack.enter_async_context(elsewhere("async_llm", model)),
+                BASE: await stack.enter_async_context(in_process("async_llm", model)),
                 OURS: ours,
-                WINDOW: await stack.enter_async_context(elsewhere("window", model)),
+                WINDOW: await stack.enter_async_context(in_process("window", model)),
             }
         )
     return [
         *figures_of(found),
         through,
-        Figure(what="CPU time of our own process for 1,000 prompts", ours=[cpu]),
+        Figure(what="CPU time of the backend's process for 1,000 prompts", ours=[cpu]),
         chart_of(found),
     ]
 
 
 def main(arguments: Sequence[str]) -> None:
-    way, model = arguments
-    asyncio.run({"async_llm": async_llm, "window": window}[way](model))
+    setup, model = arguments
+    asyncio.run({"async_llm": async_llm, "window": window}[setup](model))
 
 
 if __name__ == "__main__":

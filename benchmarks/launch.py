@@ -1,4 +1,4 @@
-"""Which benchmarks there are, and how each is run: in a process of its own, with a time limit."""
+"""The list of benchmarks. Each runs in its own process, with a time limit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Benchmark:
 
     Args:
         about: What it measures.
-        limit: Longest time for it, in seconds.
-        needs: Runtime without which it cannot run.
-        under_dragon: Run it under the `dragon` command.
+        limit: Time limit in seconds.
+        needs: Runtime that it requires, if any.
+        under_dragon: Whether it runs under the `dragon` command.
     """
 
     about: str
@@ -37,27 +37,34 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "session": Benchmark("a Session over the bare backend", 300),
-    "engine": Benchmark("the event-driven engine over AsyncFlow's own", 600),
-    "dask": Benchmark("the Dask backend over Dask alone", 600, "Dask"),
-    "dragon": Benchmark("the Dragon backend over Dragon alone", 600, "Dragon", under_dragon=True),
-    "allocation": Benchmark("the Dragon backend's pool on 1,000 nodes that are simulated", 300),
-    "batcher": Benchmark("the inference backend over one post to a model server", 300),
-    "inference": Benchmark("vLLM as served here over AsyncLLM and a fixed window", 900, "vLLM"),
-    "peer": Benchmark("the same programs here and on rhapsody-py", 900),
-    "tuning": Benchmark("batching and workers, as curves", 900),
+    "session": Benchmark("a Session compared with the backend alone", 300),
+    "engine": Benchmark("the event-driven engine compared with AsyncFlow's", 600),
+    "journal": Benchmark("tasks with a journal compared with the same without", 300),
+    "dask": Benchmark("the Dask backend compared with Dask alone", 600, "Dask"),
+    "dragon": Benchmark(
+        "the Dragon backend compared with Dragon alone", 600, "Dragon", under_dragon=True
+    ),
+    "allocation": Benchmark("the scheduler of workers on 1,000 simulated nodes", 300),
+    "batcher": Benchmark("the inference backend compared with one request to a model server", 300),
+    "serving": Benchmark("priority, spares and prefix routing compared with a server without", 300),
+    "inference": Benchmark(
+        "vLLM as served here compared with AsyncLLM and a fixed window", 900, "vLLM"
+    ),
+    "peer": Benchmark("the same programs on Rhapsody and on rhapsody-py", 900),
+    "systems": Benchmark("the same work on Rhapsody, Ray, Dask, Parsl and a process pool", 900),
+    "tuning": Benchmark("curves of batching parameters and numbers of workers", 900),
 }
 
 
 def run(name: str, benchmark: Benchmark) -> Result:
-    """Run a benchmark to its end, and end all that it has started.
+    """Run a benchmark, and end every process that it started.
 
     Args:
-        name: Of the module in this package.
-        benchmark: What it needs.
+        name: Name of its module in this package.
+        benchmark: Its description.
 
     Returns:
-        What it measured, or the problem: this does not raise.
+        What it measured, or why it failed. Failures are not raised.
     """
     result = Result(began=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}", load=load())
     result.problem = missing(benchmark.needs)
@@ -77,7 +84,7 @@ def run(name: str, benchmark: Benchmark) -> Result:
 
 
 def _run(name: str, benchmark: Benchmark, found: Path, log: Path) -> str | None:
-    """Run it in a process; returns what went wrong."""
+    """Run a benchmark in a process; return a description of the failure, if any."""
     interpreter = dragon_command() if benchmark.under_dragon else sys.executable
     command = [interpreter, str(ROOT / "benchmarks" / "one.py"), f"benchmarks.{name}", str(found)]
     with (
@@ -88,15 +95,15 @@ def _run(name: str, benchmark: Benchmark, found: Path, log: Path) -> str | None:
             code = process.wait(benchmark.limit)
         except subprocess.TimeoutExpired:
             if not found.exists():
-                return f"stopped: it had not ended after {benchmark.limit:g} s"
+                return f"stopped at the time limit of {benchmark.limit:g} s"
             return None
-    # Under Dragon the launcher's code says little: what counts is the file.
+    # The exit code of Dragon's launcher is unreliable: the benchmark succeeded if the file exists.
     if found.exists():
         return None
-    return f"ended with code {code}: {_last_error(log)}"
+    return f"exited with code {code}: {_last_error(log)}"
 
 
 def _last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if "Error" in line]
-    return next(reversed(errors or lines or ["it wrote nothing"]))
+    return next(reversed(errors or lines or ["no output"]))

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran."""
+"""The machine and the versions that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PACKAGES = {
     "torch": "torch",
     "aiohttp": "aiohttp",
 }
-"""Names for readers, and of the packages."""
+"""Display names, and names of the packages."""
 
 
 class Machine(BaseModel):
-    """What figures must have in common to stand in one table."""
+    """Machine and versions, which all figures of one table share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     processor: str
     cores: int
-    """That this process may use."""
+    """Cores that this process may use."""
     memory_gib: int
     system: str
     python: str
@@ -58,14 +58,14 @@ def this_machine() -> Machine:
 
 
 def missing(runtime: str | None) -> str | None:
-    """Say so where a runtime, named as in `PACKAGES`, is not installed."""
+    """Return a message if a runtime, named as in `PACKAGES`, is not installed."""
     if runtime is None or _version_of(runtime):
         return None
-    return f"{runtime} is not installed: see `make runtimes`"
+    return f"{runtime} is not installed; `make runtimes` installs it"
 
 
 def load() -> float:
-    """Return how many processes wanted a core, on average over the last minute."""
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 1)
 
 
@@ -86,7 +86,7 @@ def _processor() -> str:
 
 def _version_of(name: str) -> str | None:
     package = PACKAGES[name]
-    # vLLM's build for the CPU is a package of another name.
+    # vLLM's CPU build is published under another name.
     for published_as in (package, f"{package}-cpu"):
         try:
             return metadata.version(published_as)

@@ -1,6 +1,6 @@
-"""Run one benchmark in this process: `python benchmarks/one.py MODULE FILE`.
+"""Run one benchmark and write its measurements to a file: `python benchmarks/one.py MODULE FILE`.
 
-It writes what was measured into the file. Under `dragon` as well.
+It also runs under `dragon`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-# Where Python puts this folder, `benchmarks/dragon.py` would hide the package `dragon`.
+# Replaces this folder, in which `benchmarks/dragon.py` would hide the package `dragon`.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.results import Measured  # noqa: E402

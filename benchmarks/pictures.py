@@ -1,4 +1,4 @@
-"""Figures and charts as SVG, which follow the reader's light or dark colours."""
+"""Draws figures and charts as SVG that follows the reader's light or dark colour scheme."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["of_chart", "of_figures"]
 INK, PAPER, GRID = "#1f2329", "#fdfdfd", "#d9dce1"
 BLUE = "#0072b2"
 DARK = {INK: "#e3e6ea", PAPER: "#15181d", GRID: "#3a4049", BLUE: "#4aa8e0"}
-# Distinct to most colour-blind readers, and on both backgrounds (after Okabe and Ito).
+# Distinguishable for most colour-blind readers, on both backgrounds (after Okabe and Ito).
 COLOURS = [BLUE, "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56a0d3"]
 MET, MISSED, NO_AIM = "#009e73", "#d55e00", BLUE
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": GRID,
@@ -45,7 +45,7 @@ STYLE = {
 
 
 def of_figures(title: str, figures: Sequence[Figure]) -> str | None:
-    """Draw ratios with their spreads and aims; None where there are no ratios."""
+    """Draw ratios with their spreads and aims; return None if there are no ratios."""
     ratios = [figure for figure in figures if figure.is_ratio]
     if not ratios:
         return None
@@ -59,13 +59,15 @@ def of_figures(title: str, figures: Sequence[Figure]) -> str | None:
         axes.set_yticks(range(len(ratios)), [_label(figure) for figure in ratios], fontsize=8)
         axes.set_ylim(len(ratios) - 0.5, -0.5)
         _widen(axes, ratios)
-        axes.set_title(f"{title}: ratio, with least and greatest; the aim as a bar", loc="left")
+        axes.set_title(
+            f"{title}: ratio and its range over the rounds; the bar is the aim", loc="left"
+        )
         _plain_numbers(axes.xaxis)
         return _svg(drawing)
 
 
 def of_chart(chart: Chart) -> str:
-    """Draw a chart's panels side by side."""
+    """Draw the panels of a chart side by side."""
     with mpl.rc_context(STYLE):
         drawing = Drawing(figsize=(4.6 * len(chart.panels), 3.6), layout="constrained")
         for number_, panel in enumerate(chart.panels, 1):
@@ -112,7 +114,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
 
 
 def _label(figure: Figure) -> str:
-    return f"{figure.what}\nover {figure.over}"
+    return f"{figure.what}\ncompared with {figure.over}"
 
 
 def _widen(axes: Any, ratios: Sequence[Figure]) -> None:
@@ -130,7 +132,7 @@ def _plain_numbers(axis: Any) -> None:
 
 
 def _svg(drawing: Drawing) -> str:
-    """Return the drawing, with other colours for readers who prefer dark ones."""
+    """Return the drawing as SVG with a second set of colours for dark mode."""
     output = io.StringIO()
     drawing.savefig(output, format="svg", metadata={"Date": None})
     rules = "".join(

@@ -1,4 +1,4 @@
-"""Programs that a benchmark starts, in environments of their own, with nothing left behind."""
+"""Starts programs for benchmarks and cleans up after them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rhapsody.processes import GROUP
 __all__ = ["ROOT", "dragon_command", "program"]
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The checkout."""
+"""Root of the checkout."""
 
-# In the environment of all that a program starts, so that a child can be told from a stranger
-# after its parent is gone. A program within a program adds to it.
+# In the environment of every process that a program starts. It identifies a child after its parent
+# has ended. A program that is started by a program extends the value.
 MARK = "RHAPSODY_BENCHMARK"
 
 
@@ -29,15 +29,15 @@ MARK = "RHAPSODY_BENCHMARK"
 def program(
     command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program; at the end it, all that it started and its temporary files are gone.
+    """Start a program; at the end, kill it and its children and remove its temporary files.
 
     Args:
         command: What to run.
-        environment: Variables to add to this process's own.
-        options: As `subprocess.Popen` takes them.
+        environment: Variables to add to those of this process.
+        **options: Passed to `subprocess.Popen`.
 
     Yields:
-        The process, in a group of its own. Dragon hangs in a session of its own.
+        The process, in its own process group. (Dragon hangs in its own session.)
     """
     with tempfile.TemporaryDirectory(prefix="rhapsody-", ignore_cleanup_errors=True) as folder:
         mark = os.path.join(os.environ.get(MARK, ""), os.path.basename(folder))
@@ -49,18 +49,18 @@ def program(
         try:
             yield process
         finally:
-            _end_all(mark)
+            _kill_all(mark)
             process.wait()
             _remove_segments(process.pid)
 
 
 def dragon_command(python: str = sys.executable) -> str:
-    """Return the `dragon` command of an environment, by its interpreter."""
+    """Return the path of the `dragon` command beside an interpreter."""
     return str(Path(python).with_name("dragon"))
 
 
-def _end_all(mark: str) -> None:
-    """Kill every process with this mark and its descendants, until there is none."""
+def _kill_all(mark: str) -> None:
+    """Kill all processes with a mark and their descendants, until none is left."""
     while found := _all_of(mark):
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -82,12 +82,12 @@ def _has_mark(process: psutil.Process, mark: str) -> bool:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         theirs: str = process.environ().get(MARK, "")
-    except (psutil.Error, OSError):  # it ended, or is another user's
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False
     return theirs == mark or theirs.startswith(f"{mark}/")
 
 
 def _remove_segments(launcher: int) -> None:
-    """Remove the shared memory of a Dragon runtime that was killed, by its launcher's pid."""
+    """Remove the shared memory of a killed Dragon runtime, given the pid of its launcher."""
     for segment in Path("/dev/shm").glob(f"DD{str(os.getuid())[-3:]}{str(launcher)[-3:]}*"):
         segment.unlink(missing_ok=True)

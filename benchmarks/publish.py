@@ -1,4 +1,4 @@
-"""Results into the documentation: the page's table, the pictures, and the raw figures."""
+"""Writes results into the documentation: the table, the pictures, and the raw figures."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ __all__ = ["publish"]
 
 
 def publish(results: Results, root: Path, order: Sequence[str]) -> str:
-    """Write the raw figures, the pictures, and what the pages have of them.
+    """Write the raw figures and the pictures, and update the pages that show them.
 
-    These are `benchmarks/results.json`, `docs/pictures`, the table of `docs/benchmarks.md` with the
-    ratios, and the charts of `docs/tuning.md`. Figures of other benchmarks that are there are kept,
-    unless they are of another machine: then nothing is written.
+    These are `benchmarks/results.json`, `docs/pictures`, the table in `docs/benchmarks.md` and the
+    charts in `docs/tuning.md`. Results of benchmarks that did not run are kept. If they are from
+    another machine or other versions, nothing is written.
 
     Args:
-        results: What has just been measured.
-        root: The checkout.
-        order: Names of all benchmarks, as they are to stand in the table.
+        results: The new results.
+        root: Root of the checkout.
+        order: Names of all benchmarks, in the order of the table.
 
     Returns:
-        What was done, in a sentence.
+        A sentence that says what was written.
     """
     raw, docs = root / "benchmarks" / "results.json", root / "docs"
     whole = results.with_kept(raw, order)
     if whole is None:
-        return f"{raw} is of another machine or other versions: run all benchmarks to renew it"
+        return f"{raw} is from another machine or other versions: run all benchmarks to replace it"
     raw.write_text(whole.model_dump_json(indent=1) + "\n")
     (docs / "pictures").mkdir(exist_ok=True)
     text = [markdown(whole)]
     for name, result in whole.benchmarks.items():
         picture = of_figures(name, result.measured.figures)
         if picture is not None:
-            text.append(_picture(docs, name, f"Ratios of the benchmark {name}", picture))
+            text.append(_picture(docs, name, f"Ratios of the {name} benchmark", picture))
         for chart in result.measured.charts:
             link = _picture(docs, chart.name, chart.title, of_chart(chart))
             _fill(docs / "tuning.md", chart.name, link)
     _fill(docs / "benchmarks.md", "results", "\n\n".join(text))
-    return f"written: {raw}, and into {docs}"
+    return f"Wrote {raw} and updated {docs}."
 
 
 def _picture(docs: Path, name: str, title: str, svg: str) -> str:
-    """Write a picture, and return what shows it in a page."""
+    """Write a picture and return the Markdown that shows it."""
     (docs / "pictures" / f"{name}.svg").write_text(svg)
     return f"![{title}](pictures/{name}.svg)"
 

@@ -1,4 +1,4 @@
-"""What is kept of a run of benchmarks, as JSON in `benchmarks/results.json`."""
+"""Results of benchmarks, kept as JSON in `benchmarks/results.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Measured", "Result", "Results"]
 
 
 class Measured(BaseModel):
-    """What one benchmark measured."""
+    """The measurements of one benchmark."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,6 +24,7 @@ class Measured(BaseModel):
 
     @classmethod
     def of(cls, found: Iterable[Figure | Chart | Problem]) -> Measured:
+        """Sort what a benchmark returned by type."""
         found = list(found)
         return cls(
             figures=[one for one in found if isinstance(one, Figure)],
@@ -33,28 +34,32 @@ class Measured(BaseModel):
 
 
 class Result(BaseModel):
-    """One benchmark: what it measured, or why it did not, and when that was."""
+    """One run of a benchmark: its measurements, or why it failed."""
 
     model_config = ConfigDict(extra="forbid")
 
     began: str
-    """Date and time in UTC."""
+    """Date and time of the start, in UTC."""
     load: float
-    """Of the machine before it began."""
+    """Load of the machine before the start."""
     seconds: float = 0.0
     measured: Measured = Measured()
     problem: str | None = None
-    """Why nothing was measured, where that is so."""
+    """Why nothing was measured; None if the benchmark succeeded."""
 
     @property
     def problems(self) -> list[Problem]:
-        """All that could not be measured."""
-        whole = [] if self.problem is None else [Problem(what="all of it", reason=self.problem)]
+        """Everything that could not be measured."""
+        whole = (
+            []
+            if self.problem is None
+            else [Problem(what="the whole benchmark", reason=self.problem)]
+        )
         return [*whole, *self.measured.problems]
 
 
 class Results(BaseModel):
-    """Benchmarks of one machine, by name."""
+    """Results from one machine, by name of the benchmark."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,14 +67,17 @@ class Results(BaseModel):
     benchmarks: dict[str, Result] = {}
 
     def with_kept(self, path: Path, order: Sequence[str]) -> Results | None:
-        """Add what a file has of other benchmarks, or return None where it is of another machine.
+        """Add the results of other benchmarks from a file.
 
         Args:
             path: The file; it need not exist.
-            order: Names of all benchmarks; what is not among them is dropped.
+            order: Names of all benchmarks; results of others are dropped.
+
+        Returns:
+            None if the file is from another machine and some of its results would be kept.
         """
         kept = Results.model_validate_json(path.read_text()) if path.exists() else self
-        # With every benchmark measured anew nothing of the file is needed.
+        # If all benchmarks have new results, the file is not needed.
         if kept.machine != self.machine and set(order) - set(self.benchmarks):
             return None
         both = {**kept.benchmarks, **self.benchmarks}

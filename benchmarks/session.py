@@ -1,5 +1,5 @@
-"""What a Session adds to the bare no-op backend, what a task costs beside a plain dict, and what it
-costs that backends note when each task started and ended.
+"""The overhead of a Session over the no-op backend, of a task object over a plain dict, and of
+recording when each task started and ended.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from benchmarks.figures import Figure
 from benchmarks.timing import Owner, executables, functions, seconds_of, seconds_of_call
 from rhapsody import ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend, Work
-from rhapsody.backends.attachment import Attachment, ignore
+from rhapsody.backends.core.attachment import Attachment, ignore
 
 TASKS = 10_000
 FUNCTIONS = 2_000
 ROUNDS = 9
 MOST_MICROSECONDS = 30
-MOST_NOTING = 0.02
+MOST_RECORDING = 0.02
 
 
-async def bare() -> float:
-    """Return microseconds a task on the backend alone."""
+async def backend_alone() -> float:
+    """Return microseconds per task on the backend alone."""
     async with NoopExecutionBackend() as backend:
         owner, tasks = Owner(backend), executables(TASKS)
         gc.collect()
@@ -30,7 +30,7 @@ async def bare() -> float:
 
 
 async def through_session() -> float:
-    """Return microseconds a task through a Session."""
+    """Return microseconds per task through a Session."""
     async with Session([await NoopExecutionBackend()]) as session:
         tasks = [ComputeTask(executable="/bin/true") for _ in range(TASKS)]
 
@@ -42,27 +42,27 @@ async def through_session() -> float:
         return await seconds_of(run()) / TASKS * 1e6
 
 
-def making(make: Callable[[int], Any]) -> float:
+def creation(make: Callable[[int], Any]) -> float:
     gc.collect()
     return seconds_of_call(lambda: [make(i) for i in range(TASKS)]) / TASKS * 1e6
 
 
-def noting() -> float:
-    """Return microseconds for the notes of a task's start and end."""
+def recording() -> float:
+    """Return microseconds for recording the start and the end of a task."""
     attachment = Attachment(ignore)
     works = [Work(description, attachment, "") for description in functions(TASKS, nothing)]
 
-    def note() -> None:
+    def record() -> None:
         for work in works:
-            work.start()
-            work.end("DONE", None)
+            work.mark_running()
+            work.mark_ended("DONE", None)
 
     gc.collect()
-    return seconds_of_call(note) / TASKS * 1e6
+    return seconds_of_call(record) / TASKS * 1e6
 
 
 async def in_threads() -> float:
-    """Return microseconds a task for functions in threads that do nothing."""
+    """Return microseconds per task for no-op functions in threads."""
     async with ConcurrentExecutionBackend() as backend:
         owner, tasks = Owner(backend), functions(FUNCTIONS, nothing)
         gc.collect()
@@ -74,17 +74,17 @@ def nothing() -> None:
 
 
 async def measure() -> list[Figure]:
-    """Return what a Session adds, what making a task costs, and what the notes of one do."""
+    """Return figures of a Session, of creating tasks and of recording them."""
     within, alone = zip(
-        *[(await through_session(), await bare()) for _ in range(ROUNDS)], strict=True
+        *[(await through_session(), await backend_alone()) for _ in range(ROUNDS)], strict=True
     )
-    tasks, dicts = zip(*[(making(task), making(plain)) for _ in range(ROUNDS)], strict=True)
-    notes, running = zip(*[(noting(), await in_threads()) for _ in range(ROUNDS)], strict=True)
-    what = f"{TASKS:,} no-op tasks through a Session, each"
+    tasks, dicts = zip(*[(creation(task), creation(plain)) for _ in range(ROUNDS)], strict=True)
+    records, running = zip(*[(recording(), await in_threads()) for _ in range(ROUNDS)], strict=True)
+    what = f"{TASKS:,} no-op tasks through a Session: time per task"
     return [
         Figure(what=what, over="the backend alone", ours=within, base=alone, unit="us"),
         Figure(
-            what=f"{what}: time added",
+            what=f"{TASKS:,} no-op tasks through a Session: time added per task",
             over="the backend alone",
             ours=within,
             base=alone,
@@ -93,15 +93,15 @@ async def measure() -> list[Figure]:
             at_most=MOST_MICROSECONDS,
         ),
         Figure(
-            what="making a ComputeTask", over="making a dict", ours=tasks, base=dicts, unit="us"
+            what="creating a ComputeTask", over="creating a dict", ours=tasks, base=dicts, unit="us"
         ),
         Figure(
-            what="noting a task's start and end",
-            over="running a function that does nothing in a thread",
-            ours=notes,
+            what="recording a task's start and end",
+            over="running a no-op function in a thread",
+            ours=records,
             base=running,
             unit="us",
-            at_most=MOST_NOTING,
+            at_most=MOST_RECORDING,
         ),
     ]
 

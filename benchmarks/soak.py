@@ -1,9 +1,9 @@
-"""Mixed tasks for half an hour, a worker killed every 20 s: `make soak`, or
+"""Run mixed tasks for half an hour and kill a worker every 20 s: `make soak`, or
 
     dragon benchmarks/soak.py [MINUTES]
 
-Ends with 1 where a task ended in no state or in two, where one failed that no dead worker explains,
-or where memory grew.
+The exit code is 1 if a task ended in no state or in two, if a task failed for another reason than
+the death of its worker, or if memory grew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 IN_FLIGHT = 500
 KILL_SECONDS = 20.0
-TELL_SECONDS = 30.0
+PRINT_SECONDS = 30.0
 GROWTH_BYTES = 64 * 1024 * 1024
 
 
@@ -38,7 +38,7 @@ def large(data: bytes) -> bytes:
 
 
 def failing() -> None:
-    raise ValueError("no such luck")
+    raise ValueError("intended")
 
 
 async def waiting(number: int) -> int:
@@ -52,7 +52,7 @@ def resident() -> int:
 
 
 class Soak:
-    """Keeps so many tasks in flight, and counts what becomes of them."""
+    """Keeps `IN_FLIGHT` tasks active and counts their final states."""
 
     def __init__(self, backend: Any, seconds: float) -> None:
         self.backend = backend
@@ -123,9 +123,9 @@ class Soak:
                 os.kill(self.dice.choice(pids), signal.SIGKILL)
                 self.kills += 1
 
-    async def tell(self) -> None:
+    async def print_progress(self) -> None:
         while True:
-            await asyncio.sleep(min(TELL_SECONDS, self.seconds / 10))
+            await asyncio.sleep(min(PRINT_SECONDS, self.seconds / 10))
             self.memory.append(resident())
             print(
                 f"{self.numbers:,} tasks, {self.kills} workers killed, "
@@ -134,9 +134,9 @@ class Soak:
             )
 
     async def run(self) -> None:
-        beside = [asyncio.create_task(self.kill()), asyncio.create_task(self.tell())]
+        helpers = [asyncio.create_task(self.kill()), asyncio.create_task(self.print_progress())]
         await self.feed()
-        for task in beside:
+        for task in helpers:
             task.cancel()
         for _ in range(600):
             if not self.open:

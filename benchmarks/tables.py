@@ -1,4 +1,4 @@
-"""Figures as a Markdown table."""
+"""Formats figures as a Markdown table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.results import Result, Results
 
 __all__ = ["fill", "markdown", "number"]
 
-COLUMNS = ("benchmark", "what", "over", "ratio", "aim", "taken")
+COLUMNS = ("benchmark", "what", "compared with", "ratio", "aim", "measured")
 
 
 def markdown(results: Results) -> str:
-    """Return how the figures were taken, and one table of them all."""
-    lines = [f"Taken on {results.machine}.", "", _moments(results.benchmarks), ""]
+    """Return the conditions of the measurement, and one table of all figures."""
+    lines = [f"Measured on {results.machine}.", "", _conditions(results.benchmarks), ""]
     lines += [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
     for name, result in results.benchmarks.items():
         lines += [_row(cells) for cells in _cells(name, result)]
@@ -23,7 +23,7 @@ def markdown(results: Results) -> str:
 
 
 def fill(page: str, name: str, text: str) -> str:
-    """Put text between the page's markers of that name.
+    """Replace the text between a page's two markers of a name.
 
     Raises:
         ValueError: The page has no such markers.
@@ -32,12 +32,12 @@ def fill(page: str, name: str, text: str) -> str:
     head, found, rest = page.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"the page needs the lines {begin!r} and {end!r}")
+        raise ValueError(f"the page must have the lines {begin!r} and {end!r}")
     return f"{head}{begin}\n{text}\n{end}{tail}"
 
 
 def number(value: float) -> str:
-    """Write a number with the digits that it deserves."""
+    """Format a number with two or three significant digits."""
     if value == 0:
         return "0"
     if abs(value) < 0.1:
@@ -47,12 +47,12 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _moments(benchmarks: Mapping[str, Result]) -> str:
+def _conditions(benchmarks: Mapping[str, Result]) -> str:
     each = [
         f"{name} {result.began} UTC, {result.seconds:.0f} s, load {result.load:g}"
         for name, result in benchmarks.items()
     ]
-    return f"When, how long, and the machine's load before: {'; '.join(each)}."
+    return f"Start, duration, and load of the machine before the start: {'; '.join(each)}."
 
 
 def _cells(name: str, result: Result) -> Iterator[tuple[str, ...]]:
@@ -63,7 +63,7 @@ def _cells(name: str, result: Result) -> Iterator[tuple[str, ...]]:
             _escaped(figure.over),
             _value(figure),
             _aim(figure),
-            _escaped(_taken(figure)),
+            _escaped(_measured(figure)),
         )
     for problem in result.problems:
         yield name, _escaped(problem.what), "", "**not measured**", "", _escaped(problem.reason)
@@ -87,7 +87,7 @@ def _aim(figure: Figure) -> str:
     return f"{aim}: met" if figure.met else f"**{aim}: missed**"
 
 
-def _taken(figure: Figure) -> str:
+def _measured(figure: Figure) -> str:
     parts = []
     if figure.base:
         ours, base = (statistics.median(values) for values in (figure.ours, figure.base))
@@ -95,9 +95,9 @@ def _taken(figure: Figure) -> str:
         parts.append(f"{_quantity(ours, figure.unit)} against {more}{_quantity(base, figure.unit)}")
     if figure.spread is not None:
         least, greatest = (number(value) for value in figure.spread)
-        parts.append(f"{len(figure.ours)} times, {least} to {greatest}")
+        parts.append(f"{len(figure.ours)} rounds, {least} to {greatest}")
     else:
-        parts.append("once" if len(figure.ours) == 1 else f"{len(figure.ours)} times")
+        parts.append("1 round" if len(figure.ours) == 1 else f"{len(figure.ours)} rounds")
     if figure.note:
         parts.append(figure.note)
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Seconds of work, and what hands tasks to a backend as AsyncFlow does."""
+"""Timers, and an owner that submits tasks to a backend as AsyncFlow does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Owner", "executables", "functions", "seconds_of", "seconds_of_call"]
 
 
 class Owner:
-    """Hands dicts to a backend and waits for the last of them to be done."""
+    """Submits tasks to a backend and waits until all are done."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend

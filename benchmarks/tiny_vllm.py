@@ -1,4 +1,4 @@
-"""A tiny model on vLLM, on the CPU, as several benchmarks serve it."""
+"""A tiny model on vLLM on the CPU, which several benchmarks serve."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_PLUGINS": "",
 }
-"""Of the process that starts vLLM."""
+"""Variables for the process that starts vLLM."""
 
 
 def tiny_vllm(
     folder: Path, engine: Mapping[str, Any], **options: Any
 ) -> DragonVllmInferenceBackend:
-    """Make the model in a folder, and a backend that serves it.
+    """Create the model in a folder, and return a backend that serves it.
 
     Args:
-        folder: For the model and the configuration file.
-        engine: vLLM's own options, by their names in Python.
-        options: More arguments of the backend.
+        folder: Folder for the model and the configuration file.
+        engine: Options of vLLM, by their names in Python.
+        **options: Further arguments of the backend.
     """
     from rhapsody.testing.tiny_llama import make_tiny_llama
 

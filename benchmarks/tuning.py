@@ -1,7 +1,7 @@
-"""What the knobs of batching and the number of workers do, as curves.
+"""Curves of the batching parameters and of the number of workers.
 
-Prompts arrive at random moments (a Poisson process), at rates below and above what a replica
-answers. Replicas stay up: each setting gets a batcher of its own before them.
+Prompts arrive at random times (a Poisson process), at rates below and above the capacity of a
+replica. The replica keeps running while the parameters change.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.timing import Owner, functions, seconds_of
 from benchmarks.tiny_vllm import ENVIRONMENT, tiny_vllm
 from benchmarks.workers import KINDS, WORKER_NUMBERS, nothing, workers_chart
 from rhapsody.backends import ConcurrentExecutionBackend, DragonVllmInferenceBackend
-from rhapsody.backends.service import service_loop
+from rhapsody.backends.core.service_loop import service_loop
 
 SLOTS = 16
-"""Prompts that the replica works on at a time: few, so that two cores can keep it busy."""
-SAMPLING = {"max_tokens": 32, "ignore_eos": True, "temperature": 0}
+"""Concurrent prompts of the replica: few, so that two cores can keep it busy."""
+SAMPLING: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True, "temperature": 0}
 LOADS = (0.5, 0.9, 1.3)
-"""Prompts that come in a second, over those that the replica answers in a second."""
+"""Rate of arriving prompts, divided by the capacity of the replica."""
 SECONDS = 4.0
 WAITS = (0, 20, 100, 500, 2000)
 SIZES = (1, 8, 32, 128, 1024)
@@ -39,7 +39,7 @@ DEFAULT_WAIT, DEFAULT_SIZE = 500, 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """How prompts fared: the rate of answers, and milliseconds from coming to the answer."""
+    """Rate of responses per second, and latencies in milliseconds from arrival to response."""
 
     rate: float
     p50: float
@@ -47,7 +47,7 @@ class Outcome:
 
 
 class Bench:
-    """One backend, under changing settings of its batcher."""
+    """A backend whose batching parameters change."""
 
     def __init__(self, backend: DragonVllmInferenceBackend) -> None:
         self._backend = backend
@@ -56,11 +56,10 @@ class Bench:
         await self._backend.generate(f"What is {number} and what is it good for?", **SAMPLING)
 
     async def set(self, max_batch_size: int, max_batch_wait_ms: float) -> None:
-        """Change both knobs while nothing is asked."""
+        """Change both parameters while no prompt is active."""
         service = self._backend._service
         assert service is not None
-        batcher = service._batcher
-        assert batcher is not None
+        batcher = service.pool._batcher
 
         async def change() -> None:
             batcher._max_batch_size = max_batch_size
@@ -69,32 +68,32 @@ class Bench:
         await service_loop().run(change())
 
     async def at_once(self, number: int) -> float:
-        """Return the seconds of so many prompts at once."""
+        """Return the seconds that a number of concurrent prompts take."""
         return await seconds_of(asyncio.gather(*(self.ask(i) for i in range(number))))
 
     async def capacity(self) -> float:
-        """Return how many prompts a second are answered when all wait."""
+        """Return the prompts per second that the replica serves when all wait."""
         number = 16 * SLOTS
         return number / statistics.median([await self.at_once(number) for _ in range(3)])
 
     async def offered(self, rate: float) -> Outcome:
-        """Let prompts come at a rate for some seconds, and wait for all answers."""
+        """Submit prompts at a rate for some seconds, and wait for all responses."""
         chance, moments = random.Random(1), [0.0]
         while moments[-1] < SECONDS:
             moments.append(moments[-1] + chance.expovariate(rate))
 
-        async def come(number: int, moment: float) -> float:
+        async def submit(number: int, moment: float) -> float:
             await asyncio.sleep(moment)
             return await seconds_of(self.ask(number))
 
         latencies: list[float] = []
 
-        async def come_all() -> None:
+        async def submit_all() -> None:
             latencies.extend(
-                await asyncio.gather(*(come(i, moment) for i, moment in enumerate(moments)))
+                await asyncio.gather(*(submit(i, moment) for i, moment in enumerate(moments)))
             )
 
-        seconds = await seconds_of(come_all())
+        seconds = await seconds_of(submit_all())
         percentiles = statistics.quantiles(latencies, n=100)
         return Outcome(len(moments) / seconds, 1000 * percentiles[49], 1000 * percentiles[98])
 
@@ -102,7 +101,7 @@ class Bench:
 async def curve(
     bench: Bench, rates: Sequence[float], settings: Sequence[tuple[int, float]]
 ) -> dict[float, list[Outcome]]:
-    """Return the outcomes of all settings, (max_batch_size, max_batch_wait_ms), by load."""
+    """Return the outcomes by load for all settings of (max_batch_size, max_batch_wait_ms)."""
     found: dict[float, list[Outcome]] = {load: [] for load in LOADS}
     for size, wait in settings:
         await bench.set(size, wait)
@@ -112,10 +111,14 @@ async def curve(
     return found
 
 
-def knob_chart(
-    name: str, title: str, knob: str, values: Sequence[float], found: dict[float, list[Outcome]]
+def parameter_chart(
+    name: str,
+    title: str,
+    parameter: str,
+    values: Sequence[float],
+    found: dict[float, list[Outcome]],
 ) -> Chart:
-    """Draw rate and latencies over the values of a knob, with a line per load."""
+    """Draw rate and latencies over the values of a parameter, with a line per load."""
 
     def panel(panel_title: str, label: str, pick: Callable[[Outcome], float], log: bool) -> Panel:
         lines = [
@@ -126,13 +129,13 @@ def knob_chart(
             )
             for load, outcomes in found.items()
         ]
-        return Panel(title=panel_title, x_label=knob, y_label=label, lines=lines, log_y=log)
+        return Panel(title=panel_title, x_label=parameter, y_label=label, lines=lines, log_y=log)
 
     return Chart(
         name=name,
         title=title,
         panels=[
-            panel("Throughput", "answers a second", lambda outcome: outcome.rate, False),
+            panel("Throughput", "responses per second", lambda outcome: outcome.rate, False),
             panel("Latency, median", "ms", lambda outcome: outcome.p50, True),
             panel("Latency, 99th percentile", "ms", lambda outcome: outcome.p99, True),
         ],
@@ -140,22 +143,22 @@ def knob_chart(
 
 
 async def engine_charts(name: str, backend: DragonVllmInferenceBackend) -> list[Chart]:
-    """Return the curves of both knobs on one engine."""
+    """Return the curves of both parameters on one engine."""
     bench = Bench(backend)
     await bench.at_once(4 * SLOTS)
     capacity = await bench.capacity()
     rates = [load * capacity for load in LOADS]
-    about = f"{name}, {SLOTS} prompts at a time, {capacity:.0f} prompts/s at most"
+    about = f"{name}, {SLOTS} concurrent prompts, capacity {capacity:.0f} prompts/s"
     waits = await curve(bench, rates, [(DEFAULT_SIZE, wait) for wait in WAITS])
     sizes = await curve(bench, rates, [(size, DEFAULT_WAIT) for size in SIZES])
     return [
-        knob_chart(f"tuning-wait-{name}", about, "max_batch_wait_ms", WAITS, waits),
-        knob_chart(f"tuning-size-{name}", about, "max_batch_size", SIZES, sizes),
+        parameter_chart(f"tuning-wait-{name}", about, "max_batch_wait_ms", WAITS, waits),
+        parameter_chart(f"tuning-size-{name}", about, "max_batch_size", SIZES, sizes),
     ]
 
 
 def embedded(folder: Path, slots: int) -> DragonVllmInferenceBackend:
-    """Return a backend of the embedded model: 2 ms a token, as a model takes its time too."""
+    """Return a backend on the embedded model, slowed to 2 ms per token like a real model."""
     config = folder / f"embedded-{slots}.yaml"
     config.write_text(f"max-num-seqs: {slots}\ntoken-delay-ms: 2\n")
     return DragonVllmInferenceBackend(
@@ -169,7 +172,7 @@ def vllm(folder: Path, slots: int) -> DragonVllmInferenceBackend:
 
 
 async def concurrent_workers() -> Chart:
-    """Run functions that do nothing, that compute and that wait, on more and more threads."""
+    """Run no-op, computing and waiting functions on an increasing number of threads."""
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in WORKER_NUMBERS:
         with ThreadPoolExecutor(number) as pool:

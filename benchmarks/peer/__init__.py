@@ -1,4 +1,4 @@
-"""The same programs here and on `rhapsody-py`, the package of the same import name."""
+"""The same programs on Rhapsody and on `rhapsody-py`, which has the same import name."""
 
 from benchmarks.peer.comparison import measure
 

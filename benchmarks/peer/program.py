@@ -1,8 +1,8 @@
-"""Runs tasks on `rhapsody`, whichever of the two packages of that name its Python has.
+"""Runs tasks on whichever of the two packages named `rhapsody` its Python has.
 
-`PYTHON program.py BACKEND SOCKET`: it connects to a Unix socket, reads a request per line, such as
-`{"kind": "function", "number": 100, "limit": 60}`, and answers each with the seconds that it took
-and how many tasks were done. What is particular to a package stands in the makers of its backends.
+`PYTHON program.py BACKEND SOCKET` connects to a Unix socket and reads one request per line, such as
+`{"kind": "function", "number": 100, "limit": 60}`. Each response has the seconds taken and the
+number of tasks done. Only the functions that create backends differ between the packages.
 """
 
 import asyncio
@@ -13,51 +13,52 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from rhapsody.api import ComputeTask, Session
 
 
-def nothing():
+def nothing() -> None:
     return None
 
 
-def function():
+def function() -> ComputeTask:
     return ComputeTask(function=nothing)
 
 
-def executable():
+def executable() -> ComputeTask:
     return ComputeTask(executable="/bin/true")
 
 
-def is_peer():
+def is_peer() -> bool:
     try:
         return bool(importlib.metadata.version("rhapsody-py"))
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
-async def concurrent_backend():
+async def concurrent_backend() -> Any:
     from rhapsody.backends import ConcurrentExecutionBackend
 
     return await ConcurrentExecutionBackend(ThreadPoolExecutor(4))
 
 
-async def dask_backend():
+async def dask_backend() -> Any:
     from rhapsody.backends import DaskExecutionBackend
 
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     return await DaskExecutionBackend(options)
 
 
-async def dragon_backend():
+async def dragon_backend() -> Any:
     from rhapsody.backends import DragonExecutionBackend
 
-    if is_peer():  # it uses all cores by itself
+    if is_peer():  # it always uses all cores
         return await DragonExecutionBackend()
     return await DragonExecutionBackend(num_workers=os.cpu_count())
 
 
-async def noop_backend():
+async def noop_backend() -> Any:
     if is_peer():
         from rhapsody.backends.execution import NoopExecutionBackend
     else:
@@ -65,31 +66,31 @@ async def noop_backend():
     return await NoopExecutionBackend()
 
 
-async def through(session, tasks, limit):
-    """Return how many were done, within so many seconds."""
+async def through(session: Session, tasks: list[ComputeTask], limit: float) -> int:
+    """Return the number of tasks done within the time limit in seconds."""
     await session.submit_tasks(tasks)
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
         await session.wait_tasks(tasks, timeout=limit)
     return sum(task.get("state") == "DONE" for task in tasks)
 
 
-async def answer(session, kind, number, limit):
-    make = {"function": function, "executable": executable, "making": executable}[kind]
+async def respond(session: Session, kind: str, number: int, limit: float) -> dict[str, float]:
+    make = {"function": function, "executable": executable, "creating": executable}[kind]
     began = time.perf_counter()
     tasks = [make() for _ in range(number)]
-    if kind == "making":
+    if kind == "creating":
         return {"seconds": time.perf_counter() - began, "done": number}
     began = time.perf_counter()
     done = await through(session, tasks, limit)
     return {"seconds": time.perf_counter() - began, "done": done}
 
 
-async def main(backend, socket):
+async def main(backend: str, socket: str) -> None:
     reader, writer = await asyncio.open_unix_connection(socket)
     async with Session(backends=[await globals()[f"{backend}_backend"]()]) as session:
         while line := await reader.readline():
-            answered = await answer(session, **json.loads(line))
-            writer.write(json.dumps(answered).encode() + b"\n")
+            response = await respond(session, **json.loads(line))
+            writer.write(json.dumps(response).encode() + b"\n")
             await writer.drain()
     writer.close()
 

@@ -1,0 +1,117 @@
+"""Serving features compared with the same server without them: priority, spares, prefix routing.
+
+The servers run the embedded model, which has no cache of beginnings: prefix routing is measured for
+what it costs. `benchmarks.routing` simulates what it gains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure
+from benchmarks.timing import seconds_of
+from rhapsody.backends import DragonVllmInferenceBackend
+
+ROUNDS = 5
+BULK, URGENT = 400, 20
+SAMPLING: dict[str, Any] = {"max_tokens": 16, "ignore_eos": True, "temperature": 0}
+
+
+def backend(config: Path, **options: Any) -> DragonVllmInferenceBackend:
+    """Return a backend on the embedded model."""
+    return DragonVllmInferenceBackend(
+        config, "tiny", engine="embedded", launcher="local", use_service=False, **options
+    )
+
+
+async def mixed(on: DragonVllmInferenceBackend, priority: int) -> tuple[float, float]:
+    """Return the median latency of a few prompts under many, and the time of the many."""
+    latencies: list[float] = []
+
+    async def urgent() -> None:
+        await asyncio.sleep(0.05)
+        sent = [on.generate("hi", priority=priority, **SAMPLING) for _ in range(URGENT)]
+        latencies.extend(await asyncio.gather(*map(seconds_of, sent)))
+
+    bulk = seconds_of(on.generate([f"What is {i}?" for i in range(BULK)], **SAMPLING))
+    seconds, _ = await asyncio.gather(bulk, urgent())
+    return statistics.median(latencies), seconds
+
+
+async def after_kill(on: DragonVllmInferenceBackend) -> float:
+    """Return the time from the death of the serving server to the next response."""
+    while any(replica["state"] != "READY" for replica in on.replicas):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)  # no event reports it to users
+    [serving] = [replica for replica in on.replicas if not replica["spare"]]
+    os.kill(serving["pid"], signal.SIGKILL)
+    return await seconds_of(on.generate("hi", **SAMPLING))
+
+
+async def measure() -> list[Figure]:
+    """Return the figures."""
+    with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
+        few = Path(folder) / "few.yaml"
+        few.write_text("max-num-seqs: 16\n")
+        many = Path(folder) / "many.yaml"
+        many.write_text("max-num-seqs: 256\n")
+        return [*await priorities(few), await spares(many), await routing(many)]
+
+
+async def priorities(config: Path) -> list[Figure]:
+    """Compare urgent prompts with the same prompts without a priority."""
+    async with backend(config) as on:
+        await mixed(on, 0)  # warm-up
+        pairs = [(await mixed(on, 10), await mixed(on, 0)) for _ in range(ROUNDS)]
+    urgent, plain = zip(*pairs, strict=True)
+    return [
+        Figure(
+            what=f"{URGENT} urgent prompts under {BULK}",
+            over="without priority",
+            ours=[latency for latency, _ in urgent],
+            base=[latency for latency, _ in plain],
+        ),
+        Figure(
+            what=f"{BULK} prompts that urgent ones overtake",
+            over="without priority",
+            ours=[seconds for _, seconds in urgent],
+            base=[seconds for _, seconds in plain],
+        ),
+    ]
+
+
+async def spares(config: Path) -> Figure:
+    """Compare the death of a server with and without a spare."""
+    async with (
+        backend(config, spares=1, max_restarts=50) as with_spare,
+        backend(config, max_restarts=50) as without,
+    ):
+        pairs = [(await after_kill(with_spare), await after_kill(without)) for _ in range(ROUNDS)]
+    ours, base = zip(*pairs, strict=True)
+    what = "the first response after a server was killed, with a spare"
+    return Figure(what=what, over="a restart", ours=ours, base=base)
+
+
+async def routing(config: Path) -> Figure:
+    """Compare prompts of which no two begin alike, with and without prefix routing."""
+    prompts = [f"{i} " * 800 for i in range(BULK)]
+    async with (
+        backend(config, num_gpus=2) as on,
+        backend(config, num_gpus=2, prefix_routing=False) as off,
+    ):
+        await on.generate(prompts, **SAMPLING)
+        pairs = [
+            (
+                await seconds_of(on.generate(prompts, **SAMPLING)),
+                await seconds_of(off.generate(prompts, **SAMPLING)),
+            )
+            for _ in range(ROUNDS)
+        ]
+    ours, base = zip(*pairs, strict=True)
+    what = f"{BULK} long prompts that begin differently, on two replicas"
+    return Figure(what=what, over="without prefix routing", ours=ours, base=base)
