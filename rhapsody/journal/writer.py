@@ -50,7 +50,7 @@ class Writer:
 
     def add_code(self, code: CodeRow) -> None:
         """Commit a code that this run uses with the next rows."""
-        self._codes.append(code)
+        self._items.put(code)
 
     def call(self, use: Callable[[], None]) -> None:
         """Run a function in the writer thread, after all rows so far were committed."""
@@ -89,6 +89,9 @@ class Writer:
         for item in items:
             if isinstance(item, Row):
                 rows.append(item)
+                continue
+            if isinstance(item, CodeRow):
+                self._codes.append(item)
                 continue
             self._commit(rows)
             rows = []
