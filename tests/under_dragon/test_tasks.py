@@ -343,6 +343,8 @@ async def test_functions_and_jobs_are_recalled_from_a_journal(tmp_path: Path) ->
             )
             await session.submit_tasks([function, job])
             await session.wait_tasks([function, job])
+            ends = [(task.state, task.get("exception")) for task in (function, job)]
+            assert ends == [("DONE", None)] * 2
             assert {bool(task.get("from_journal")) for task in (function, job)} == {recalled}
             found.append((function.return_value, job.stdout, job.ranks))
     assert found[0] == found[1]
