@@ -109,6 +109,20 @@ def _lock_and_remove(directory: Path) -> None:
     lock = os.open(directory / _lock_name(), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in directory.iterdir():
+            if path.name != _lock_name():
+                _remove(path)
+        # Last: processes of the killed program may still write there, and a directory without
+        # this file would never be found again.
+        if len(list(directory.iterdir())) > 1:
+            raise BlockingIOError(f"other processes still write to {directory}")
         shutil.rmtree(directory, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ size. Results above `LARGEST_ROW` bytes are files in a folder beside the databas
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -47,6 +48,8 @@ CREATE TABLE result (
     why TEXT, reason TEXT, size INTEGER, crc INTEGER, file TEXT, value BLOB);
 """
 
+
+DISK_FULL = "cannot be written because the disk is full; free some space"
 
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 """Another user may have put a link to a file of this user in a shared folder."""
@@ -207,7 +210,7 @@ class Store:
         if "readonly" in text:
             return "cannot be written; make the file and its folder writable, or use another file"
         if "full" in text:
-            return "cannot be written because the disk is full; free some space"
+            return DISK_FULL
         return f"cannot be used ({text})"
 
     def load(self) -> tuple[dict[bytes, Entry], dict[bytes, str]]:
@@ -283,9 +286,9 @@ class Store:
             try:
                 stored = [self._stored(row) for row in rows]
             except OSError as error:
-                if not isinstance(error, OSError) or error.errno is None:
-                    raise
-                raise JournalError(self.path, f"cannot be written ({error.strerror})") from error
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                message = DISK_FULL if full else f"cannot be written ({error.strerror})"
+                raise JournalError(self.path, message) from error
             database = self._database
             database.execute("BEGIN IMMEDIATE")
             try:

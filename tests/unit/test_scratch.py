@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rhapsody import scratch
 from rhapsody.processes import SOCKET_DIRECTORY_BYTES
 from rhapsody.scratch import Scratch
 
@@ -47,13 +48,13 @@ def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
 
 
 def test_directory_is_private_and_temporary(temporary: Path) -> None:
-    scratch = Scratch("test")
-    assert scratch.path.parent == temporary
-    assert scratch.path.name.startswith("rhapsody-test-")
-    assert scratch.path.stat().st_mode & 0o777 == 0o700
-    scratch.remove()
-    scratch.remove()
-    assert not scratch.path.exists()
+    made = Scratch("test")
+    assert made.path.parent == temporary
+    assert made.path.name.startswith("rhapsody-test-")
+    assert made.path.stat().st_mode & 0o777 == 0o700
+    made.remove()
+    made.remove()
+    assert not made.path.exists()
 
 
 def test_path_is_short_if_the_temporary_folder_is_deep(
@@ -75,6 +76,20 @@ def test_directory_of_a_killed_program_is_removed() -> None:
         assert (left / "log").read_text() == "last words"
         Scratch("test").remove()
         assert not left.exists()
+
+
+def test_directory_that_is_still_written_to_is_removed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with owner() as (program, path):
+        program.kill()
+        program.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(scratch, "_remove", lambda _: None)  # another process wrote it anew
+            Scratch("test").remove()
+        assert path.exists()
+        Scratch("test").remove()
+        assert not path.exists()
 
 
 def test_directories_of_running_programs_are_kept() -> None:
