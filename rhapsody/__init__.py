@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rhapsody.api import ComputeTask as ComputeTask
     from rhapsody.api import Session as Session
     from rhapsody.api import WalltimeReached as WalltimeReached
+    from rhapsody.backends import InferenceGateway as InferenceGateway
     from rhapsody.backends import discover_backends as discover_backends
     from rhapsody.backends import get_backend as get_backend
     from rhapsody.backends import inference_backend as inference_backend
@@ -30,6 +31,7 @@ _HOME = {
     "BackendRegistry": "rhapsody.backends",
     "BaseTask": "rhapsody.api",
     "ComputeTask": "rhapsody.api",
+    "InferenceGateway": "rhapsody.backends",
     "ResourceError": "rhapsody.api",
     "RhapsodyError": "rhapsody.api",
     "Session": "rhapsody.api",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.dragon import DragonExecutionBackend as DragonExecutionBackend
     from rhapsody.backends.dragon import DragonExecutionBackendV3 as DragonExecutionBackendV3
     from rhapsody.backends.endpoint import EndpointInferenceBackend as EndpointInferenceBackend
+    from rhapsody.backends.gateway import InferenceGateway as InferenceGateway
     from rhapsody.backends.inference import (
         DragonVllmInferenceBackend as DragonVllmInferenceBackend,
     )
@@ -44,6 +45,7 @@ _HOME = {
     "DragonExecutionBackendV3": "rhapsody.backends.dragon",
     "DragonVllmInferenceBackend": "rhapsody.backends.inference",
     "EndpointInferenceBackend": "rhapsody.backends.endpoint",
+    "InferenceGateway": "rhapsody.backends.gateway",
     "NoopExecutionBackend": "rhapsody.backends.noop",
     "Session": "rhapsody.api.session",
     "StateMapper": "rhapsody.backends.constants",

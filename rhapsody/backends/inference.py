@@ -10,7 +10,7 @@ from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.prompts import PromptBackend
 from rhapsody.inference.clients import parse_keys
 from rhapsody.inference.config import InferenceConfig
-from rhapsody.inference.dragon_config import ModelConfig, model_parameters
+from rhapsody.inference.configuration.dragon import ModelConfig, model_parameters
 from rhapsody.inference.kinds import KINDS
 from rhapsody.inference.service import InferenceService
 
@@ -149,6 +149,11 @@ class DragonVllmInferenceBackend(PromptBackend):
         self._service: InferenceService | None = None
 
     @property
+    def service(self) -> InferenceService | None:
+        """What runs the model, on the service loop; None while the backend does not run."""
+        return self._service
+
+    @property
     def model_name(self) -> str:
         """Name of the served model."""
         return self.config.model_name
@@ -190,10 +195,18 @@ class DragonVllmInferenceBackend(PromptBackend):
             drain_seconds: Time for pending prompts to finish first, in seconds. Meanwhile new
                 prompts are refused; HTTP clients get a 503.
         """
-        service = self._service
-        if drain_seconds > 0 and service is not None:
-            await service_loop().run(service.drain(drain_seconds))
+        if drain_seconds > 0:
+            await self.drain(drain_seconds)
         await super().shutdown()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new prompts, and wait until the pending ones have ended.
+
+        Args:
+            seconds: Longest time to wait.
+        """
+        if self._service is not None:
+            await service_loop().run(self._service.drain(seconds))
 
     def kill_children(self) -> None:
         """Kill the servers."""
@@ -213,7 +226,7 @@ class DragonVllmInferenceBackend(PromptBackend):
                 changed then.
         """
         keys = parse_keys(api_keys, self.config.api_key)
-        self.config.api_keys = dict(api_keys)
+        self.config = self.config.model_copy(update={"api_keys": dict(api_keys)})
         gateway = self._service.gateway if self._service is not None else None
         if gateway is not None:
             await service_loop().run(gateway.replace_keys(keys))

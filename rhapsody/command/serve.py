@@ -1,4 +1,4 @@
-"""`rhapsody serve`: a model's HTTP server from the shell."""
+"""`rhapsody serve`: the HTTP server of models from the shell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from rhapsody.allocation import is_under_dragon
 from rhapsody.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rhapsody.backends import DragonVllmInferenceBackend
+    from rhapsody.backends import DragonVllmInferenceBackend, InferenceGateway
 
 __all__ = ["serve"]
 
@@ -25,7 +26,12 @@ PLACEMENT, BATCHING, SERVER, FAULTS = "Placement", "Batching", "HTTP server", "F
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Name or path of the model.", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Names or paths of the models.", show_default=False
+        ),
+    ],
     engine: Annotated[
         str, typer.Option(help="'vllm', or 'embedded', a text generator that needs no GPU.")
     ] = "vllm",
@@ -129,46 +135,65 @@ def serve(
         typer.Option(help="Seconds for pending prompts to finish at the end."),
     ] = 10.0,
 ) -> None:
-    """Serve a model over HTTP, with the routes of OpenAI, until Ctrl-C.
+    """Serve models over HTTP, with the routes of OpenAI, until Ctrl-C.
+
+    Several models share the address, and each gets servers as the options say.
 
     Example: rhapsody serve Qwen/Qwen2.5-0.5B-Instruct --port 8000
 
     Without a GPU and without a model: rhapsody serve demo --engine embedded
     """
-    from rhapsody.backends import DragonVllmInferenceBackend
-
     if replicas is not None and num_gpus is not None:
         raise ConfigurationError(
             "--replicas and --num-gpus exclude each other; --replicas N stands for N x tp-size GPUs"
         )
     if replicas is not None:
         num_gpus = replicas * tp_size
-    backend = DragonVllmInferenceBackend(
-        config_file,
-        model,
-        num_nodes=num_nodes,
-        num_gpus=1 if num_gpus is None else num_gpus,
-        tp_size=tp_size,
-        port=port,
-        offset=offset,
-        max_batch_size=max_batch_size,
-        max_batch_wait_ms=max_batch_wait_ms,
-        engine=engine,
-        launcher=launcher or ("dragon" if is_under_dragon() else "local"),
-        host=host,
-        api_key=api_key,
-        cors_origins=cors_origins or (),
-        max_pending=max_pending,
-        max_retries=max_retries,
-        max_restarts=max_restarts,
-        startup_timeout=startup_timeout,
-        health_interval=health_interval,
-        hang_timeout=hang_timeout,
-    )
-    asyncio.run(_serve(backend, drain))
+    listen: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "api_key": api_key,
+        "cors_origins": cors_origins or (),
+    }
+    options: dict[str, Any] = {
+        "num_nodes": num_nodes,
+        "num_gpus": 1 if num_gpus is None else num_gpus,
+        "tp_size": tp_size,
+        "offset": offset,
+        "max_batch_size": max_batch_size,
+        "max_batch_wait_ms": max_batch_wait_ms,
+        "engine": engine,
+        "launcher": launcher or ("dragon" if is_under_dragon() else "local"),
+        "max_pending": max_pending,
+        "max_retries": max_retries,
+        "max_restarts": max_restarts,
+        "startup_timeout": startup_timeout,
+        "health_interval": health_interval,
+        "hang_timeout": hang_timeout,
+    }
+    asyncio.run(_serve(_server(config_file, models, options, listen), models, drain))
 
 
-async def _serve(backend: DragonVllmInferenceBackend, drain: float) -> None:
+def _server(
+    config_file: Path | None,
+    models: Sequence[str],
+    options: Mapping[str, Any],
+    listen: Mapping[str, Any],
+) -> DragonVllmInferenceBackend | InferenceGateway:
+    from rhapsody.backends import DragonVllmInferenceBackend, InferenceGateway
+
+    if len(models) == 1:
+        return DragonVllmInferenceBackend(config_file, models[0], **options, **listen)
+    backends = [
+        DragonVllmInferenceBackend(config_file, model, **options, use_service=False, name=model)
+        for model in models
+    ]
+    return InferenceGateway(backends, **listen)
+
+
+async def _serve(
+    backend: DragonVllmInferenceBackend | InferenceGateway, models: Sequence[str], drain: float
+) -> None:
     """Serve until a signal; a second one ends the program at once."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -179,15 +204,14 @@ async def _serve(backend: DragonVllmInferenceBackend, drain: float) -> None:
 
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, on_signal, sig)
-    config = backend.config
-    _say(f"Starting {config.model_name} ({config.engine}, launcher '{config.launcher}') ...")
+    _say(f"Starting {', '.join(models)} ...")
     starting = asyncio.ensure_future(backend.initialize())
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            key = "with its key" if config.api_key else "without a key"
+            key = "with its key" if backend.config.api_key else "without a key"
             _say(f"Serving at {backend.get_endpoint()}/v1 {key}. Ctrl-C stops it.")
             await _show_status(backend, stop)
     finally:
@@ -201,7 +225,9 @@ async def _serve(backend: DragonVllmInferenceBackend, drain: float) -> None:
     _say("Stopped.")
 
 
-async def _show_status(backend: DragonVllmInferenceBackend, stop: asyncio.Event) -> None:
+async def _show_status(
+    backend: DragonVllmInferenceBackend | InferenceGateway, stop: asyncio.Event
+) -> None:
     """Show one line of status until the server is to stop, if standard error is a terminal."""
     from rich.console import Console
     from rich.live import Live

@@ -102,7 +102,8 @@ def _parse(text: str) -> Reading:
     totals: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            label = next(iter(sample.labels.values()), "")
+            labels = [value for name, value in sample.labels.items() if name != "model"]
+            label = labels[0] if labels else ""  # counts of several models are added up
             of_name = totals.setdefault(sample.name, {})
             of_name[label] = of_name.get(label, 0.0) + sample.value
     if "rhapsody_pending_prompts" not in totals:

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, InstanceOf
+from pydantic import Field, InstanceOf
 
 from rhapsody.allocation import allocation, is_under_dragon
 from rhapsody.errors import ConfigurationError, MissingExtraError
 from rhapsody.gpus import this_machine
 from rhapsody.inference import engines
-from rhapsody.inference.clients import ApiKey, check_key, parse_keys
-from rhapsody.inference.config_file import embedded_options, read_config_file
+from rhapsody.inference.configuration.file import embedded_options, read_config_file
+from rhapsody.inference.configuration.listening import ListenConfig
 from rhapsody.inference.engines import ServerCommand
 from rhapsody.inference.ports import check_port
 from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.vllm.options import options_from
 from rhapsody.inference.vllm.versions import arguments_known, server_root
-from rhapsody.validation import Count, Fault, NonEmptyStr, StrictModel, ZeroOrMore
+from rhapsody.validation import Count, NonEmptyStr, ZeroOrMore
 
 __all__ = ["InferenceConfig"]
 
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
-"""An origin as browsers send it: a scheme, a host and maybe a port, without a path."""
 
-
-def _check_api_key(key: str | None) -> str | None:
-    return None if key is None else check_key(key)
-
-
-def _check_origins(origins: Sequence[str]) -> tuple[str, ...]:
-    if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
-        raise ValueError
-    return tuple(origins)
-
-
-class InferenceConfig(StrictModel):
+class InferenceConfig(ListenConfig):
     """The parameters of `DragonVllmInferenceBackend`, documented there."""
 
     model_name: Annotated[NonEmptyStr, Field(description="the name or path of a model")]
@@ -61,27 +46,7 @@ class InferenceConfig(StrictModel):
     num_gpus: ZeroOrMore = 1
     tp_size: Count = 1
     offset: ZeroOrMore = 0
-    host: Annotated[str | None, Field(description="a host name or an address")] = None
-    port: Annotated[int, Field(ge=0, le=65535, description="a whole number from 0 to 65535")] = 8000
     use_service: Annotated[bool, Field(description="a boolean")] = True
-    api_key: Annotated[
-        str | None,
-        AfterValidator(_check_api_key),
-        Field(
-            repr=False,
-            description="non-empty text without spaces and line breaks, also if it is set as "
-            "RHAPSODY_API_KEY; remove both to require no key",
-        ),
-    ] = None
-    api_keys: Annotated[
-        dict[str, str | dict[str, Any] | InstanceOf[ApiKey]],
-        Field(description="a dict of keys by name"),
-    ] = Field(default_factory=dict, repr=False)
-    cors_origins: Annotated[
-        list[str] | tuple[str, ...],
-        AfterValidator(_check_origins),
-        Field(description="a list of origins such as 'https://app.example', or ['*'] for all"),
-    ] = ()
     max_batch_size: Count = 1024
     max_batch_wait_ms: Annotated[float, Field(ge=0, description="a number of at least 0")] = 500
     max_pending: Count = 65536
@@ -93,36 +58,6 @@ class InferenceConfig(StrictModel):
     startup_timeout: Annotated[float, Field(ge=0.1, description="a number of at least 0.1")] = 600.0
     health_interval: Annotated[float, Field(ge=0.05, description="a number of at least 0.05")] = 2.0
     hang_timeout: Annotated[float, Field(ge=0.1, description="a number of at least 0.1")] = 60.0
-
-    @classmethod
-    def refuse(cls, fault: Fault) -> Exception:
-        """Return a ConfigurationError."""
-        return ConfigurationError(fault.message)
-
-    def keys(self) -> dict[str, ApiKey]:
-        """Return the keys by the names of their clients; `api_key` is the one of "default".
-
-        Raises:
-            ConfigurationError: A key is invalid, or two clients have the same one.
-        """
-        return parse_keys(self.api_keys, self.api_key)
-
-    def bind_address(self) -> str | None:
-        """Return the address that the gateway listens on.
-
-        This may block for seconds while the host name is resolved.
-
-        Returns:
-            `host` if it is set, else this machine's name; None (all addresses) if that name cannot
-            be resolved.
-        """
-        if self.host is not None:
-            return self.host
-        try:
-            socket.getaddrinfo(socket.gethostname(), None)
-        except OSError:
-            return None
-        return socket.gethostname()
 
     def check(self) -> ServerCommand:
         """Check the parameters against each other, the configuration file, and the port.

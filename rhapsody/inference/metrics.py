@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Metrics"]
+__all__ = ["ClientMetrics", "Metrics", "merge_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +70,6 @@ class Metrics:
         self._replicas = Gauge(
             "rhapsody_replicas", "Replicas by state", ["state"], registry=self.registry
         )
-        self._client_prompts = Gauge(
-            "rhapsody_client_prompts",
-            "Prompts by HTTP client, and those that its rate refused",
-            ["client", "outcome"],
-            registry=self.registry,
-        )
-        self._client_tokens = Gauge(
-            "rhapsody_client_tokens",
-            "Tokens by HTTP client",
-            ["client", "kind"],
-            registry=self.registry,
-        )
         self._routed = Gauge(
             "rhapsody_prefix_routed_prompts",
             "Prompts with a long beginning, by whether a replica was chosen that has it",
@@ -129,16 +117,6 @@ class Metrics:
             self._tokens.labels("prompt").inc(usage.get("prompt_tokens", 0))
             self._tokens.labels("completion").inc(usage.get("completion_tokens", 0))
 
-    def set_clients(self, clients: Iterable[ClientUsage]) -> None:
-        """Set the usage of each HTTP client."""
-        self._client_prompts.clear()
-        self._client_tokens.clear()
-        for client in clients:
-            self._client_prompts.labels(client.name, "accepted").set(client.prompts)
-            self._client_prompts.labels(client.name, "refused").set(client.refused)
-            self._client_tokens.labels(client.name, "prompt").set(client.prompt_tokens)
-            self._client_tokens.labels(client.name, "completion").set(client.completion_tokens)
-
     def set_routed(self, hits: int, misses: int) -> None:
         """Set how many prompts with a long beginning were routed to it, and how many were not."""
         self._routed.labels("yes").set(hits)
@@ -157,9 +135,50 @@ class Metrics:
         self._replicas.clear()
         for state, number in Tally(states).items():
             self._replicas.labels(state).set(number)
-        others = CollectorRegistry()
-        others.register(_Merged(replicas))
-        return generate_latest(self.registry) + generate_latest(others)
+        labelled = {str(index): text for index, text in replicas.items()}
+        return generate_latest(self.registry) + merge_metrics(labelled, "replica")
+
+
+class ClientMetrics:
+    """Gauges of the usage of HTTP clients, in their own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._client_prompts = Gauge(
+            "rhapsody_client_prompts",
+            "Prompts by HTTP client, and those that its rate refused",
+            ["client", "outcome"],
+            registry=self.registry,
+        )
+        self._client_tokens = Gauge(
+            "rhapsody_client_tokens",
+            "Tokens by HTTP client",
+            ["client", "kind"],
+            registry=self.registry,
+        )
+
+    def expose(self, clients: Iterable[ClientUsage]) -> bytes:
+        """Return the usage of each HTTP client in Prometheus' text format."""
+        self._client_prompts.clear()
+        self._client_tokens.clear()
+        for client in clients:
+            self._client_prompts.labels(client.name, "accepted").set(client.prompts)
+            self._client_prompts.labels(client.name, "refused").set(client.refused)
+            self._client_tokens.labels(client.name, "prompt").set(client.prompt_tokens)
+            self._client_tokens.labels(client.name, "completion").set(client.completion_tokens)
+        return generate_latest(self.registry)
+
+
+def merge_metrics(texts: Mapping[str, str], label: str) -> bytes:
+    """Return the metrics of several sources as one text in Prometheus' format.
+
+    Args:
+        texts: The metrics of each source as text, by its name.
+        label: The label that gets the name of the source.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Merged(texts, label))
+    return generate_latest(registry)
 
 
 def _kind_of(priority: int) -> str:
@@ -168,24 +187,28 @@ def _kind_of(priority: int) -> str:
 
 
 class _Merged:
-    """The metric families of all replicas, with a label `replica`."""
+    """The metric families of all sources, with a label that names the source."""
 
-    def __init__(self, texts: Mapping[int, str]) -> None:
+    def __init__(self, texts: Mapping[str, str], label: str) -> None:
         self._texts = texts
+        self._label = label
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for index, text in self._texts.items():
+        for name, text in self._texts.items():
             try:
                 found = list(text_string_to_metric_families(text))
             except ValueError as error:
-                logger.warning("the metrics of model server %d cannot be parsed: %s", index, error)
+                logger.warning(
+                    "the metrics of %s %s cannot be parsed: %s", self._label, name, error
+                )
                 continue
             for family in found:
                 merged = families.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
                 for sample in family.samples:
-                    labels = {**sample.labels, "replica": str(index)}
-                    merged.add_sample(sample.name, labels, sample.value)
+                    merged.add_sample(
+                        sample.name, {**sample.labels, self._label: name}, sample.value
+                    )
         yield from families.values()

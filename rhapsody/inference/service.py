@@ -15,6 +15,7 @@ from rhapsody.inference.admission import Admission
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.engines import ServerCommand
 from rhapsody.inference.http.gateway import Gateway
+from rhapsody.inference.http.served_model import ServedModel
 from rhapsody.inference.launchers.dragon import DragonLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.metrics import Metrics
@@ -77,7 +78,8 @@ class InferenceService:
         )
         self.fetches_media = command.fetches_media
         self.has_priorities = command.has_priorities
-        self.gateway = Gateway(config, self) if config.use_service else None
+        served = ServedModel(config, lambda: self)
+        self.gateway = Gateway(config, [served]) if config.use_service else None
 
     @classmethod
     async def create(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rhapsody.inference.dragon_config import (
+from rhapsody.inference.configuration.dragon import (
     BatchingConfig,
     DynamicWorkerConfig,
     GuardrailsConfig,

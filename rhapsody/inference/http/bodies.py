@@ -37,6 +37,7 @@ class GenerateBody(BaseModel):
 
     Attributes:
         prompts: Texts, or chats as lists of messages; at least one.
+        model: The model; None: the only one.
         timeout: Longest time for all prompts, in seconds.
         system_prompt: The system message before every prompt.
         priority: Prompts of higher priority are handled first; None: the request's header has it.
@@ -46,6 +47,7 @@ class GenerateBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     prompts: list[str | list[dict[str, Any]]] = Field(min_length=1)
+    model: str | None = None
     timeout: float = Field(default=300, gt=0, allow_inf_nan=False)
     system_prompt: str | None = None
     priority: int | None = Field(default=None, ge=-100, le=100, strict=True)

@@ -1,7 +1,7 @@
-"""The gateway: the HTTP server of an inference service, OpenAI-compatible under `/v1`.
+"""The gateway: the HTTP server of one or several models, OpenAI-compatible under `/v1`.
 
 `/generate` goes through the batcher. Every request under `/v1`, and to some other routes of vLLM,
-is forwarded to a replica unchanged, so that clients can use all that the model server supports.
+is forwarded to a replica of its model unchanged, so that clients can use all that the server has.
 """
 
 from __future__ import annotations
@@ -11,37 +11,33 @@ import ipaddress
 import logging
 import math
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import starmap
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from rhapsody.errors import OverloadedError, PromptError, ReplicaError
-from rhapsody.inference.admission import Admission
 from rhapsody.inference.clients import ApiKey, Client, Clients
-from rhapsody.inference.config import InferenceConfig
-from rhapsody.inference.gather import gather_outcomes
+from rhapsody.inference.configuration.listening import ListenConfig
 from rhapsody.inference.http.bodies import BodyError, GenerateBody
 from rhapsody.inference.http.cors import CrossOrigin
 from rhapsody.inference.http.errors import error_response
-from rhapsody.inference.http.generate_response import GenerateResponse
 from rhapsody.inference.http.listener import ConnectionLimits, Listener
+from rhapsody.inference.http.models import Models, requested_model
 from rhapsody.inference.http.openapi import openapi_document, routes_page
 from rhapsody.inference.http.priority import HEADER, header_priority
-from rhapsody.inference.http.proxy import FORWARDED, Proxy, is_forwarded
+from rhapsody.inference.http.proxy import FORWARDED, is_forwarded
 from rhapsody.inference.http.request_body import read_body
-from rhapsody.inference.metrics import Metrics
+from rhapsody.inference.http.served_model import ServedModel
+from rhapsody.inference.metrics import ClientMetrics
 from rhapsody.inference.ports import bind_sockets, port_error
-from rhapsody.inference.prompts import Completion
 from rhapsody.inference.protocol.process import MAX_BODY_BYTES
-from rhapsody.inference.replicas.pool import ReplicaPool
 
-__all__ = ["Gateway", "PromptService", "is_public_without_key"]
+__all__ = ["Gateway", "is_public_without_key"]
 
 logger = logging.getLogger(__name__)
 
+MODELS = "/v1/models"
 ALL_ADDRESSES = ("0.0.0.0", "::")
 KEEPALIVE_SECONDS = 75.0
 """How long an idle connection stays open for the next request."""
@@ -52,60 +48,24 @@ EXPECTED = (web.HTTPException, BodyError, OverloadedError, ReplicaError, PromptE
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class PromptService(Protocol):
-    """The interface of an inference service that the gateway uses."""
-
-    pool: ReplicaPool
-    admission: Admission
-    metrics: Metrics
-    fetches_media: bool
-    """Whether the servers fetch images from any URL, and cannot be told not to."""
-    has_priorities: bool
-    """Whether the servers handle requests by their priority."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether at least one server takes prompts."""
-
-    def check_open(self) -> None:
-        """Raise ReplicaError unless the service accepts prompts."""
-
-    async def complete_admitted(
-        self,
-        prompt: str | Sequence[Mapping[str, Any]],
-        system_prompt: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        *,
-        priority: int = 0,
-        order: int | None = None,
-    ) -> Completion:
-        """Complete one prompt that `admission` has let in."""
-
-
 class Gateway:
-    """Serves one inference service over HTTP.
+    """Serves one or several models over HTTP.
 
     Args:
-        config: The service's configuration.
-        service: The service.
+        config: Where to listen, and who may connect.
+        models: The models; at least one.
         limits: How many connections there may be; None: as many as this process can open.
     """
 
     def __init__(
         self,
-        config: InferenceConfig,
-        service: PromptService,
+        config: ListenConfig,
+        models: Sequence[ServedModel],
         limits: ConnectionLimits | None = None,
     ) -> None:
         self._config = config
-        self._service = service
-        self._proxy = Proxy(
-            service.pool,
-            service.admission,
-            config.max_retries + 1,
-            fetches_media=service.fetches_media,
-            has_priorities=service.has_priorities,
-        )
+        self._models = Models(models)
+        self._client_metrics = ClientMetrics()
         self.clients = Clients(config.keys())
         self._cross_origin = CrossOrigin(config.cors_origins)
         self._listener = Listener(limits or ConnectionLimits.of_this_process())
@@ -195,7 +155,7 @@ class Gateway:
             if request.path != "/health" or not self.clients.required:
                 self._listener.trust(request.protocol)
             if request.path not in ("/health", "/metrics"):
-                self._service.check_open()
+                self._models.check_open()
             return await handler(request)
         except ConnectionResetError:  # the client has disconnected
             raise
@@ -227,99 +187,32 @@ class Gateway:
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         free = request.method == "GET"
         client = self._client_of(request) if free else self._enter(request)
-        return await self._proxy.handle(request, client)
+        data = await read_body(request)
+        if self._models.one is not None:
+            return await self._models.one.forward(request, client, data)
+        if free and request.path == MODELS:
+            return web.json_response({"object": "list", "data": await self._models.describe()})
+        if free and request.path.startswith(f"{MODELS}/"):
+            name = request.path.removeprefix(f"{MODELS}/")
+            found = {entry["id"]: entry for entry in await self._models.describe()}
+            return web.json_response(found.get(name) or self._models.choose(name).stand_in())
+        model = self._models.choose(await requested_model(request, data))
+        return await model.forward(request, client, data)
 
     async def _health(self, request: web.Request) -> web.Response:
-        service, config = self._service, self._config
-        healthy = service.healthy
-        body = {
-            "status": "healthy" if healthy else "unavailable",
-            "model": config.model_name,
-            "engine": config.engine,
-            "mode": "service",
-            "endpoint": self.endpoint,
-            "replicas": [
-                {
-                    "index": replica.index,
-                    "state": replica.state,
-                    "in_flight": replica.in_flight,
-                    "restarts": replica.restarts,
-                }
-                for replica in service.pool.replicas
-            ],
-            "batch_config": {
-                "max_batch_size": config.max_batch_size,
-                "max_batch_wait_ms": config.max_batch_wait_ms,
-                "max_pending": config.max_pending,
-                "pending_prompts": service.admission.pending,
-            },
-        }
-        return web.json_response(body, status=200 if healthy else 503)
+        body = self._models.health(self.endpoint)
+        return web.json_response(body, status=503 if body["status"] == "unavailable" else 200)
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await GenerateBody.parse(await read_body(request))
-        priority = body.priority
-        if priority is None:
-            priority = header_priority(request.headers.get(HEADER)) or 0
-        since = time.monotonic()
-        admission, pool = self._service.admission, self._service.pool
-        if pool.failure is not None:
-            raise pool.failure
-        if len(body.prompts) > admission.limit:
-            raise BodyError(
-                f"a request may have at most max_pending={admission.limit} prompts, got "
-                f"{len(body.prompts)}; send them in several requests",
-                "prompts",
-            )
-        admission.try_enter(len(body.prompts))
-        try:
-            client = self._enter(request, len(body.prompts))
-        except web.HTTPException:
-            admission.leave(len(body.prompts))
-            raise
-        admitted = len(body.prompts)
-        response = GenerateResponse(len(body.prompts), body.timeout)
-
-        async def complete(position: int, prompt: Any) -> None:
-            nonlocal admitted
-            try:
-                completion = await self._service.complete_admitted(
-                    prompt,
-                    body.system_prompt,
-                    body.sampling(),
-                    priority=priority,
-                    order=client.order(priority),
-                )
-                client.add_usage(completion.usage)
-                response.set_completion(position, completion)
-            except Exception as error:
-                response.set_error(position, error)
-            finally:
-                admitted -= 1
-                admission.leave()
-
-        completing = starmap(complete, enumerate(body.prompts))
-        try:
-            await gather_outcomes(completing, body.timeout, pool.window)
-        finally:
-            admission.leave(admitted)  # prompts that did not start
-        data = response.encode(time.monotonic() - since)
+        if body.priority is None:
+            body.priority = header_priority(request.headers.get(HEADER)) or 0
+        model = self._models.choose(body.model)
+        data = await model.generate(body, lambda prompts: self._enter(request, prompts))
         return web.Response(body=data, content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        pool = self._service.pool
-        ready = pool.ready
-        if pool.router is not None:
-            self._service.metrics.set_routed(pool.router.hits, pool.router.misses)
-        texts = await asyncio.gather(*(replica.metrics() for replica in ready))
-        self._service.metrics.set_clients(self.clients)
-        # A model server's metrics are long, and parsing them in Python would block the loop.
-        exposed = await asyncio.to_thread(
-            self._service.metrics.expose,
-            self._service.admission.pending,
-            [replica.state for replica in pool.replicas],
-            {r.index: text for r, text in zip(ready, texts, strict=True) if text is not None},
-        )
+        exposed = await self._models.metrics() + self._client_metrics.expose(self.clients)
         return web.Response(body=exposed, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _openapi(self, request: web.Request) -> web.Response:
@@ -329,8 +222,7 @@ class Gateway:
         return web.Response(text=routes_page(await self._document()), content_type="text/html")
 
     async def _document(self) -> dict[str, Any]:
-        replica = self._service.pool.least_loaded()
-        server = await replica.openapi() if replica is not None else None
+        server = await self._models.openapi()
         return openapi_document(server, is_forwarded, has_key=self.clients.required)
 
 

@@ -18,7 +18,6 @@ from rhapsody.inference.http.bodies import BodyError
 from rhapsody.inference.http.errors import error_body
 from rhapsody.inference.http.media import remote_media
 from rhapsody.inference.http.priority import HEADER, with_order
-from rhapsody.inference.http.request_body import read_body
 from rhapsody.inference.prefix_keys import LONGEST_PREFIX, Keys, prefix_keys
 from rhapsody.inference.protocol.process import KEY_HEADER
 from rhapsody.inference.replicas.pool import ReplicaPool
@@ -108,12 +107,13 @@ class Proxy:
         self._fetches_media = fetches_media
         self._has_priorities = has_priorities
 
-    async def handle(self, request: web.Request, client: Client) -> web.StreamResponse:
+    async def handle(self, request: web.Request, client: Client, data: bytes) -> web.StreamResponse:
         """Forward a request to the least loaded replica, and return its response.
 
         Args:
             request: The request.
             client: Who has sent it.
+            data: Its body.
 
         Raises:
             BodyError: The server would fetch media from a URL, and cannot be told not to; or the
@@ -126,7 +126,6 @@ class Proxy:
         # A replica has private routes outside /v1, which `..` could reach.
         if any(part in (".", "..") for part in request.path.split("/")):
             raise web.HTTPNotFound
-        data = await read_body(request)
         self._check_stateless(request, data)
         if self._fetches_media and (url := remote_media(data)) is not None:
             raise BodyError(
@@ -203,9 +202,7 @@ def _prefix_keys(data: bytes) -> Keys:
 async def _one_model(request: web.Request, replica: Replica) -> web.Response:
     """Return one model from the list of models, for servers without a route for it."""
     name = request.path.removeprefix(MODELS)
-    async with replica.request("GET", "/v1/models", {}) as upstream:
-        models = (await upstream.json())["data"] if upstream.status == 200 else []
-    for model in models:
+    for model in await replica.models() or ():
         if model["id"] == name:
             return web.json_response(model)
     body = error_body(404, f"The model `{name}` does not exist.", param="model")

@@ -453,6 +453,15 @@ class Replica:
         """Return the server's own metrics as text; None if it gives none."""
         return await self._get("/metrics")
 
+    async def models(self) -> list[dict[str, Any]] | None:
+        """Return the models that the server lists; None if it does not answer."""
+        text = await self._get("/v1/models")
+        try:
+            entries = json.loads(text or "null")["data"]
+        except (ValueError, TypeError, KeyError):
+            return None
+        return entries if isinstance(entries, list) else None
+
     async def openapi(self) -> dict[str, Any] | None:
         """Return the OpenAPI document of the server's routes; None if it has none."""
         text = await self._get("/openapi.json")

@@ -44,6 +44,16 @@ async def test_environment_variable_sets_the_key(
             assert response.status == 200
 
 
+async def test_keys_are_replaced_while_the_server_runs(start: Any) -> None:
+    guarded = await start(use_service=True, api_keys={"alice": "old"})
+    async with aiohttp.ClientSession(base_url=guarded.get_endpoint()) as http:
+        await guarded.set_api_keys({"alice": "new"})
+        for key, status in (("old", 401), ("new", 200)):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with http.get("/v1/models", headers=headers) as response:
+                assert response.status == status
+
+
 async def test_key_is_not_passed_to_servers(
     start: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,10 +15,10 @@ from rhapsody.command.serve import status_line
 KEY = "a-secret"
 
 
-@pytest.fixture
-def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A running server, and its address."""
-    command = [sys.executable, "-m", "rhapsody", "serve", "demo", "--engine", "embedded"]
+@pytest.fixture(params=[["demo"]])
+def server(request: pytest.FixtureRequest) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A running server of models, and its address."""
+    command = [sys.executable, "-m", "rhapsody", "serve", *request.param, "--engine", "embedded"]
     process = subprocess.Popen(
         [*command, "--replicas", "2", "--port", "0"],
         stderr=subprocess.PIPE,
@@ -97,3 +97,25 @@ def test_status_line_counts_replicas_and_prompts() -> None:
 
 def test_status_line_before_the_start() -> None:
     assert status_line({}) == "replicas: none | pending: 0 | prompts: 0 in 0 batches"
+
+
+@pytest.mark.parametrize("server", [["small", "large"]], indirect=True)
+def test_several_models_share_the_address(server: tuple["subprocess.Popen[str]", str]) -> None:
+    process, address = server
+    request = urllib.request.Request(
+        f"{address}/v1/models", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert [one["id"] for one in json.load(response)["data"]] == ["small", "large"]
+    top = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "top", address, "--once"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={"PATH": "/usr/bin:/bin", "RHAPSODY_API_KEY": KEY},
+        check=False,
+    )
+    assert top.returncode == 0, top.stderr
+    assert re.search(r"replicas +4 ready", top.stdout, re.IGNORECASE)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from rhapsody.inference.metrics import Metrics
+from rhapsody.inference.metrics import ClientMetrics, Metrics
 
 REPLICA = """\
 # HELP vllm:num_requests_running Requests running.
@@ -84,7 +84,8 @@ def test_invalid_replica_metrics_are_skipped() -> None:
 
 def test_dashboard_shows_every_metric_and_no_other() -> None:
     metrics = Metrics()
-    names = {metric.name for metric in metrics.registry.collect()}
+    registries = (metrics.registry, ClientMetrics().registry)
+    names = {metric.name for registry in registries for metric in registry.collect()}
     folder = Path(__file__).parents[3] / "examples" / "monitoring"
     dashboard = json.loads((folder / "grafana.json").read_text())
     shown = {

@@ -17,6 +17,7 @@ from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.http.gateway import Gateway, is_public_without_key
 from rhapsody.inference.http.listener import ConnectionLimits
 from rhapsody.inference.http.proxy import FORWARDED
+from rhapsody.inference.http.served_model import ServedModel
 from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.prompts import Completion
 from tests.support.replicas import FakeReplica, pool_of
@@ -72,6 +73,10 @@ def config(**changes: Any) -> InferenceConfig:
     )
 
 
+def served(service: EchoService, **changes: Any) -> ServedModel:
+    return ServedModel(config(**changes), lambda: service)
+
+
 @pytest.fixture
 async def service() -> EchoService:
     return EchoService()
@@ -84,7 +89,7 @@ async def http(service: EchoService) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def serve(service: EchoService, **changes: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    gateway = Gateway(config(**changes), service)
+    gateway = Gateway(config(**changes), [served(service)])
     await gateway.start()
     async with aiohttp.ClientSession(gateway.endpoint) as session:
         yield session
@@ -97,7 +102,7 @@ async def generate(http: aiohttp.ClientSession, **body: Any) -> tuple[int, dict[
 
 
 async def test_endpoint_is_known_while_it_listens(service: EchoService) -> None:
-    gateway = Gateway(config(), service)
+    gateway = Gateway(config(), [served(service)])
     assert gateway.endpoint is None
     await gateway.start()
     assert gateway.endpoint is not None
@@ -111,7 +116,7 @@ async def test_port_in_use_is_an_error(service: EchoService) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ResourceError, match="choose another port="):
-            await Gateway(config(port=taken.getsockname()[1]), service).start()
+            await Gateway(config(port=taken.getsockname()[1]), [served(service)]).start()
 
 
 async def test_public_server_without_key_is_logged(
@@ -310,7 +315,7 @@ async def test_unexpected_error_is_logged_and_not_shown(
 
 
 async def test_health_without_key_does_not_make_a_connection_known(service: EchoService) -> None:
-    gateway = Gateway(config(api_key="key"), service, ConnectionLimits(8, 1))
+    gateway = Gateway(config(api_key="key"), [served(service)], ConnectionLimits(8, 1))
     await gateway.start()
     assert gateway.endpoint is not None
     port = int(gateway.endpoint.rpartition(":")[2])
@@ -423,7 +428,7 @@ async def test_each_client_has_its_key_its_rate_and_its_usage(service: EchoServi
 
 
 async def test_keys_can_be_replaced_while_the_server_runs(service: EchoService) -> None:
-    gateway = Gateway(config(api_keys={"alice": "old"}), service)
+    gateway = Gateway(config(api_keys={"alice": "old"}), [served(service)])
     await gateway.start()
     async with aiohttp.ClientSession(gateway.endpoint) as http:
         await gateway.replace_keys(parse_keys({"alice": "new"}))

@@ -15,6 +15,7 @@ from rhapsody.errors import OverloadedError, ReplicaError
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.clients import Client as Caller
 from rhapsody.inference.http.proxy import Proxy
+from rhapsody.inference.http.request_body import read_body
 from rhapsody.inference.replicas.pool import ReplicaPool
 from tests.support.replicas import FakeReplica, ScriptedServer, pool_of, started_replica
 
@@ -60,7 +61,7 @@ async def client_of(
     caller = caller or Caller("alice", None)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        return await proxy.handle(request, caller)
+        return await proxy.handle(request, caller, await read_body(request))
 
     app.router.add_route("*", "/v1/{path:.*}", handle)
     server = TestServer(app)
@@ -140,7 +141,7 @@ async def handle(pool: ReplicaPool, admission: Admission, path: str) -> web.Stre
 
     async def call(request: web.Request) -> web.StreamResponse:
         try:
-            return await Proxy(pool, admission, 1).handle(request, Caller("alice", None))
+            return await Proxy(pool, admission, 1).handle(request, Caller("alice", None), b"")
         except Exception as error:
             raised.append(error)
             return web.Response()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference.config_file import embedded_options, read_config_file
+from rhapsody.inference.configuration.file import embedded_options, read_config_file
 
 
 @pytest.fixture

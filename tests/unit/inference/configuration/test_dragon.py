@@ -7,8 +7,8 @@ import pytest
 
 from rhapsody.allocation import Node
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference import dragon_config
-from rhapsody.inference.dragon_config import (
+from rhapsody.inference.configuration import dragon
+from rhapsody.inference.configuration.dragon import (
     BatchingConfig,
     DynamicWorkerConfig,
     GuardrailsConfig,
@@ -24,15 +24,15 @@ def sections_of(*objects: Any) -> Any:
 
 
 def test_all_gpus_of_this_machine_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dragon_config, "this_machine", lambda: Node("here", gpus=(0, 1)))
+    monkeypatch.setattr(dragon, "this_machine", lambda: Node("here", gpus=(0, 1)))
     found = model_parameters({}, ModelConfig("m", tp_size=2), local=True)
     assert (found["num_nodes"], found["num_gpus"], found["tp_size"]) == (1, 2, 2)
 
 
 def test_all_nodes_after_the_offset_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [Node("a", gpus=(0, 1, 2)), Node("b", gpus=(0, 1)), Node("c", gpus=(0,))]
-    monkeypatch.setattr(dragon_config, "is_under_dragon", lambda: True)
-    monkeypatch.setattr(dragon_config, "allocation", lambda: nodes)
+    monkeypatch.setattr(dragon, "is_under_dragon", lambda: True)
+    monkeypatch.setattr(dragon, "allocation", lambda: nodes)
     found = model_parameters({}, ModelConfig("m"), HardwareConfig(node_offset=1))
     assert (found["offset"], found["num_nodes"], found["num_gpus"]) == (1, 2, 1)
 
