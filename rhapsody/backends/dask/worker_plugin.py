@@ -33,6 +33,7 @@ from distributed.threadpoolexecutor import ThreadPoolExecutor, thread_state, thr
 from distributed.worker_state_machine import SecedeEvent
 
 from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
+from rhapsody.backends.data.pickler import FunctionPickler
 from rhapsody.backends.executables.blocking_child import Interruption
 from rhapsody.backends.executables.descriptors import executables_within_limit
 from rhapsody.backends.executables.executable import Executable
@@ -154,7 +155,7 @@ def _data_at(position: int) -> Any:
     return _loading.data[position]
 
 
-class _FuturePickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _FuturePickler(FunctionPickler):
     """Replaces futures at any depth by their position in a list."""
 
     def __init__(self, file: Any, future_type: type, futures: list[Any]) -> None:

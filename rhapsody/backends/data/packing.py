@@ -7,9 +7,8 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import cloudpickle
-
 from rhapsody.backends.data.mappings import Mappings
+from rhapsody.backends.data.pickler import FunctionPickler
 from rhapsody.backends.data.segments import Segments, Span
 from rhapsody.backends.data.tensors import reduce_tensor
 from rhapsody.backends.data.writer import SegmentWriter
@@ -46,7 +45,7 @@ class _Pieces(list[Any]):
     write = list.append
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+class _Pickler(FunctionPickler):
     def reducer_override(self, obj: Any) -> Any:
         reduced = reduce_tensor(obj)
         return super().reducer_override(obj) if reduced is None else reduced

@@ -9,12 +9,11 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import Any, TypeAlias
 
-import cloudpickle
-
 from rhapsody.backends.data.packing import THRESHOLD, Packed
+from rhapsody.backends.data.pickler import dump_by_value
 from rhapsody.errors import TaskExecutionError, describe_error
 
 __all__ = [
@@ -133,17 +132,26 @@ def dump_outcome(uid: str, value: Any) -> bytes:
 
 def dump_error(uid: str, error: BaseException) -> bytes:
     """Pickle an exception as an outcome, or a description of one that cannot be rebuilt."""
-    remote = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    own_frames = _without_worker(error.__traceback__)
+    remote = "".join(traceback.format_exception(type(error), error, own_frames))
     # A future cannot hold a StopIteration; a BaseException would end the program's loop.
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         plain = type(error).__reduce__ is BaseException.__reduce__
         for form in (error, _Parts(error)) if plain else (error,):
             with contextlib.suppress(Exception):
-                data = bytes(cloudpickle.dumps((None, form, remote)))
+                data = dump_by_value((None, form, remote))
                 pickle.loads(data)  # many exceptions pickle but cannot be rebuilt
                 return data
     stand_in = TaskExecutionError(uid, f"it raised {describe_error(error)}")
     return pickle.dumps((None, stand_in, remote))
+
+
+def _without_worker(frames: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of the worker that called the function."""
+    rest = frames
+    while rest is not None and rest.tb_frame.f_globals.get("__package__") == __package__:
+        rest = rest.tb_next
+    return frames if rest is None else rest
 
 
 class _Parts:
@@ -214,7 +222,7 @@ def _dump_here(uid: str, thing: Any, what: str) -> bytes:
 
 def _dump(uid: str, thing: Any, what: str, pack: Pack | None) -> bytes | Packed:
     try:
-        return bytes(cloudpickle.dumps(thing, protocol=5)) if pack is None else pack(thing)
+        return dump_by_value(thing) if pack is None else pack(thing)
     except Exception as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         raise TaskExecutionError(

@@ -33,6 +33,26 @@ def test_function_of_a_module_is_pickled_by_name() -> None:
     assert pickle.loads(first) is samples.add
 
 
+def test_traceback_of_an_error_begins_at_the_called_function() -> None:
+    code = compile("def call(function):\n    return function()\n", "worker.py", "exec")
+    worker = {"__package__": "rhapsody.backends.workers"}
+    exec(code, worker)
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        worker["call"](fails)  # type: ignore[operator]
+    frames = caught.value.__traceback__
+    assert frames is not None
+    caught.value.__traceback__ = frames.tb_next
+    with pytest.raises(ValueError, match="no") as again:
+        load_outcome(dump_error("task", caught.value))
+    text = str(again.value.__cause__)
+    assert "in fails" in text
+    assert "worker.py" not in text
+
+
 def test_closure_is_pickled_with_its_current_values() -> None:
     values = [1]
 
