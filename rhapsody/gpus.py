@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from weakref import WeakMethod
+from weakref import WeakMethod, WeakSet
 
 from rhapsody.allocation import Gpu, Node
 
@@ -114,6 +114,22 @@ class GpuLedger:
         self._used: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
+        self._short: WeakSet[object] = WeakSet()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether tasks wait for GPUs."""
+        return len(self._short) > 0
+
+    def set_short(self, owner: object, short: bool) -> None:
+        """Note whether tasks wait for GPUs, which makes idle replicas of models end sooner.
+
+        Args:
+            owner: What starts the tasks: the account of a backend.
+            short: Whether some of its tasks wait.
+        """
+        with self._lock:
+            (self._short.add if short else self._short.discard)(owner)
 
     def free_parts(self, node: str, gpu: Gpu) -> int:
         """Return how many parts of a GPU are free."""

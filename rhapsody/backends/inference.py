@@ -54,6 +54,12 @@ class DragonVllmInferenceBackend(PromptBackend):
         spares: Servers that are kept ready, with GPUs of their own, to take over for one that dies.
         prefix_routing: Whether prompts with the same long beginning go to the same replica, which
             has it in its cache, unless that replica has much more to do than others.
+        replicas: Number of servers in all; or a pair of the fewest and the most, between which
+            their number follows the load. If the fewest is 0, the first prompt starts one.
+            None: as many as `num_gpus` and `tp_size` allow.
+        scale_up_after: A server is added if more have been needed for so many seconds.
+        scale_down_after: A server is drained and stopped if fewer have been needed for so many
+            seconds. Its GPUs are free for tasks then.
         startup_timeout: Longest time for a server to become ready, in seconds.
         health_interval: Time between health checks of a server, in seconds.
         hang_timeout: Longest time without a reaction of a server, or of vLLM's engine process, in
@@ -102,6 +108,9 @@ class DragonVllmInferenceBackend(PromptBackend):
         restart_window: float = 60.0,
         spares: int = 0,
         prefix_routing: bool = True,
+        replicas: int | tuple[int, int] | None = None,
+        scale_up_after: float = 5.0,
+        scale_down_after: float = 300.0,
         model: Any = None,
         hardware: Any = None,
         batching: Any = None,
@@ -144,6 +153,9 @@ class DragonVllmInferenceBackend(PromptBackend):
             restart_window=restart_window,
             spares=spares,
             prefix_routing=prefix_routing,
+            replicas=replicas,
+            scale_up_after=scale_up_after,
+            scale_down_after=scale_down_after,
         )
         self.config.keys()  # refuses invalid ones
         self._service: InferenceService | None = None

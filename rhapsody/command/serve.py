@@ -47,11 +47,26 @@ def serve(
         ),
     ] = None,
     replicas: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Servers on each node; instead of --num-gpus.", min=1, rich_help_panel=PLACEMENT
+            help="Servers on each node; instead of --num-gpus. MIN:MAX: servers in all, whose "
+            "number follows the load.",
+            metavar="N|MIN:MAX",
+            rich_help_panel=PLACEMENT,
         ),
     ] = None,
+    scale_up_after: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for which more servers must be needed.", rich_help_panel=PLACEMENT
+        ),
+    ] = 5.0,
+    scale_down_after: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for which fewer servers must be needed.", rich_help_panel=PLACEMENT
+        ),
+    ] = 300.0,
     num_nodes: Annotated[
         int, typer.Option(help="Nodes to serve on.", rich_help_panel=PLACEMENT)
     ] = 1,
@@ -147,8 +162,10 @@ def serve(
         raise ConfigurationError(
             "--replicas and --num-gpus exclude each other; --replicas N stands for N x tp-size GPUs"
         )
+    bounds: tuple[int, int] | None = None
     if replicas is not None:
-        num_gpus = replicas * tp_size
+        number, bounds = parse_replicas(replicas)
+        num_gpus = -(-number // num_nodes) * tp_size if bounds else number * tp_size
     listen: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -170,6 +187,9 @@ def serve(
         "startup_timeout": startup_timeout,
         "health_interval": health_interval,
         "hang_timeout": hang_timeout,
+        "replicas": bounds,
+        "scale_up_after": scale_up_after,
+        "scale_down_after": scale_down_after,
     }
     asyncio.run(_serve(_server(config_file, models, options, listen), models, drain))
 
@@ -189,6 +209,25 @@ def _server(
         for model in models
     ]
     return InferenceGateway(backends, **listen)
+
+
+def parse_replicas(text: str) -> tuple[int, tuple[int, int] | None]:
+    """Return the most servers and the bounds, from "4" or "1:4".
+
+    Raises:
+        ConfigurationError: The text is neither.
+    """
+    fewest, colon, most = text.rpartition(":")
+    try:
+        number, least = int(most), int(fewest) if colon else 1
+    except ValueError:
+        number = least = -1
+    if not 0 <= least <= number or number < 1:
+        raise ConfigurationError(
+            f"--replicas must be a number such as 2, or the fewest and the most servers such as "
+            f"1:4, got '{text}'"
+        )
+    return number, (least, number) if colon else None
 
 
 async def _serve(
@@ -252,8 +291,10 @@ def status_line(statistics: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     restarts = sum(replica["restarts"] for replica in replicas)
     prompts, batches = statistics.get("batched_prompts", 0), statistics.get("batches", 0)
+    scaling = statistics.get("scaling")
+    wanted = f", {scaling['wanted']} wanted" if scaling else ""
     parts = [
-        f"replicas: {counts}" + (f" ({restarts} restarts)" if restarts else ""),
+        f"replicas: {counts}{wanted}" + (f" ({restarts} restarts)" if restarts else ""),
         f"pending: {statistics.get('pending_prompts', 0)}",
         f"prompts: {prompts} in {batches} batches",
     ]

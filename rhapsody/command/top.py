@@ -30,6 +30,7 @@ class Reading(NamedTuple):
     tokens: dict[str, float]
     pending: float
     replicas: dict[str, float]
+    wanted: float | None
     requests: float
     generated: float
 
@@ -114,14 +115,18 @@ def _parse(text: str) -> Reading:
         totals.get("rhapsody_tokens_total", {}),
         totals["rhapsody_pending_prompts"][""],
         totals.get("rhapsody_replicas", {}),
+        sum(totals["rhapsody_replicas_wanted"].values())
+        if "rhapsody_scale_events" in totals
+        else None,
         sum(totals.get("vllm:request_success_total", {}).values()),
         sum(totals.get("vllm:generation_tokens_total", {}).values()),
     )
 
 
 def _describe(now: Reading, before: Reading | None) -> str:
+    wanted = "" if now.wanted is None else f", {now.wanted:.0f} wanted"
     lines = [
-        "replicas  " + (_counts(now.replicas) or "none"),
+        "replicas  " + (_counts(now.replicas) or "none") + wanted,
         f"pending   {now.pending:.0f} prompts",
         "prompts   " + (_counts(now.prompts) or "none yet") + _rate(now, before, "prompts"),
         "tokens    " + (_counts(now.tokens) or "none yet") + _rate(now, before, "tokens"),

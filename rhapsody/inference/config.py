@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, InstanceOf
+from pydantic import AfterValidator, Field, InstanceOf
 
-from rhapsody.allocation import allocation, is_under_dragon
+from rhapsody.allocation import Node, allocation, is_under_dragon
 from rhapsody.errors import ConfigurationError, MissingExtraError
 from rhapsody.gpus import this_machine
 from rhapsody.inference import engines
@@ -16,12 +16,19 @@ from rhapsody.inference.configuration.file import embedded_options, read_config_
 from rhapsody.inference.configuration.listening import ListenConfig
 from rhapsody.inference.engines import ServerCommand
 from rhapsody.inference.ports import check_port
-from rhapsody.inference.replicas.placement import CLAIMS, Place
+from rhapsody.inference.replicas.placement import CLAIMS, Place, place
 from rhapsody.inference.vllm.options import options_from
 from rhapsody.inference.vllm.versions import arguments_known, server_root
 from rhapsody.validation import Count, NonEmptyStr, ZeroOrMore
 
 __all__ = ["InferenceConfig"]
+
+
+def _check_replicas(replicas: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    fewest, most = replicas if isinstance(replicas, tuple) else (0, replicas)
+    if most is not None and not 0 <= fewest <= most >= 1:
+        raise ValueError
+    return replicas
 
 
 class InferenceConfig(ListenConfig):
@@ -46,6 +53,16 @@ class InferenceConfig(ListenConfig):
     num_gpus: ZeroOrMore = 1
     tp_size: Count = 1
     offset: ZeroOrMore = 0
+    replicas: Annotated[
+        int | tuple[int, int] | None,
+        AfterValidator(_check_replicas),
+        Field(
+            description="a whole number of at least 1, or a pair of the fewest (0 or more) and the "
+            "most replicas"
+        ),
+    ] = None
+    scale_up_after: Annotated[float, Field(ge=0, description="a number of at least 0")] = 5.0
+    scale_down_after: Annotated[float, Field(ge=0, description="a number of at least 0")] = 300.0
     use_service: Annotated[bool, Field(description="a boolean")] = True
     max_batch_size: Count = 1024
     max_batch_wait_ms: Annotated[float, Field(ge=0, description="a number of at least 0")] = 500
@@ -90,11 +107,21 @@ class InferenceConfig(ListenConfig):
                 "launcher='local' serves on this machine only; use num_nodes=1 and offset=0, not "
                 f"num_nodes={self.num_nodes} and offset={self.offset}"
             )
+        self._check_most_replicas()
         self.keys()
         command = self._command()
         if self.use_service and self.port:
             check_port(self.bind_address(), self.port)
         return command
+
+    def _check_most_replicas(self) -> None:
+        most, gpus = self.bounds[1], self.gpus_per_replica
+        if gpus and most > self.num_nodes * (self.num_gpus // gpus):
+            raise ConfigurationError(
+                f"replicas={self.replicas} of tp_size={self.tp_size} need more GPUs than "
+                f"num_gpus={self.num_gpus} on num_nodes={self.num_nodes}; raise num_gpus, or lower "
+                "replicas"
+            )
 
     def _command(self) -> ServerCommand:
         path = self.config_file
@@ -112,33 +139,70 @@ class InferenceConfig(ListenConfig):
         options = options_from(where, loaded, vars(self), known.names)
         return engines.vllm(self.model_name, self.tp_size, options, known, on_cpu=not self.num_gpus)
 
-    def places(self) -> list[Place]:
-        """Return the node and GPUs of each replica, until `CLAIMS.release` frees the GPUs.
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most replicas."""
+        if isinstance(self.replicas, tuple):
+            return self.replicas
+        fixed = self.replicas or self.num_nodes * max(1, self.num_gpus // self.tp_size)
+        return fixed, fixed
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of replicas follows the load."""
+        fewest, most = self.bounds
+        return fewest < most
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that a replica uses; the embedded model needs none."""
+        return 0 if self.engine == "embedded" or not self.num_gpus else self.tp_size
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes to serve on. This may take a second.
 
         Raises:
-            ResourceError: There are too few nodes or GPUs.
+            ResourceError: There are too few nodes, or a node has too few GPUs.
         """
         nodes = [this_machine()] if self.launcher == "local" else allocation()
-        embedded = self.engine == "embedded"  # it needs no GPU
-        places = CLAIMS.place(
+        places = place(
             nodes,
             num_nodes=self.num_nodes,
-            num_gpus=0 if embedded else self.num_gpus,
+            num_gpus=self.num_gpus if self.gpus_per_replica else 0,
             tp_size=self.tp_size,
             offset=self.offset,
         )
-        each = max(1, self.num_gpus // self.tp_size) if embedded else 1
-        return [place for place in places for _ in range(each)]
+        return list(dict.fromkeys(place.node for place in places))
 
-    def spare_places(self, places: Sequence[Place]) -> list[Place]:
-        """Return the node and GPUs of each spare replica, on the nodes of the others.
+    def places(self, nodes: Sequence[Node]) -> list[Place]:
+        """Return the node and GPUs of each replica, until `CLAIMS.release` frees the GPUs.
 
         Args:
-            places: The places of the other replicas.
+            nodes: The nodes to serve on.
+
+        Raises:
+            ResourceError: There are too few free GPUs.
+        """
+        gpus = self.gpus_per_replica
+        if self.replicas is not None:
+            return CLAIMS.place_more(nodes, self.bounds[0], gpus, "replicas")
+        places = CLAIMS.place(
+            nodes,
+            num_nodes=len(nodes),
+            num_gpus=self.num_gpus if gpus else 0,
+            tp_size=self.tp_size,
+            offset=0,
+        )
+        each = max(1, self.num_gpus // self.tp_size) if self.engine == "embedded" else 1
+        return [place for place in places for _ in range(each)]
+
+    def spare_places(self, nodes: Sequence[Node]) -> list[Place]:
+        """Return the node and GPUs of each spare replica.
+
+        Args:
+            nodes: The nodes to serve on.
 
         Raises:
             ResourceError: The nodes have too few free GPUs.
         """
-        nodes = list(dict.fromkeys(place.node for place in places))
-        gpus = self.tp_size if places[0].gpus else 0
-        return CLAIMS.place_more(nodes, self.spares, gpus)
+        return CLAIMS.place_more(nodes, self.spares, self.gpus_per_replica)

@@ -29,6 +29,15 @@ class ClientUsage(Protocol):
     completion_tokens: int
 
 
+class ScaleEvents(Protocol):
+    """The numbers of a pool that grows and shrinks."""
+
+    wanted: int
+    up: int
+    down: int
+    failed: int
+
+
 class Metrics:
     """Counters and histograms of one service, in their own registry."""
 
@@ -69,6 +78,17 @@ class Metrics:
         )
         self._replicas = Gauge(
             "rhapsody_replicas", "Replicas by state", ["state"], registry=self.registry
+        )
+        self._wanted = Gauge(
+            "rhapsody_replicas_wanted",
+            "Replicas that the load needs, if their number follows the load",
+            registry=self.registry,
+        )
+        self._scale_events = Gauge(
+            "rhapsody_scale_events",
+            "Replicas that were added, drained and stopped, or could not start",
+            ["event"],
+            registry=self.registry,
         )
         self._routed = Gauge(
             "rhapsody_prefix_routed_prompts",
@@ -116,6 +136,12 @@ class Metrics:
         if usage:
             self._tokens.labels("prompt").inc(usage.get("prompt_tokens", 0))
             self._tokens.labels("completion").inc(usage.get("completion_tokens", 0))
+
+    def set_scaling(self, scaling: ScaleEvents) -> None:
+        """Set how many replicas are wanted, and what was done for it so far."""
+        self._wanted.set(scaling.wanted)
+        for event in ("up", "down", "failed"):
+            self._scale_events.labels(event).set(getattr(scaling, event))
 
     def set_routed(self, hits: int, misses: int) -> None:
         """Set how many prompts with a long beginning were routed to it, and how many were not."""

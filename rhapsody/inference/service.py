@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rhapsody.errors import ReplicaError
@@ -16,16 +15,13 @@ from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.engines import ServerCommand
 from rhapsody.inference.http.gateway import Gateway
 from rhapsody.inference.http.served_model import ServedModel
-from rhapsody.inference.launchers.dragon import DragonLauncher
-from rhapsody.inference.launchers.local import LocalLauncher
+from rhapsody.inference.launchers.factory import ReplicaFactory
 from rhapsody.inference.metrics import Metrics
-from rhapsody.inference.pacing import Pace
 from rhapsody.inference.prompts import Completion, Prompt, PromptRequest
-from rhapsody.inference.protocol.process import HANG_VARIABLE, KEY_VARIABLE
-from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
-from rhapsody.scratch import Scratch
+from rhapsody.inference.replicas.scaler import Scaler
+from rhapsody.inference.replicas.scaling import Scaling, ScalingPolicy
 from rhapsody.waiting import done_within
 
 __all__ = ["InferenceService"]
@@ -41,8 +37,7 @@ class InferenceService:
     Args:
         config: The checked configuration.
         command: The command that starts a server.
-        places: The node and the GPUs of each replica, spares last; released by `stop`.
-        scratch: The directory for sockets and logs, removed by `stop`.
+        factory: Makes the replicas; closed by `stop`.
         on_batch: Called with the number of prompts in each batch that is sent.
     """
 
@@ -50,21 +45,18 @@ class InferenceService:
         self,
         config: InferenceConfig,
         command: ServerCommand,
-        places: Sequence[Place],
-        scratch: Scratch,
+        factory: ReplicaFactory,
         on_batch: Callable[[int], None],
     ) -> None:
         self.config = config
-        self._command = command
-        self._places = list(places)
-        self._scratch = scratch
+        self._factory = factory
         self._on_batch = on_batch
         self._open: set[PromptRequest] = set()
         self.draining = False
         self.metrics = Metrics()
         self.admission = Admission(config.max_pending)
         self.pool = ReplicaPool(
-            self._make_replicas,
+            factory.first,
             max_retries=config.max_retries,
             max_restarts=config.max_restarts,
             restart_window=config.restart_window,
@@ -75,7 +67,12 @@ class InferenceService:
             max_batch_wait=config.max_batch_wait_ms / 1000,
             prefix_routing=config.prefix_routing,
             on_batch=self._record_batch,
+            scaling=Scaling(*config.bounds, config.bounds[0]) if config.is_elastic else None,
         )
+        self._scaler: Scaler | None = None
+        if config.is_elastic:
+            policy = ScalingPolicy(*config.bounds, config.scale_up_after, config.scale_down_after)
+            self._scaler = Scaler(self.pool, policy, factory)
         self.fetches_media = command.fetches_media
         self.has_priorities = command.has_priorities
         served = ServedModel(config, lambda: self)
@@ -98,14 +95,8 @@ class InferenceService:
         """
         # The checks resolve host names and read files, which blocks.
         command = await asyncio.to_thread(config.check)
-        places = await asyncio.to_thread(config.places)
-        try:
-            places += await asyncio.to_thread(config.spare_places, places)
-            scratch = await asyncio.to_thread(Scratch, "model")
-        except BaseException:
-            CLAIMS.release(places)
-            raise
-        return cls(config, command, places, scratch, on_batch)
+        factory = await asyncio.to_thread(ReplicaFactory.create, config, command)
+        return cls(config, command, factory, on_batch)
 
     async def start(self) -> None:
         """Start the replicas, wait until they are ready, and open the gateway.
@@ -117,6 +108,8 @@ class InferenceService:
         """
         try:
             await self.pool.start()
+            if self._scaler is not None:
+                self._scaler.start()
             if self.gateway is not None:
                 await self.gateway.start()
         except BaseException:
@@ -126,33 +119,6 @@ class InferenceService:
     def _record_batch(self, prompts: list[PromptRequest], waits: list[float]) -> None:
         self.metrics.record_batch([prompt.priority for prompt in prompts], waits)
         self._on_batch(len(prompts))
-
-    def _make_replicas(self, on_room: Callable[[], None]) -> list[Replica]:
-        environment = {
-            **self._command.environment,
-            KEY_VARIABLE: secrets.token_urlsafe(32),
-            HANG_VARIABLE: str(self.config.hang_timeout),
-        }
-        launcher = LocalLauncher if self.config.launcher == "local" else DragonLauncher
-        pace = Pace()
-        folder = Path.cwd()
-        return [
-            Replica(
-                index,
-                self._command.arguments,
-                environment,
-                self._scratch.path,
-                self._command.limit,
-                launcher(place),
-                on_room,
-                place,
-                pace,
-                self._command.advice,
-                folder / f"{self.config.engine}-server-{index}.log",
-                spare=index >= len(self._places) - self.config.spares,
-            )
-            for index, place in enumerate(self._places)
-        ]
 
     async def drain(self, seconds: float) -> None:
         """Accept no new prompts, and wait until the pending ones have ended.
@@ -185,15 +151,15 @@ class InferenceService:
             await self.gateway.stop()
         for request in list(self._open):
             request.fail(error)
+        if self._scaler is not None:
+            await self._scaler.stop()
         await self.pool.stop()
-        CLAIMS.release(self._places)
-        self._places = []
-        self._scratch.remove()
+        self._factory.close()
 
     def kill(self) -> None:
         """Kill the servers at once, at the exit of this process."""
         self.pool.kill()
-        self._scratch.remove()
+        self._factory.remove_files()
 
     async def complete(
         self,
@@ -270,16 +236,18 @@ class InferenceService:
 
     @property
     def healthy(self) -> bool:
-        """Whether at least one server takes prompts."""
-        return not self.draining and bool(self.pool.ready)
+        """Whether a server takes prompts, or starts when a prompt comes."""
+        return not self.draining and (bool(self.pool.ready) or self.pool.starts_on_demand)
 
     def get_statistics(self) -> dict[str, Any]:
         """Return counts of batches and prompts, and the state of the replicas."""
         batches, batched = self.metrics.batches, self.metrics.batched
+        scaling = self.pool.scaling
         return {
             "batches": batches,
             "batched_prompts": batched,
             "mean_batch_size": batched / batches if batches else None,
             "pending_prompts": self.admission.pending,
             "replicas": [replica.as_dict() for replica in self.pool.replicas],
+            **({"scaling": asdict(scaling)} if scaling is not None else {}),
         }

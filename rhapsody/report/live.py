@@ -147,6 +147,9 @@ class _Row:
             _batch(own),
             style="red" if counts.get(TaskStates.FAILED) else None,
         )
+        if scaling := own.get("scaling"):
+            bounds = f"{scaling['smallest']} to {scaling['largest']}"
+            table.add_row(Text(f"  replicas wanted: {scaling['wanted']} of {bounds}", "dim"))
         for replica in own.get("replicas", []):
             table.add_row(
                 Text(f"  replica {replica['index']}", "dim"),

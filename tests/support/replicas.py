@@ -15,6 +15,7 @@ from rhapsody.inference.prompts import Completion, PromptRequest
 from rhapsody.inference.replicas.launcher import Launcher
 from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
+from rhapsody.inference.replicas.scaling import Scaling
 
 Lines = Callable[[list[dict[str, Any]]], list[bytes]]
 """Makes the lines of a response of the batch route from its prompts."""
@@ -36,6 +37,7 @@ class FakeReplica:
         self.limit = 8
         self.restarts = 0
         self.spare = False
+        self.draining = False
         self.reserved: list[PromptRequest] = []
         self.cancelled: list[str] = []
         self.starts = 0
@@ -44,6 +46,10 @@ class FakeReplica:
         self.watch_error: Exception | None = None
         self.on_room: Callable[[], None] = lambda: None
         self._deaths: asyncio.Queue[str] = asyncio.Queue()
+
+    @property
+    def shown_state(self) -> str:
+        return self.state
 
     @property
     def room(self) -> int:
@@ -112,6 +118,7 @@ def pool_of(
     max_retries: int = 2,
     max_restarts: int = 2,
     prefix_routing: bool = True,
+    scaling: Scaling | None = None,
 ) -> ReplicaPool:
     """Return a pool of given replicas."""
 
@@ -132,6 +139,7 @@ def pool_of(
         max_batch_size=16,
         max_batch_wait=0.5,
         prefix_routing=prefix_routing,
+        scaling=scaling,
     )
 
 

@@ -95,3 +95,16 @@ def test_listener_is_called_at_release_from_any_thread() -> None:
     thread.start()
     thread.join()
     assert released.is_set()
+
+
+def test_shortage_ends_when_no_account_is_short() -> None:
+    class Owner:
+        pass
+
+    ledger, first, second = GpuLedger(), Owner(), Owner()
+    ledger.set_short(first, True)
+    ledger.set_short(second, True)
+    ledger.set_short(first, False)
+    assert ledger.is_short
+    ledger.set_short(second, False)
+    assert not ledger.is_short

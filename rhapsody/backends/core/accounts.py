@@ -292,6 +292,7 @@ class Account:
     """
 
     def __init__(self, capacities: Sequence[Capacity], ledger: GpuLedger = GPUS) -> None:
+        self._ledger = ledger
         self._nodes = [_NodeAccount(capacity, ledger) for capacity in capacities]
         self._by_name = {account.node.name: account for account in self._nodes}
         self._holds = 0
@@ -366,8 +367,14 @@ class Account:
         grant = Grant(request, tuple(places), 0 if holder else self._hold)
         if len(places) < request.ranks:
             self._return(grant, was_used=False)
+            if request.gpu_parts:
+                self._ledger.set_short(self, True)
             return None
         return grant
+
+    def none_waits(self) -> None:
+        """Note that no task waits for GPUs any longer."""
+        self._ledger.set_short(self, False)
 
     def release(self, grant: Grant) -> None:
         """Return the resources of a task that has ended."""

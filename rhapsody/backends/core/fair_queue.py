@@ -103,6 +103,7 @@ class FairQueue(Generic[T]):
         ):
             items += [item for item in group.tasks.clear() if not self._is_gone(item)]
         self._groups.clear()
+        self._account.none_waits()
         self._order.clear()
         self._drop_hold()
         self._size = 0
@@ -184,6 +185,8 @@ class FairQueue(Generic[T]):
         key = group.tasks.key
         if key is None:
             self._groups.pop(group.request, None)
+            if not self._groups:
+                self._account.none_waits()
         else:
             self._positions += 1
             group.position = (key, self._positions, group)

@@ -22,6 +22,7 @@ from rhapsody.inference.prefix_keys import LONGEST_PREFIX, Keys, prefix_keys
 from rhapsody.inference.protocol.process import KEY_HEADER
 from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
+from rhapsody.waiting import done_within
 
 __all__ = ["FORWARDED", "Proxy", "is_forwarded"]
 
@@ -90,6 +91,7 @@ class Proxy:
         fetches_media: Whether servers would fetch images from any URL, so that requests with such
             URLs are refused.
         has_priorities: Whether servers handle requests by their priority.
+        start_seconds: Longest time that a request waits for a replica that it has started.
     """
 
     def __init__(
@@ -100,12 +102,14 @@ class Proxy:
         *,
         fetches_media: bool = False,
         has_priorities: bool = False,
+        start_seconds: float = 600.0,
     ) -> None:
         self._pool = pool
         self._admission = admission
         self._attempts = attempts
         self._fetches_media = fetches_media
         self._has_priorities = has_priorities
+        self._start_seconds = start_seconds
 
     async def handle(self, request: web.Request, client: Client, data: bytes) -> web.StreamResponse:
         """Forward a request to the least loaded replica, and return its response.
@@ -147,7 +151,7 @@ class Proxy:
     ) -> web.StreamResponse:
         reason = ""
         for _ in range(self._attempts):
-            replica = self._choose_replica(data)
+            replica = await self._choose_replica(data)
             forwarded = replica.request(request.method, request.rel_url.raw_path_qs, headers, data)
             try:
                 response = await forwarded.__aenter__()
@@ -167,7 +171,7 @@ class Proxy:
 
     def _check_stateless(self, request: web.Request, data: bytes) -> None:
         """Refuse requests that depend on the state of a single replica."""
-        replicas = len(self._pool.replicas)
+        replicas = self._pool.most_replicas
         if replicas == 1:
             return
         stateful = bool(STATEFUL.match(request.path))
@@ -181,8 +185,11 @@ class Proxy:
                 f"{replicas}; use a single replica, or send the state with the request"
             )
 
-    def _choose_replica(self, data: bytes) -> Replica:
+    async def _choose_replica(self, data: bytes) -> Replica:
         replica = self._pool.choose(lambda: _prefix_keys(data))
+        if replica is None and self._pool.starts_on_demand:
+            await done_within(self._pool.wait_ready(), self._start_seconds)
+            replica = self._pool.choose(lambda: _prefix_keys(data))
         if replica is None:
             raise self._pool.failure or ReplicaError("no model server is ready; try again soon")
         return replica

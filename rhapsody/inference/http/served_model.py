@@ -40,7 +40,7 @@ class PromptService(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """Whether at least one server takes prompts."""
+        """Whether a server takes prompts, or starts when a prompt comes."""
 
     def check_open(self) -> None:
         """Raise ReplicaError unless the service accepts prompts."""
@@ -100,6 +100,7 @@ class ServedModel:
             self._config.max_retries + 1,
             fetches_media=service.fetches_media,
             has_priorities=service.has_priorities,
+            start_seconds=self._config.startup_timeout,
         )
         return await proxy.handle(request, client, data)
 
@@ -177,7 +178,7 @@ class ServedModel:
             "replicas": [
                 {
                     "index": replica.index,
-                    "state": replica.state,
+                    "state": replica.shown_state,
                     "in_flight": replica.in_flight,
                     "restarts": replica.restarts,
                 }
@@ -200,12 +201,14 @@ class ServedModel:
         ready = pool.ready
         if pool.router is not None:
             service.metrics.set_routed(pool.router.hits, pool.router.misses)
+        if pool.scaling is not None:
+            service.metrics.set_scaling(pool.scaling)
         texts = await asyncio.gather(*(replica.metrics() for replica in ready))
         # A model server's metrics are long, and parsing them in Python would block the loop.
         return await asyncio.to_thread(
             service.metrics.expose,
             service.admission.pending,
-            [replica.state for replica in pool.replicas],
+            [replica.shown_state for replica in pool.replicas],
             {r.index: text for r, text in zip(ready, texts, strict=True) if text is not None},
         )
 

@@ -103,24 +103,29 @@ class GpuClaims:
     def _free_gpus(self, node: Node) -> tuple[Gpu, ...]:
         return tuple(g for g in node.gpus if self._ledger.free_parts(node.name, g) == PARTS)
 
-    def place_more(self, nodes: Sequence[Node], number: int, num_gpus: int) -> list[Place]:
-        """Place spare replicas on nodes with free GPUs, in turn, and mark those GPUs as used.
+    def place_more(
+        self, nodes: Sequence[Node], number: int, num_gpus: int, parameter: str = "spares"
+    ) -> list[Place]:
+        """Place replicas on nodes with free GPUs, in turn, and mark those GPUs as used.
 
         Args:
             nodes: The nodes to choose from.
             number: How many replicas.
             num_gpus: GPUs of each; 0: they run on the CPU.
+            parameter: The parameter that asks for them, for errors.
 
         Raises:
             ResourceError: There are too few free GPUs.
         """
         with self._lock:
             while True:
-                places = self._spare_places(nodes, number, num_gpus)
+                places = self._more_places(nodes, number, num_gpus, parameter)
                 if self._ledger.take(_gpus_of(places)):  # False: a task has just taken one
                     return places
 
-    def _spare_places(self, nodes: Sequence[Node], number: int, num_gpus: int) -> list[Place]:
+    def _more_places(
+        self, nodes: Sequence[Node], number: int, num_gpus: int, parameter: str
+    ) -> list[Place]:
         free = {node: list(self._free_gpus(node)) for node in nodes}
         places: list[Place] = []
         for first in range(number):
@@ -133,9 +138,9 @@ class GpuClaims:
                 raise ResourceError(
                     None,
                     "gpu",
-                    f"spares={number} needs {num_gpus} GPUs for each spare beside those of the "
-                    f"other replicas, and there are GPUs for {len(places)}; lower spares or "
-                    "num_gpus",
+                    f"{parameter}={number} needs {num_gpus} free GPUs for each replica, beside "
+                    f"those in use, and there are GPUs for {len(places)}; lower {parameter} or "
+                    "tp_size",
                 )
         return places
 

@@ -13,6 +13,7 @@ from rhapsody.inference.prefix_keys import Keys
 from rhapsody.inference.prompts import PromptRequest
 from rhapsody.inference.replicas.prefixes import PrefixRouter
 from rhapsody.inference.replicas.replica import Replica
+from rhapsody.inference.replicas.scaling import Scaling
 
 __all__ = ["MakeReplicas", "ReplicaPool"]
 
@@ -28,8 +29,13 @@ SLACK_PART = 8
 """A server whose load is higher by this part of its limit still gets prompts for a prefix."""
 MIN_SLACK = 4
 
+ELASTIC_FILL = 2
+"""Prompts sent to a server of a pool that grows, for each that it works on at a time. The others
+wait in the queue for servers that are added; those beyond the limit keep a busy server busy."""
+
 MakeReplicas = Callable[[Callable[[], None]], Sequence[Replica]]
 """Makes the replicas of a pool, given the function that each calls when it has room."""
+_Work = Callable[[Replica], Coroutine[Any, Any, None]]
 
 
 class ReplicaPool:
@@ -47,6 +53,7 @@ class ReplicaPool:
         max_batch_wait: Longest time a prompt waits while all replicas are busy, in seconds.
         prefix_routing: Whether prompts go to servers that have their beginnings in their caches.
         on_batch: Called for each batch with its prompts, and the seconds that each has waited.
+        scaling: The bounds on the number of replicas, if a `Scaler` adds and removes some.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class ReplicaPool:
         max_batch_wait: float,
         prefix_routing: bool = True,
         on_batch: Callable[[list[PromptRequest], list[float]], None] | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.failure: ReplicaError | None = None
         """Why the pool accepts no more prompts; None while it accepts them."""
@@ -80,11 +88,35 @@ class ReplicaPool:
             order=lambda request: request.order,
             on_batch=on_batch,
         )
-        self.replicas = list(make_replicas(self._on_room))
+        self.scaling = scaling
+        self.on_demand: Callable[[], None] = lambda: None
+        """Called if prompts wait and no server takes any."""
+        self.on_given_up: Callable[[Replica], None] = lambda replica: None
+        """Called with a server that could not be started again, if others are left."""
+        self._changed = asyncio.Event()
+        """Set if servers may have room, have become ready, or will never be ready again."""
+        self._requests_waiting = 0
+        self.replicas = list(make_replicas(self.on_room))
         self.router: PrefixRouter[Replica] | None = None
-        if prefix_routing and len(self.replicas) > 1:
+        if prefix_routing and self.most_replicas > 1:
             self.router = PrefixRouter(MIN_SLACK)
-        self._supervisors: list[asyncio.Task[None]] = []
+        self._supervisors: dict[Replica, asyncio.Task[None]] = {}
+
+    @property
+    def most_replicas(self) -> int:
+        """The largest number of replicas that there may be."""
+        return max(len(self.replicas), self.scaling.largest if self.scaling is not None else 0)
+
+    @property
+    def starts_on_demand(self) -> bool:
+        """Whether a prompt starts a server if none runs."""
+        return self.scaling is not None and not self.scaling.smallest and self.failure is None
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that wait, or are in flight at servers that stay."""
+        in_flight = sum(one.in_flight for one in self.replicas if not one.draining)
+        return len(self._batcher) + self._requests_waiting + in_flight
 
     async def start(self) -> None:
         """Start all servers at once and wait until all are ready.
@@ -103,23 +135,56 @@ class ReplicaPool:
             await asyncio.gather(*starts, return_exceptions=True)
             await self._stop_replicas()
             raise
-        self._supervisors = [
-            asyncio.get_running_loop().create_task(self._supervise(replica))
-            for replica in self.replicas
-        ]
+        for replica in self.replicas:
+            self._begin(replica, self._keep_alive)
+
+    def add(self, replica: Replica) -> None:
+        """Start a server beside the others, in the background."""
+        self.replicas.append(replica)
+        self._begin(replica, self._start_added)
+        self._use_spares()
+
+    def _begin(self, replica: Replica, work: _Work) -> None:
+        supervising = self._supervise(replica, work)
+        self._supervisors[replica] = asyncio.get_running_loop().create_task(supervising)
+
+    async def drain(self, replica: Replica) -> bool:
+        """Stop and remove a server whose `draining` is set, when its prompts have ended.
+
+        Returns:
+            Whether it was removed; False if its `draining` was reset meanwhile.
+        """
+        while replica.in_flight and replica.draining:
+            self._changed.clear()
+            await self._changed.wait()
+        if replica.draining:
+            await self.remove(replica)
+        return replica.draining
+
+    async def remove(self, replica: Replica) -> None:
+        """Stop a server, also if it is starting, and forget it."""
+        if (supervisor := self._supervisors.pop(replica, None)) is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+        await replica.stop("STOPPED")
+        self.replicas.remove(replica)
+        if self.router is not None:
+            self.router.forget(replica)
 
     def close(self, error: ReplicaError) -> None:
         """Accept no more prompts; `failure` becomes the error, unless it is set already."""
         if self.failure is None:
             self.failure = error
+        self._changed.set()
 
     async def stop(self) -> None:
         """Drop the waiting prompts and stop all servers."""
         self._batcher.clear()
         await self._batcher.close()
-        for supervisor in self._supervisors:
+        supervisors = list(self._supervisors.values())
+        for supervisor in supervisors:
             supervisor.cancel()
-        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        await asyncio.gather(*supervisors, return_exceptions=True)
         await self._stop_replicas()
 
     async def _stop_replicas(self) -> None:
@@ -130,15 +195,24 @@ class ReplicaPool:
         for replica in self.replicas:
             replica.kill()
 
-    async def _supervise(self, replica: Replica) -> None:
+    async def _supervise(self, replica: Replica, work: _Work) -> None:
         try:
-            await self._keep_alive(replica)
+            await work(replica)
         except Exception as error:  # a bug: without a supervisor, prompts would wait forever
             logger.exception("model server %d is no longer supervised", replica.index)
             await replica.stop()
             self._give_up(
                 replica, ReplicaError(f"supervising model server {replica.index}: {error!r}")
             )
+
+    async def _start_added(self, replica: Replica) -> None:
+        try:
+            await replica.start(self._startup_timeout)
+        except ReplicaError as error:
+            logger.error("%s", error)
+            if not await self._restart_in_a_row(replica, 0, error):
+                return
+        await self._keep_alive(replica)
 
     async def _keep_alive(self, replica: Replica) -> None:
         loop = asyncio.get_running_loop()
@@ -152,28 +226,50 @@ class ReplicaPool:
                 self.router.forget(replica)
             await replica.retire()
             self._use_spares()
+            if replica.draining:
+                return
             if loop.time() - since > self._restart_window:
                 in_a_row = 0
-            while in_a_row < self._max_restarts:
-                in_a_row += 1
-                start_error = await self._restart(replica, in_a_row)
-                if start_error is None:
-                    break
-                error = start_error
-            else:
-                self._give_up(replica, error)
+            in_a_row = await self._restart_in_a_row(replica, in_a_row, error)
+            if not in_a_row:
                 return
             self._use_spares()
 
-    def _on_room(self) -> None:
+    async def _restart_in_a_row(self, replica: Replica, number: int, error: ReplicaError) -> int:
+        """Start a server again, several times if it fails.
+
+        Args:
+            replica: The server.
+            number: Restarts in a row before this one.
+            error: Why it must be started again.
+
+        Returns:
+            Restarts in a row; 0 if there were too many, and the server was given up.
+        """
+        while number < self._max_restarts:
+            number += 1
+            start_error = await self._restart(replica, number)
+            if start_error is None:
+                return number
+            error = start_error
+        self._give_up(replica, error)
+        return 0
+
+    def on_room(self) -> None:
+        """Use the room that a server may have, or the server that has become ready."""
         if self._supervisors:  # not while the servers start
             self._use_spares()
+        self.wake()
+
+    def wake(self) -> None:
+        """Check whether prompts can be sent, and servers be stopped."""
+        self._changed.set()
         self._batcher.wake()
 
     def _use_spares(self) -> None:
         """Let spare servers that are ready take the places of servers that are not."""
         for replica in self.replicas:
-            if replica.spare or replica.state in ("READY", "UNHEALTHY"):
+            if replica.spare or replica.draining or replica.state in ("READY", "UNHEALTHY"):
                 continue
             for other in self.replicas:
                 if other.spare and other.state == "READY":
@@ -204,12 +300,17 @@ class ReplicaPool:
                 f"no model server is left: {error.reason}, and max_restarts="
                 f"{self._max_restarts} is used up"
             )
+            self._changed.set()
             for request in self._batcher.clear():
                 request.fail(self.failure)
+        else:
+            self.on_given_up(replica)
 
     def put(self, request: PromptRequest) -> None:
         """Add a prompt to the queue."""
         self._batcher.put(request)
+        if self.scaling is not None and not self.ready:
+            self.on_demand()
 
     def cancel(self, request: PromptRequest) -> None:
         """Take a prompt out of the queue, or have its server stop working on it."""
@@ -219,7 +320,22 @@ class ReplicaPool:
     @property
     def ready(self) -> list[Replica]:
         """The servers that take prompts now."""
-        return [one for one in self.replicas if one.state == "READY" and not one.spare]
+        return [
+            one
+            for one in self.replicas
+            if one.state == "READY" and not one.spare and not one.draining
+        ]
+
+    async def wait_ready(self) -> None:
+        """Wait until a server takes prompts. In a pool that grows, this starts one."""
+        self._requests_waiting += 1
+        try:
+            while not self.ready and self.failure is None:
+                self._changed.clear()
+                self.on_demand()
+                await self._changed.wait()
+        finally:
+            self._requests_waiting -= 1
 
     @property
     def kinds(self) -> frozenset[str] | None:
@@ -229,6 +345,9 @@ class ReplicaPool:
     def capacity(self) -> int | None:
         """Return how many prompts could start at once; None if no server is ready."""
         ready = self.ready
+        if self.scaling is not None:
+            fill = (max(ELASTIC_FILL * one.limit - one.in_flight, 0) for one in ready)
+            return sum(fill) or None
         return sum(replica.room for replica in ready) if ready else None
 
     @property

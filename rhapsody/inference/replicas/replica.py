@@ -81,6 +81,8 @@ class Replica:
     ) -> None:
         self.index = index
         self.spare = spare
+        self.draining = False
+        """Whether it takes no more prompts, and stops when its prompts have ended."""
         self.limit = limit or 0
         self._ask_limit = limit is None
         self.kinds: frozenset[str] | None = None
@@ -124,6 +126,12 @@ class Replica:
         if process is None or process.stopped or process in self._ending.values():
             return None
         return process
+
+    @property
+    def shown_state(self) -> str:
+        """Its state, or "DRAINING" while it takes no more prompts."""
+        alive = self.state in ("READY", "UNHEALTHY")
+        return "DRAINING" if self.draining and alive else self.state
 
     @property
     def room(self) -> int:
@@ -186,6 +194,7 @@ class Replica:
         self._log.unlink(missing_ok=True)
         self._starts += 1
         self._log = self._new_log()
+        self._log.unlink(missing_ok=True)  # that of a former replica with this number
         socket = self._directory / f"replica-{self.index}-{self._starts}.sock"
         try:
             self._process = await self._launcher.launch(
@@ -485,7 +494,7 @@ class Replica:
         """Return index, state, address, node, GPUs, pid, prompts in flight, restarts, spare."""
         return {
             "index": self.index,
-            "state": self.state,
+            "state": self.shown_state,
             "address": self.address,
             "node": self._place.node.name if self._place is not None else None,
             "gpus": list(self._place.gpus) if self._place is not None else [],

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhapsody.command.serve import status_line
+from rhapsody.command.serve import parse_replicas, status_line
+from rhapsody.errors import ConfigurationError
 
 KEY = "a-secret"
 
@@ -119,3 +120,21 @@ def test_several_models_share_the_address(server: tuple["subprocess.Popen[str]",
     assert re.search(r"replicas +4 ready", top.stdout, re.IGNORECASE)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
+
+
+def test_status_line_shows_how_many_replicas_are_wanted() -> None:
+    statistics = {"replicas": [{"state": "READY", "restarts": 0}], "scaling": {"wanted": 3}}
+    assert status_line(statistics).startswith("replicas: 1 ready, 3 wanted |")
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"), [("2", (2, None)), ("1:4", (4, (1, 4))), ("0:1", (1, (0, 1)))]
+)
+def test_replicas_are_a_number_or_bounds(text: str, parsed: object) -> None:
+    assert parse_replicas(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4:1", "-1:2", "1:2:3", "a:b", ":", "1:", ":4"])
+def test_invalid_replicas_are_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--replicas must be a number such as 2"):
+        parse_replicas(text)

@@ -50,3 +50,13 @@ def test_server_of_another_program_is_refused() -> None:
 )
 def test_address_may_be_short(given: str, address: str) -> None:
     assert _metrics_url(given) == address
+
+
+def test_wanted_replicas_are_shown_if_their_number_follows_the_load() -> None:
+    metrics = f"""{METRICS}# TYPE rhapsody_replicas_wanted gauge
+rhapsody_replicas_wanted 3.0
+# TYPE rhapsody_scale_events gauge
+rhapsody_scale_events{{event="up"}} 3.0
+"""
+    assert "2 ready, 3 wanted" in _describe(_parse(metrics), None)
+    assert "wanted" not in _describe(_parse(METRICS), None)

@@ -143,7 +143,8 @@ def test_file_reaches_the_command(tmp_path: Path) -> None:
     ("num_gpus", "tp_size", "replicas"), [(0, 1, 1), (1, 1, 1), (4, 1, 4), (4, 2, 2), (5, 2, 2)]
 )
 def test_replicas_per_node_follow_from_gpus(num_gpus: int, tp_size: int, replicas: int) -> None:
-    places = config(num_gpus=num_gpus, tp_size=tp_size).places()
+    made = config(num_gpus=num_gpus, tp_size=tp_size)
+    places = made.places(made.nodes())
     CLAIMS.release(places)
     assert len(places) == replicas
 
@@ -154,3 +155,30 @@ def test_default_address_is_host_name() -> None:
 
 def test_repr_hides_api_key() -> None:
     assert "hidden" not in repr(config(api_key="hidden"))
+
+
+@pytest.mark.parametrize("replicas", [0, -1, (0, 0), (3, 2), (-1, 2), (1, 2, 3), "1:4", 1.5])
+def test_invalid_replicas_are_refused(replicas: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'replicas' must be a whole number of at least 1"):
+        config(replicas=replicas)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "bounds", "elastic"),
+    [(None, (4, 4), False), (3, (3, 3), False), ((0, 2), (0, 2), True), ((2, 2), (2, 2), False)],
+)
+def test_bounds_of_replicas(replicas: Any, bounds: tuple[int, int], elastic: bool) -> None:
+    made = config(replicas=replicas, num_gpus=4)
+    assert made.bounds == bounds
+    assert made.is_elastic == elastic
+
+
+def test_first_replicas_are_the_fewest() -> None:
+    made = config(replicas=(2, 4))
+    assert len(made.places(made.nodes())) == 2
+
+
+@pytest.mark.vllm
+def test_more_replicas_than_gpus_are_refused() -> None:
+    message = error_message(engine="vllm", replicas=(0, 3), num_gpus=4, tp_size=2)
+    assert "replicas=(0, 3) of tp_size=2 need more GPUs than num_gpus=4 on num_nodes=1" in message

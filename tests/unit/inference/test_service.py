@@ -40,7 +40,7 @@ async def start(**changes: Any) -> InferenceService:
 
 
 def scratch_of(service: InferenceService) -> Path:
-    return service._scratch.path
+    return service._factory._scratch.path
 
 
 async def test_create_makes_all_parts_and_starts_no_process() -> None:

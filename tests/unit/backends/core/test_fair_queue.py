@@ -228,3 +228,27 @@ def test_every_task_starts_once(drawn: list[tuple[int, int, float, float, int, b
     ]
     simulate(jobs, cpus=4, gpus=2)
     assert all(job.started is not None and job.started >= job.arrival for job in jobs)
+
+
+def test_tasks_that_wait_for_gpus_are_noted_in_the_ledger() -> None:
+    ledger = GpuLedger()
+    account = Account([Capacity(Node("a", 4, (0,)))], ledger)
+    queue: FairQueue[str] = FairQueue(account, frozenset().__contains__, Clock())
+    ledger.take([("a", 0)])
+    queue.add("waits", Request(gpu_parts=PARTS))
+    assert taken(queue) == []
+    assert ledger.is_short
+    ledger.release([("a", 0)])
+    assert taken(queue) == ["waits"]
+    assert not ledger.is_short
+
+
+def test_tasks_that_are_dropped_wait_for_no_gpus() -> None:
+    ledger = GpuLedger()
+    account = Account([Capacity(Node("a", 4, (0,)))], ledger)
+    queue: FairQueue[str] = FairQueue(account, frozenset().__contains__, Clock())
+    ledger.take([("a", 0)])
+    queue.add("waits", Request(gpu_parts=PARTS))
+    assert taken(queue) == []
+    queue.clear()
+    assert not ledger.is_short
