@@ -107,6 +107,10 @@ def _parse(text: str) -> Reading:
             label = labels[0] if labels else ""  # counts of several models are added up
             of_name = totals.setdefault(sample.name, {})
             of_name[label] = of_name.get(label, 0.0) + sample.value
+
+    def total(name: str) -> float:
+        return sum(totals.get(name, {}).values())
+
     if "rhapsody_pending_prompts" not in totals:
         raise RhapsodyError("the server has no metrics of Rhapsody; is it another program?")
     return Reading(
@@ -115,11 +119,9 @@ def _parse(text: str) -> Reading:
         totals.get("rhapsody_tokens_total", {}),
         totals["rhapsody_pending_prompts"][""],
         totals.get("rhapsody_replicas", {}),
-        sum(totals["rhapsody_replicas_wanted"].values())
-        if "rhapsody_scale_events" in totals
-        else None,
-        sum(totals.get("vllm:request_success_total", {}).values()),
-        sum(totals.get("vllm:generation_tokens_total", {}).values()),
+        total("rhapsody_replicas_wanted") if "rhapsody_scale_events" in totals else None,
+        total("vllm:request_success_total") + total("rhapsody_embedded_requests_total"),
+        total("vllm:generation_tokens_total") + total("rhapsody_embedded_generation_tokens_total"),
     )
 
 
@@ -131,8 +133,8 @@ def _describe(now: Reading, before: Reading | None) -> str:
         "prompts   " + (_counts(now.prompts) or "none yet") + _rate(now, before, "prompts"),
         "tokens    " + (_counts(now.tokens) or "none yet") + _rate(now, before, "tokens"),
     ]
-    if now.requests:  # what vLLM counts itself includes requests to its own routes
-        lines.append(f"vLLM      {now.requests:.0f} requests, {now.generated:.0f} tokens generated")
+    if now.requests:  # what the servers count themselves includes requests to /v1
+        lines.append(f"servers   {now.requests:.0f} requests, {now.generated:.0f} tokens generated")
     return "\n".join(lines)
 
 

@@ -92,6 +92,8 @@ class PromptScheduler:
         self.token_delay = token_delay
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.finished = 0
+        """The number of prompts that were neither refused nor cancelled."""
         self._seeds = None if seed is None else random.Random(seed)
         # A dict keeps the order and allows fast removal from the middle.
         self._running: dict[ScheduledPrompt, None] = {}
@@ -218,4 +220,5 @@ class PromptScheduler:
         self._running.pop(scheduled, None)
         self._waiting.discard(scheduled)
         scheduled.error = error
+        self.finished += error is None
         scheduled.on_end(scheduled)

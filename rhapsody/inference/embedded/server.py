@@ -42,6 +42,9 @@ rhapsody_embedded_prompt_tokens_total {prompt_tokens}
 # HELP rhapsody_embedded_generation_tokens_total Generated tokens.
 # TYPE rhapsody_embedded_generation_tokens_total counter
 rhapsody_embedded_generation_tokens_total {generation_tokens}
+# HELP rhapsody_embedded_requests_total Prompts that were finished.
+# TYPE rhapsody_embedded_requests_total counter
+rhapsody_embedded_requests_total {finished}
 # HELP rhapsody_embedded_requests_running Prompts that run.
 # TYPE rhapsody_embedded_requests_running gauge
 rhapsody_embedded_requests_running {running}
@@ -109,6 +112,7 @@ def build_app(scheduler: PromptScheduler, model: str, key: str | None) -> web.Ap
         text = _METRICS.format(
             prompt_tokens=scheduler.prompt_tokens,
             generation_tokens=scheduler.generation_tokens,
+            finished=scheduler.finished,
             running=scheduler.running,
             waiting=scheduler.waiting,
         )

@@ -49,6 +49,14 @@ def test_server_responds_and_stops_clean_on_interrupt(
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         assert response.status == 200
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions",
+        json.dumps(chat).encode(),
+        {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
     top = subprocess.run(
         [sys.executable, "-m", "rhapsody", "top", address, "--once"],
         capture_output=True,
@@ -59,6 +67,8 @@ def test_server_responds_and_stops_clean_on_interrupt(
     )
     assert top.returncode == 0, top.stderr
     assert re.search(r"replicas +2 ready", top.stdout, re.IGNORECASE)
+    assert re.search(r"prompts +1 done", top.stdout)
+    assert re.search(r"servers +2 requests, 4 tokens generated", top.stdout)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0

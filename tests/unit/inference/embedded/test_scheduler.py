@@ -77,6 +77,7 @@ async def test_prompts_beyond_the_limit_wait_in_order(scheduler: PromptScheduler
     await listener.until(lambda: len(listener.ended) == 6)
     assert listener.ended == prompts
     assert (scheduler.running, scheduler.waiting) == (0, 0)
+    assert scheduler.finished == 6
 
 
 async def test_cancel_ends_waiting_and_running_prompts_once(scheduler: PromptScheduler) -> None:
@@ -89,6 +90,7 @@ async def test_cancel_ends_waiting_and_running_prompts_once(scheduler: PromptSch
     assert [scheduler.cancel(scheduled) for scheduled in prompts] == [False, False, False]
     assert listener.ended == prompts
     assert {error_of(scheduled) for scheduled in prompts} == {(499, "Cancelled")}
+    assert scheduler.finished == 0
 
 
 async def test_loop_runs_between_tokens(scheduler: PromptScheduler) -> None:
