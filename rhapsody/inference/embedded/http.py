@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
@@ -12,10 +13,14 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rhapsody.inference.protocol.errors import RequestError, error_body
 from rhapsody.inference.protocol.process import KEY_HEADER, missing_key
+from rhapsody.waiting import done_within
 
 __all__ = ["dumps", "errors_as_json", "json_response", "read_object", "require_key"]
 
 logger = logging.getLogger(__name__)
+
+DISCARD_SECONDS = 10.0
+"""Longest time for the rest of a body that is too large."""
 
 
 def dumps(value: object) -> bytes:
@@ -62,6 +67,12 @@ def _error_response(
     return response
 
 
+async def _discard(request: web.Request) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await request.content.readany():
+            pass
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error of a route, and of the router itself, into a JSON response.
@@ -75,6 +86,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except RequestError as error:
         return _error_response(error)
     except web.HTTPException as error:
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            # A client that still sends may see a broken connection instead of the response.
+            await done_within(_discard(request), DISCARD_SECONDS)
         message = f"{error.reason}: {request.method} {request.path}"
         allow = error.headers.get("Allow")
         headers = {"Allow": allow} if allow else None
