@@ -4,77 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.core.execution import Location
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.core.work import Work, refuse_unknown
 from rhapsody.backends.protocol import GENERATE_KINDS, PROMPT_KINDS
-from rhapsody.errors import (
-    BackendError,
-    PartialFailureError,
-    PromptError,
-    UnsupportedTaskError,
+from rhapsody.errors import BackendError, UnsupportedTaskError
+from rhapsody.inference.execution import (
+    PromptService,
+    all_or_raise,
+    complete_all,
+    is_one_prompt,
+    kind_of,
+    parsed_outcome,
+    run_prompt,
 )
-from rhapsody.inference.gather import gather_outcomes
-from rhapsody.inference.kinds import (
-    EXPECTED_PROMPTS,
-    GENERATE,
-    ChatTurn,
-    is_prompt,
-    pooling_inputs,
-    pooling_result,
-)
-from rhapsody.inference.prompts import Completion, Prompt
-from rhapsody.inference.structured import parsed_response, with_schema
+from rhapsody.inference.kinds import EXPECTED_PROMPTS, GENERATE, is_prompt
+from rhapsody.inference.prompts import Completion
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 from rhapsody.streaming import OnText, TextCallback, stream_pieces
 
-__all__ = ["Messages", "PromptBackend", "PromptService"]
+__all__ = ["Messages", "PromptBackend"]
 
 Messages = Sequence[Mapping[str, Any]]
 
 OPTIONS = frozenset({"timeout"})
 """Keys of `task_backend_specific_kwargs` that apply to prompts."""
-
-
-class PromptService(Protocol):
-    """Completes prompts for a backend, on the service loop."""
-
-    @property
-    def window(self) -> int:
-        """How many prompts of one request may be in progress at a time."""
-
-    async def complete(
-        self,
-        prompt: Prompt,
-        system_prompt: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        on_sent: Callable[[Any], None] | None = None,
-        on_text: Callable[[str], Any] | None = None,
-        priority: int = 0,
-    ) -> Completion:
-        """Complete one prompt.
-
-        Args:
-            prompt: A text, chat messages, or an input of another kind.
-            system_prompt: The system message before it.
-            sampling: The sampling parameters.
-            on_sent: Called with the server each time the prompt is sent to one.
-            on_text: Called with each piece of the response as it arrives.
-            priority: Prompts of higher priority are sent first.
-
-        Raises:
-            PromptError: The server refused the prompt.
-            ReplicaError: No server could complete it.
-        """
-
-    def get_statistics(self) -> dict[str, Any]:
-        """Return counts of prompts, and the state of the servers under `replicas`."""
 
 
 class PromptBackend(BaseBackend):
@@ -106,13 +66,13 @@ class PromptBackend(BaseBackend):
         super().check(work)
         refuse_unknown(work, OPTIONS, self.name)
         self._check_kind(work.uid, work.task)
-        _check_prompt(work.uid, work.task["prompt"], _kind_of(work.task))
+        _check_prompt(work.uid, work.task["prompt"], kind_of(work.task))
         if work.task.get("on_text") is not None:
             _check_stream(work.uid, work.task)
         self._check_model(work.uid, work.task)
 
     def _check_kind(self, uid: str, task: Mapping[str, Any]) -> None:
-        kinds, kind = self.ai_kinds, _kind_of(task)
+        kinds, kind = self.ai_kinds, kind_of(task)
         if kinds is not None and kind not in kinds:
             raise UnsupportedTaskError(
                 uid,
@@ -139,95 +99,12 @@ class PromptBackend(BaseBackend):
         task, sent = work.task, partial(self._sent, work)
         self._check_model(work.uid, task)
         self._check_kind(work.uid, task)
-        if _kind_of(task) != GENERATE:
-            return await self._pool(task, sent)
-        if task.get("tools"):
-            return await self._take_turn(task, sent)
-        prompt, system_prompt = task["prompt"], task.get("system_prompt")
-        priority = task.get("priority") or 0
-        sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
-        response_format = sampling.get("response_format")
-        if not _is_one(prompt):
-            outcomes = await self._complete_all(prompt, system_prompt, sampling, sent, priority)
-            return _result_fields([_parsed(o, response_format) for o in outcomes], single=False)
-        completion = await self._complete(
-            prompt, system_prompt, with_schema(sampling), sent, _text_feed(work), priority
-        )
-        parsed = completion, parsed_response(completion, response_format)
-        return _result_fields([parsed], single=True)
-
-    async def _take_turn(
-        self, task: Mapping[str, Any], sent: Callable[[Any], None]
-    ) -> dict[str, Any]:
-        """Respond to a chat with tools. The result fields include the `message` of the model."""
-        sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
-        options = {**with_schema(sampling), "tools": task["tools"]}
-        if task.get("tool_choice") is not None:
-            options["tool_choice"] = task["tool_choice"]
-        turn = ChatTurn(task["prompt"], options)
-        completion = await self._complete(turn, None, None, sent, None, task.get("priority") or 0)
-        message = completion.message or {"role": "assistant", "content": completion.texts[0]}
-        called = bool(message.get("tool_calls"))
-        wanted = None if called else sampling.get("response_format")
-        parsed = completion, parsed_response(completion, wanted)
-        return {**_result_fields([parsed], single=True), "message": dict(message)}
-
-    async def _pool(self, task: Mapping[str, Any], sent: Callable[[Any], None]) -> dict[str, Any]:
-        """Embed, score or classify the inputs of a task."""
-        kind = _kind_of(task)
-        inputs, single = pooling_inputs(kind, task["prompt"])
-        priority = task.get("priority") or 0
-        outcomes = await self._complete_all(inputs, None, {}, sent, priority)
-        if single and isinstance(outcomes[0], BaseException):
-            raise outcomes[0]
-        errors = [one if isinstance(one, BaseException) else None for one in outcomes]
-        done = [one for one in outcomes if not isinstance(one, BaseException)]
-        if any(errors):
-            each = [
-                None
-                if isinstance(one, BaseException)
-                else pooling_result(kind, [one.data], [one.labels], single=True)
-                for one in outcomes
-            ]
-            raise PartialFailureError(each, errors)
-        rows, labels = [one.data for one in done], [one.labels for one in done]
-        response = pooling_result(kind, rows, labels, single=single)
-        same = {"response": response, "stdout": response, "return_value": response}
-        return {**same, "usage": _total_usage(done)}
+        return await run_prompt(self._running_service(), task, sent, _text_feed(work))
 
     def _sent(self, work: Work, server: Any) -> None:
         place = f"{self.server_noun} {server.index}"
         work.location = Location(worker=place)
         self.report_running(work, place)
-
-    async def _complete_all(
-        self,
-        prompts: Sequence[Any],
-        system_prompt: str | None,
-        sampling: Mapping[str, Any],
-        on_sent: Callable[[Any], None] | None = None,
-        priority: int = 0,
-    ) -> list[Completion | BaseException]:
-        sampling = with_schema(sampling)
-        return await gather_outcomes(
-            (
-                self._complete(prompt, system_prompt, sampling, on_sent, priority=priority)
-                for prompt in prompts
-            ),
-            at_once=self._running_service().window,
-        )
-
-    def _complete(
-        self,
-        prompt: Prompt,
-        system_prompt: str | None,
-        sampling: Mapping[str, Any] | None,
-        on_sent: Callable[[Any], None] | None,
-        on_text: Callable[[str], Any] | None = None,
-        priority: int = 0,
-    ) -> Coroutine[Any, Any, Completion]:
-        service = self._running_service()
-        return service.complete(prompt, system_prompt, sampling, on_sent, on_text, priority)
 
     def _running_service(self) -> PromptService:
         if self._service is None:
@@ -269,7 +146,7 @@ class PromptBackend(BaseBackend):
         """
         _check_sampling(sampling)
         _check_prompt("generate", prompts)
-        each: list[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        each: list[Any] = [prompts] if is_one_prompt(prompts) else list(prompts)
         generating = service_loop().run(self._generate(each, system_prompt, sampling, priority))
         try:
             outcomes = await asyncio.wait_for(generating, timeout)
@@ -277,9 +154,9 @@ class PromptBackend(BaseBackend):
             text = f"{len(each)} prompts did not finish within the timeout of {timeout} s"
             raise asyncio.TimeoutError(text) from None
         response_format = sampling.get("response_format")
-        parsed = [_parsed(outcome, response_format) for outcome in outcomes]
+        parsed = [parsed_outcome(outcome, response_format) for outcome in outcomes]
         if not return_exceptions:
-            parsed = list(_all_or_raise(parsed))
+            parsed = list(all_or_raise(parsed))
         objects = is_model_class(response_format)
         return [
             one if isinstance(one, BaseException) else (one[1] if objects else one[0].response)
@@ -294,7 +171,9 @@ class PromptBackend(BaseBackend):
         priority: int,
     ) -> list[Completion | BaseException]:
         await self._ensure_started()
-        return await self._complete_all(prompts, system_prompt, sampling, priority=priority)
+        return await complete_all(
+            self._running_service(), prompts, system_prompt, sampling, priority=priority
+        )
 
     async def stream(
         self,
@@ -337,14 +216,6 @@ class PromptBackend(BaseBackend):
         return self._service.get_statistics() if self._service is not None else {}
 
 
-def _is_one(prompt: Any) -> bool:
-    return isinstance(prompt, str) or isinstance(prompt[0], Mapping)
-
-
-def _kind_of(task: Mapping[str, Any]) -> str:
-    return task.get("kind") or GENERATE
-
-
 def _check_prompt(uid: str, prompt: Any, kind: str = GENERATE) -> None:
     if prompt == "" or not _is_prompt(kind, prompt):
         expected = EXPECTED_PROMPTS.get(kind, EXPECTED_PROMPTS[GENERATE])
@@ -364,7 +235,7 @@ def _is_prompt(kind: str, prompt: Any) -> bool:
 def _check_stream(uid: str, task: Mapping[str, Any]) -> None:
     if not callable(task["on_text"]):
         raise UnsupportedTaskError(uid, f"'on_text' must be callable, got {task['on_text']!r:.80}")
-    if not _is_one(task["prompt"]) or task.get("n") not in (None, 1):
+    if not is_one_prompt(task["prompt"]) or task.get("n") not in (None, 1):
         raise UnsupportedTaskError(uid, "streaming requires a single prompt with n=1")
 
 
@@ -383,52 +254,3 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
             f"unknown sampling parameter {min(unknown)!r}; known: "
             f"{', '.join(sorted(SAMPLING_FIELDS))}"
         )
-
-
-_Parsed = tuple[Completion, Any]
-"""A completion, and the object parsed from it by `response_format`, if any."""
-
-
-def _parsed(outcome: Completion | BaseException, response_format: Any) -> _Parsed | BaseException:
-    if isinstance(outcome, BaseException):
-        return outcome
-    try:
-        return outcome, parsed_response(outcome, response_format)
-    except PromptError as error:
-        return error
-
-
-def _all_or_raise(outcomes: Sequence[_Parsed | BaseException]) -> list[_Parsed]:
-    errors = [o if isinstance(o, BaseException) else None for o in outcomes]
-    if any(errors):
-        results = [None if isinstance(o, BaseException) else o[0].response for o in outcomes]
-        raise PartialFailureError(results, errors)
-    return [o for o in outcomes if not isinstance(o, BaseException)]
-
-
-def _result_fields(outcomes: Sequence[_Parsed | BaseException], *, single: bool) -> dict[str, Any]:
-    """Return the result fields of a task with a single prompt or a list of prompts."""
-    parsed = _all_or_raise(outcomes)
-    completions = [completion for completion, _ in parsed]
-
-    def shaped(values: list[Any]) -> Any:
-        return values[0] if single else values
-
-    response = shaped([completion.response for completion in completions])
-    fields = {
-        "response": response,
-        "stdout": response,
-        "return_value": response,
-        "usage": _total_usage(completions),
-        "finish_reason": shaped([completion.finish_reason for completion in completions]),
-    }
-    if any(value is not None for _, value in parsed):
-        fields["parsed"] = shaped([value for _, value in parsed])
-    if any(completion.logprobs is not None for completion in completions):
-        fields["response_logprobs"] = shaped([c.response_logprobs for c in completions])
-    return fields
-
-
-def _total_usage(completions: Sequence[Completion]) -> dict[str, int]:
-    kinds = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {kind: sum(c.usage.get(kind, 0) for c in completions) for kind in kinds}
