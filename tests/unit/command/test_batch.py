@@ -91,7 +91,7 @@ def test_other_file_is_not_overwritten(files: tuple[Path, Path], text: str) -> N
     output.write_text(text)
     status, log = run(files)
     assert status == 1
-    assert "is no result of a batch" in log
+    assert "is not a result of a batch" in log
     assert output.read_text() == text
 
 
@@ -101,3 +101,17 @@ def test_input_cannot_be_the_output(files: tuple[Path, Path]) -> None:
     status, log = run((source, source))
     assert status == 1
     assert "another file" in log
+
+
+def test_errors_are_sent_again_if_asked(files: tuple[Path, Path]) -> None:
+    source, output = files
+    source.write_text("\n".join([chat("good"), chat("bad", colour=1)]))
+    run(files)
+    good = results(output)["good"]
+    source.write_text("\n".join([chat("good"), chat("bad")]))
+    assert run(files)[1] == "2 lines: 0 done, 0 errors, 2 before\n"
+    status, log = run(files, "--retry-errors")
+    assert (status, log) == (0, "2 lines: 1 done, 0 errors, 1 before\n")
+    found = results(output)
+    assert found["good"] == good
+    assert found["bad"]["error"] is None

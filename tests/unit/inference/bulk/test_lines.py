@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.command.batch_lines import LineError, error_line, read_request, response_line
 from rhapsody.errors import PartialFailureError, PromptError
+from rhapsody.inference.bulk.lines import LineError, error_line, read_request, response_line
 from rhapsody.inference.kinds import FloatArray, floats_of
 
 CHAT = "/v1/chat/completions"
