@@ -165,6 +165,9 @@ def _replace_each(
             changed = True
             new.append(new_for_marked(value.value))
             continue
+        if built_in and _is_plain(value):  # 20 times as fast as the search in large ones
+            new.append(value)
+            continue
         items = _items_of(value) if not built_in or kind is dict else value
         if items and id(value) not in inside:
             inside.add(id(value))
@@ -175,6 +178,14 @@ def _replace_each(
                 value = _copy_with(value, items)
         new.append(value)
     return new, changed
+
+
+def _is_plain(container: Any) -> bool:
+    """Return whether a built-in container holds only numbers, texts and the like."""
+    plain = PLAIN.issuperset(map(type, container))
+    return plain and (
+        type(container) is not dict or PLAIN.issuperset(map(type, container.values()))
+    )
 
 
 @functools.lru_cache(maxsize=1024)  # the checks of abstract classes are slow

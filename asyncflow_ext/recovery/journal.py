@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,11 @@ from asyncflow_ext.arguments import Tolerated
 from asyncflow_ext.component import EXECUTABLE, FUNCTION, PROMPT, Component, Event, Options, Stage
 from asyncflow_ext.execution import OwnedTasks
 from rhapsody.journal.files import FileDigests, missing_files, resolved
+from rhapsody.journal.key import NEW, Call, JournaledFunction
 from rhapsody.journal.options import input_files, key_options
+from rhapsody.journal.pickles import is_quick
 from rhapsody.journal.prompts import prompt_arguments
-from rhapsody.journal.recorder import NEW, Call, Journal, JournaledFunction
+from rhapsody.journal.recorder import Journal
 from rhapsody.journal.values import ValueHasher
 from rhapsody.report.runs import RecalledTasks
 from rhapsody.streaming import TextCallback
@@ -65,10 +68,16 @@ class ComponentJournal:
             self.journal.forget(call)
         inputs, outputs = self._files_of(component)
         if not inputs and not outputs and not _captures(component):
-            self._set_call(component, self._call(component, ()))
-            return self._find(component)
+            arguments = _described(component, ())
+            if is_quick(arguments):
+                function, cache = self._function(component), options.cache
+                self._set_call(
+                    component,
+                    self.journal.call(function, *arguments, cache, _encode_future, call),
+                )
+                return self._find(component)
         job = asyncio.Task(
-            self._recall_with_files(component, inputs, outputs), loop=component.get_loop()
+            self._recall_in_thread(component, inputs, outputs), loop=component.get_loop()
         )
         self._tasks.add(job)
         return True
@@ -97,24 +106,28 @@ class ComponentJournal:
         elif component.done():  # it was cancelled while the journal was read
             self.journal.ended(call, "CANCELED")
 
-    async def _recall_with_files(
+    async def _recall_in_thread(
         self, component: Component, inputs: list[str], outputs: list[str]
     ) -> None:
         try:
-            await self._find_with_files(component, inputs, outputs)
+            await self._find_in_thread(component, inputs, outputs)
         except Exception as error:  # for example, a backend that does not exist
             component.handle(Event.FAIL, error)
 
-    async def _find_with_files(
+    async def _find_in_thread(
         self, component: Component, inputs: list[str], outputs: list[str]
     ) -> None:
         loop, attempt = component.get_loop(), component.attempt
         call = None
-        try:
-            digests = await loop.run_in_executor(None, self._files.digests, inputs)
-            call = self._call(component, digests)
-        except (OSError, ValueError):  # the task itself will say what is missing
-            pass
+        with suppress(OSError, ValueError):  # the task itself will say what is missing
+            call = await self.journal.call_in_thread(
+                self._function(component),
+                partial(_described, component),
+                partial(self._files.digests, inputs),
+                component.options.cache,
+                _encode_future,
+                component.call,
+            )
         if call is not None and _captures(component):
             outputs = [*outputs, *self.journal.captured_files(call)]
         missing = await loop.run_in_executor(None, missing_files, outputs)
@@ -138,21 +151,6 @@ class ComponentJournal:
         inputs += [str(file.filepath) for file in files]
         return resolved(inputs, folder), resolved(_paths(options.outputs, args, kwargs), folder)
 
-    def _call(self, component: Component, digests: Sequence[bytes]) -> Call | None:
-        description, function = component.description, self._function(component)
-        options = key_options(description, component.kind)
-        extra: list[Any] = [list(digests), options] if digests or options else []
-        if component.kind == FUNCTION:
-            args, kwargs = component.arguments or (description["args"], description["kwargs"])
-            args = (*args, extra) if extra else args
-        else:
-            if component.dependencies:
-                extra = [*extra, list(component.dependencies)]
-            text = description["prompt"] if component.kind == PROMPT else description["executable"]
-            args, kwargs = (text, *description.get("arguments", ()), extra), {}
-        cache = component.options.cache
-        return self.journal.call(function, args, kwargs, cache, _encode_future, component.call)
-
     async def run_prompt(
         self,
         component: Component,
@@ -172,8 +170,7 @@ class ComponentJournal:
         if not options.journal:
             return await run()
         arguments = (*prompt_arguments(model, fields), list(component.dependencies))
-        function, earlier = self._function(component), component.call
-        call = self.journal.call(function, arguments, {}, options.cache, _encode_future, earlier)
+        call = await self._prompt_call(component, arguments)
         self._set_call(component, call)
         if call is None:
             return await run()
@@ -188,6 +185,21 @@ class ComponentJournal:
         result = await run()
         self.journal.done(call, result)
         return result
+
+    async def _prompt_call(self, component: Component, arguments: Sequence[Any]) -> Call | None:
+        function, cache, earlier = (
+            self._function(component),
+            component.options.cache,
+            component.call,
+        )
+        if is_quick(arguments):
+            return self.journal.call(function, arguments, {}, cache, _encode_future, earlier)
+        call = await self.journal.call_in_thread(
+            function, lambda _: (arguments, {}), tuple, cache, _encode_future, earlier
+        )
+        if call is not None:
+            call.make_base = None  # the body of the task has made the prompt, and has ended
+        return call
 
     async def _find_prompt(self, component: Component, call: Call) -> dict[str, Any] | None:
         found: asyncio.Future[Any] = component.get_loop().create_future()
@@ -267,6 +279,22 @@ def _with_value(component: Component, fields: Mapping[str, Any], value: Any) -> 
     """Return the fields of a task with its value, which backends may report elsewhere."""
     key = "stdout" if component.kind in (EXECUTABLE, PROMPT) else "return_value"
     return fields if key in fields else {**fields, key: value}
+
+
+def _described(
+    component: Component, digests: Sequence[bytes]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments that the key of a component is made from."""
+    description = component.description
+    options = key_options(description, component.kind)
+    extra: list[Any] = [list(digests), options] if digests or options else []
+    if component.kind == FUNCTION:
+        args, kwargs = component.arguments or (description["args"], description["kwargs"])
+        return ((*args, extra) if extra else args), kwargs
+    if component.dependencies:
+        extra = [*extra, list(component.dependencies)]
+    text = description["prompt"] if component.kind == PROMPT else description["executable"]
+    return (text, *description.get("arguments", ()), extra), {}
 
 
 def _captures(component: Component) -> bool:

@@ -14,6 +14,7 @@ from asyncflow_ext.recovery.journal import complete
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.errors import TaskCancelledError
 from rhapsody.journal import Journal
+from rhapsody.journal.pickles import is_quick
 from rhapsody.journal.prompts import prompt_arguments
 from rhapsody.streaming import TextCallback
 
@@ -150,7 +151,11 @@ class StockJournal:
         """
         journal = self.journal
         function = journal.function(name, "ai", None)
-        call = journal.call(function, prompt_arguments(model, fields), {})
+        arguments = prompt_arguments(model, fields)
+        if is_quick(arguments):
+            call = journal.call(function, arguments, {})
+        else:
+            call = await journal.call_in_thread(function, lambda _: (arguments, {}))
         if call is None:
             return await run()
         found: asyncio.Future[Any] = self._loop.create_future()

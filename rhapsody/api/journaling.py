@@ -6,6 +6,7 @@ import asyncio
 import os
 import types
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,16 @@ from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.backends.protocol import (
     EXECUTABLE,
     FUNCTION,
-    PROMPT,
     TaskStates,
     task_kind,
     task_name,
 )
 from rhapsody.journal.files import FileDigests, missing_files, resolved
+from rhapsody.journal.key import Call, JournaledFunction
 from rhapsody.journal.options import input_files, key_options
+from rhapsody.journal.pickles import is_quick
 from rhapsody.journal.prompts import prompt_arguments
-from rhapsody.journal.recorder import Call, Journal, JournaledFunction
+from rhapsody.journal.recorder import Journal
 from rhapsody.report.runs import RecalledTasks
 
 __all__ = ["SessionJournal"]
@@ -61,19 +63,23 @@ class SessionJournal:
         Returns:
             True if `deliver` is called with the task, now or later; False if the task has to run.
         """
-        if task.get("journal") is False or self.journal.failure is not None:
+        if (
+            task.get("journal") is False
+            or self.journal.failure is not None
+            or task_kind(task) is None
+        ):
             return False
         folder = (task.get("task_backend_specific_kwargs") or {}).get("cwd")
         inputs = resolved([*(task.get("inputs") or ()), *input_files(task)], folder)
         outputs = resolved(task.get("outputs") or (), folder)
         self._waiting.add(task["uid"])
-        if not inputs and not outputs and not _captures(task):
-            if self._find(task, self._call(task, backend, ())):
+        if not inputs and not outputs and not _captures(task) and _has_small_arguments(task):
+            if self._find(task, self._call(task, backend)):
                 return True
             self._waiting.discard(task["uid"])
             return False
         job = asyncio.get_running_loop().create_task(
-            self._recall_with_files(task, backend, inputs, outputs)
+            self._recall_in_thread(task, backend, inputs, outputs)
         )
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
@@ -97,16 +103,13 @@ class SessionJournal:
             self.recalled.add(uid, task_kind(task), task)
         self._deliver(task, fields)
 
-    async def _recall_with_files(
+    async def _recall_in_thread(
         self, task: Task, backend: Any, inputs: list[str], outputs: list[str]
     ) -> None:
         loop = asyncio.get_running_loop()
         call = None
-        try:
-            digests = await loop.run_in_executor(None, self._files.digests, inputs)
-            call = self._call(task, backend, digests)
-        except (OSError, ValueError):  # the task itself will say what is missing
-            pass
+        with suppress(OSError, ValueError):  # the task itself will say what is missing
+            call = await self._call_in_thread(task, backend, inputs)
         if call is not None and _captures(task):
             outputs = [*outputs, *self.journal.captured_files(call)]
         missing = await loop.run_in_executor(None, missing_files, outputs)
@@ -117,26 +120,21 @@ class SessionJournal:
             self._waiting.discard(task["uid"])
             self._deliver(task, None)
 
-    def _call(self, task: Task, backend: Any, digests: Sequence[bytes]) -> Call | None:
-        kind = task_kind(task)
-        options = key_options(task, kind)
-        extra: list[Any] = [list(digests), options] if digests or options else []
-        cache = bool(task.get("cache"))
-        args: Sequence[Any]
-        kwargs: Mapping[str, Any] = {}
-        if kind == FUNCTION:
-            args, kwargs = (*(task.get("args") or ()), *extra), task.get("kwargs") or {}
-        elif kind == EXECUTABLE:
-            command = [os.fspath(task[EXECUTABLE]), *map(str, task.get("arguments") or ())]
-            args = (command, extra)
-        elif kind == PROMPT:
-            args = prompt_arguments(getattr(backend, "model_name", None), task)
-        else:
-            return None
-        return self.journal.call(self._function(task, kind), args, kwargs, cache)
+    def _call(self, task: Task, backend: Any) -> Call | None:
+        args, kwargs = _described(task, backend, ())
+        return self.journal.call(self._function(task), args, kwargs, bool(task.get("cache")))
 
-    def _function(self, task: Task, kind: str) -> JournaledFunction:
-        function, version = task.get("function"), task.get("version")
+    async def _call_in_thread(self, task: Task, backend: Any, inputs: list[str]) -> Call | None:
+        return await self.journal.call_in_thread(
+            self._function(task),
+            partial(_described, task, backend),
+            partial(self._files.digests, inputs),
+            bool(task.get("cache")),
+        )
+
+    def _function(self, task: Task) -> JournaledFunction:
+        function, version, kind = task.get("function"), task.get("version"), task_kind(task)
+        assert kind is not None  # `recall` has refused it
         name = task_name(task, kind)
         if kind != FUNCTION:
             entry = self._prompts.get(f"{kind} {name} {version}")
@@ -183,3 +181,23 @@ class SessionJournal:
 
 def _captures(task: Task) -> bool:
     return bool(task.get("capture_stdio")) and task_kind(task) == EXECUTABLE
+
+
+def _has_small_arguments(task: Task) -> bool:
+    """Return whether the key of a task may be made on the caller's loop."""
+    return is_quick([task.get(name) for name in ("args", "kwargs", "arguments", "prompt")])
+
+
+def _described(
+    task: Task, backend: Any, digests: Sequence[bytes]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments that the key of a task is made from."""
+    kind = task_kind(task)
+    options = key_options(task, kind)
+    extra: list[Any] = [list(digests), options] if digests or options else []
+    if kind == FUNCTION:
+        return (*(task.get("args") or ()), *extra), task.get("kwargs") or {}
+    if kind == EXECUTABLE:
+        command = [os.fspath(task[EXECUTABLE]), *map(str, task.get("arguments") or ())]
+        return (command, extra), {}
+    return prompt_arguments(getattr(backend, "model_name", None), task), {}

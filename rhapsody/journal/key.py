@@ -8,14 +8,85 @@ the keys of all calls that follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rhapsody.errors import describe_error
 from rhapsody.journal.code import argument_hasher
 from rhapsody.journal.values import PLAIN, UnstableValueError, ValueHasher, blake
 
-__all__ = ["Occurrences", "call_key", "describe_unstable"]
+__all__ = ["NEW", "Call", "JournaledFunction", "Occurrences", "call_key", "describe_unstable"]
+
+NEW = "it is new"
+"""Why a call runs that the journal knows nothing of."""
+
+
+class JournaledFunction:
+    """A function whose calls are journaled.
+
+    Attributes:
+        name: Its name.
+        prefix: What the keys of its calls begin with: the kind and the hash of its code.
+        number: The number of its code in the file.
+        why: Why its calls run in this run, if nothing more specific is known.
+        warned: A warning about a call was logged; each function has one.
+    """
+
+    __slots__ = ("name", "number", "prefix", "warned", "why")
+
+    def __init__(self, name: str, prefix: bytes, number: int, why: str) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.number = number
+        self.why = why
+        self.warned = False
+
+
+class Call:
+    """One call of a journaled function.
+
+    Attributes:
+        key: Its key.
+        base: The key that all equal calls share.
+        function: The function.
+        cache: Equal calls share its result.
+        began: When it started, by `time.monotonic`; 0.0: it does not run.
+        why: Why it runs.
+        data: The pickled result fields, once they are pickled.
+        recalled: Its result was taken from the journal.
+        make_base: Makes `base` again, to find out whether large arguments have changed. None: they
+            are small, or the call has ended.
+    """
+
+    __slots__ = (
+        "base",
+        "began",
+        "cache",
+        "data",
+        "function",
+        "key",
+        "make_base",
+        "recalled",
+        "why",
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        base: bytes,
+        function: JournaledFunction,
+        cache: bool,
+        make_base: Callable[[], bytes] | None = None,
+    ) -> None:
+        self.key = key
+        self.base = base
+        self.function = function
+        self.cache = cache
+        self.began = 0.0
+        self.why = function.why
+        self.data: bytes | None = None
+        self.recalled = False
+        self.make_base = make_base
 
 
 def call_key(

@@ -17,13 +17,21 @@ from typing import Any
 
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal.code import code_of, describe_change
-from rhapsody.journal.key import Occurrences, call_key, describe_unstable
+from rhapsody.journal.key import (
+    NEW,
+    Call,
+    JournaledFunction,
+    Occurrences,
+    call_key,
+    describe_unstable,
+)
+from rhapsody.journal.key_thread import KeyThread
 from rhapsody.journal.pickles import is_quick, pickled
 from rhapsody.journal.store import DONE, CodeRow, Entry, Row, Store
 from rhapsody.journal.values import UnstableValueError, blake
 from rhapsody.journal.writer import Writer
 
-__all__ = ["NEW", "Call", "Journal", "JournaledFunction", "open_journal"]
+__all__ = ["Journal", "open_journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,56 +54,6 @@ RESULT_FIELDS = (
 """The fields of a task that a journal keeps."""
 
 LONGEST_REASON = 500
-NEW = "it is new"
-"""Why a call runs that the journal knows nothing of."""
-
-
-class JournaledFunction:
-    """A function whose calls are journaled.
-
-    Attributes:
-        name: Its name.
-        prefix: What the keys of its calls begin with: the kind and the hash of its code.
-        number: The number of its code in the file.
-        why: Why its calls run in this run, if nothing more specific is known.
-        warned: A warning about a call was logged; each function has one.
-    """
-
-    __slots__ = ("name", "number", "prefix", "warned", "why")
-
-    def __init__(self, name: str, prefix: bytes, number: int, why: str) -> None:
-        self.name = name
-        self.prefix = prefix
-        self.number = number
-        self.why = why
-        self.warned = False
-
-
-class Call:
-    """One call of a journaled function.
-
-    Attributes:
-        key: Its key.
-        base: The key that all equal calls share.
-        function: The function.
-        cache: Equal calls share its result.
-        began: When it started, by `time.monotonic`; 0.0: it does not run.
-        why: Why it runs.
-        data: The pickled result fields, once they are pickled.
-        recalled: Its result was taken from the journal.
-    """
-
-    __slots__ = ("base", "began", "cache", "data", "function", "key", "recalled", "why")
-
-    def __init__(self, key: bytes, base: bytes, function: JournaledFunction, cache: bool) -> None:
-        self.key = key
-        self.base = base
-        self.function = function
-        self.cache = cache
-        self.began = 0.0
-        self.why = function.why
-        self.data: bytes | None = None
-        self.recalled = False
 
 
 class Journal:
@@ -140,6 +98,7 @@ class Journal:
         self._waiting: dict[bytes, list[tuple[Call, Deliver]]] = {}
         self._functions: dict[tuple[str, str, bytes], JournaledFunction] = {}
         self._next_number = max((code.number for code in self._codes), default=0) + 1
+        self._keys = KeyThread()
         self._writer = Writer(store, self._count, self._on_failure)
         if self._done:
             logger.info("journal %s has the results of %d tasks", self.path, len(self._done))
@@ -152,6 +111,11 @@ class Journal:
     def failure(self) -> JournalError | None:
         """Why the file cannot be written any more; None: it can."""
         return self._writer.failure
+
+    @property
+    def is_open(self) -> bool:
+        """Whether results can be found and recorded."""
+        return not self._closed and self._writer.failure is None
 
     def function(
         self, name: str, kind: str, function: Any, version: str | None = None
@@ -228,17 +192,66 @@ class Journal:
             encode_future: Returns bytes for a future among the arguments.
             earlier: The call of an earlier attempt, which is returned if the arguments are equal.
         """
-        if self._closed or self._writer.failure is not None:
+        if not self.is_open:
             return None
         try:
             base = call_key(function.prefix, args, kwargs, encode_future)
         except UnstableValueError as error:
             self._warn(function, describe_unstable(function.name, error))
             return None
+        return self._made(function, base, cache, earlier)
+
+    async def call_in_thread(
+        self,
+        function: JournaledFunction,
+        describe: Callable[[Any], tuple[Sequence[Any], Mapping[str, Any]]],
+        read: Callable[[], Any] = tuple,
+        cache: bool = False,
+        encode_future: Any = None,
+        earlier: Call | None = None,
+    ) -> Call | None:
+        """Return a call as `call` does, but make its key in another thread.
+
+        Equal calls are numbered in the order of these calls.
+
+        Args:
+            function: The function.
+            describe: Returns its arguments, positional and by keyword, from what was read.
+            read: Reads the files that belong to the key.
+            cache: Equal calls share one result, also in the same run.
+            encode_future: Returns bytes for a future among the arguments.
+            earlier: The call of an earlier attempt, which is returned if the arguments are equal.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        if not self.is_open:
+            return None
+
+        def make(found: Any) -> tuple[bytes, Callable[[], bytes]]:
+            args, kwargs = describe(found)
+            make_base = partial(call_key, function.prefix, args, kwargs, encode_future)
+            return make_base(), make_base
+
+        try:
+            base, make_base = await self._keys.run(read, make)
+        except UnstableValueError as error:
+            self._warn(function, describe_unstable(function.name, error))
+            return None
+        return self._made(function, base, cache, earlier, make_base)
+
+    def _made(
+        self,
+        function: JournaledFunction,
+        base: bytes,
+        cache: bool,
+        earlier: Call | None,
+        make_base: Callable[[], bytes] | None = None,
+    ) -> Call:
         if earlier is not None and earlier.base == base:
             return earlier
         key = base if cache else self._occurrences.next_key(base)
-        return Call(key, base, function, cache)
+        return Call(key, base, function, cache, make_base)
 
     def _warn(self, function: JournaledFunction, message: str) -> None:
         if not function.warned:
@@ -275,10 +288,14 @@ class Journal:
         if fields is None:
             self._start(call)
             return False
-        call.recalled = True
-        self.recalled[call.function.name] += 1
+        self._count_recalled(call)
         deliver(fields)
         return True
+
+    def _count_recalled(self, call: Call) -> None:
+        call.recalled = True
+        call.make_base = None
+        self.recalled[call.function.name] += 1
 
     def _start(self, call: Call) -> None:
         call.began = time.monotonic()
@@ -320,8 +337,7 @@ class Journal:
             if self.recall(call, deliver, rerun="its result cannot be read"):
                 return  # an equal call runs already
         else:
-            call.recalled = True
-            self.recalled[call.function.name] += 1
+            self._count_recalled(call)
         deliver(fields)
 
     def _unpickled(self, call: Call, data: bytes) -> Fields | None:
@@ -337,20 +353,21 @@ class Journal:
         return fields
 
     def hold(self, call: Call, fields: Mapping[str, Any], then: Callable[[], None]) -> bool:
-        """Pickle a large result in the writer thread, before its task ends.
+        """Pickle a large result, and check large arguments, in another thread before a task ends.
 
-        Otherwise the owner could change the result before it is pickled.
+        Otherwise the owner could change the result before it is pickled. Arguments that differ
+        from those of the key may be what the function got, so its result is not journaled.
 
         Args:
             call: A running call.
             fields: The fields of its task.
-            then: Called on this loop when the result is pickled; may end the task.
+            then: Called on this loop when that is done; may end the task.
 
         Returns:
-            False if the result is small and `done` may be called at once.
+            False if both are small and `done` may be called at once.
         """
         kept = _kept(fields)
-        if call.data is not None or is_quick(kept):
+        if call.data is not None or (call.make_base is None and is_quick(kept)):
             return False
         loop = asyncio.get_running_loop()
 
@@ -362,6 +379,13 @@ class Journal:
         return True
 
     def _pickled(self, call: Call, kept: Fields) -> bytes | None:
+        if self._has_changed(call):
+            self._warn(
+                call.function,
+                f"an argument of '{call.function.name}' was changed before its task ended, so its "
+                "result is not journaled; pass a copy, or silence this with journal=False",
+            )
+            return None
         try:
             return pickled(kept)
         except Exception as error:
@@ -371,6 +395,15 @@ class Journal:
                 f"{describe_error(error)}",
             )
             return None
+
+    def _has_changed(self, call: Call) -> bool:
+        make_base, call.make_base = call.make_base, None
+        if make_base is None or not self.is_open:
+            return False
+        try:
+            return make_base() != call.base
+        except UnstableValueError:
+            return True
 
     def done(self, call: Call, fields: Mapping[str, Any]) -> None:
         """Record the result of a call.
@@ -415,6 +448,7 @@ class Journal:
     def _end(self, call: Call, state: str, reason: str, data: bytes | None) -> None:
         name = call.function.name
         began, call.began = call.began, 0.0
+        call.make_base = None  # it holds the arguments
         self._unfinished[name] -= 1
         if state == DONE and data is None:
             return
@@ -464,7 +498,9 @@ class Journal:
         if not self._closed:
             self._closed = True
             self._writer.stop()
-        await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._keys.stop)
+        await loop.run_in_executor(None, self._writer.join)
 
 
 async def open_journal(path: str | os.PathLike[str], required: bool = False) -> Journal:

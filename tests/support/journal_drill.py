@@ -19,6 +19,7 @@ from typing import Any
 from rhapsody import EXIT_RESUBMIT
 from rhapsody.journal.store import Store
 from tests.support.on_dragon import under_dragon
+from tests.support.processes import wait_gone
 from tests.support.waiting import until_blocking
 
 PROGRAM = """
@@ -211,9 +212,11 @@ class Drill:
             until_blocking(lambda: len(self._lines("pids")) > runs, LIMIT_S)
             until_blocking(ready, LIMIT_S)
             time.sleep(seconds)
+            program = int(self._lines("pids")[-1])
             with contextlib.suppress(ProcessLookupError):  # it has ended already
-                os.kill(int(self._lines("pids")[-1]), sig)
+                os.kill(program, sig)
             if sig == signal.SIGKILL and self._dragon:
+                assert not wait_gone(program)
                 return None, ""  # its launcher may wait for ever
             output, _ = process.communicate(timeout=LIMIT_S)
         return (None if sig == signal.SIGKILL else process.returncode), output

@@ -28,7 +28,7 @@ def test_small_value_is_quick(value: Any) -> None:
         np.zeros(10**6),
         {"a": np.zeros(10**6)},
         Holder(np.zeros(10**6)),
-        [[[[[1]]]]],
+        [[[n] * 100] for n in range(100)],
     ],
 )
 def test_value_that_may_be_large_is_not_quick(value: Any) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from rhapsody.errors import JournalError
 from rhapsody.journal import Journal
-from rhapsody.journal.recorder import Call, open_journal
+from rhapsody.journal.key import Call
+from rhapsody.journal.recorder import open_journal
 
 
 def task(x: int) -> int:
