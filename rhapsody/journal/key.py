@@ -26,7 +26,8 @@ class JournaledFunction:
 
     Attributes:
         name: Its name.
-        prefix: What the keys of its calls begin with: the kind and the hash of its code.
+        prefix: What the keys of its calls begin with: the kind and the hash of its code. Empty:
+            its calls are not journaled.
         number: The number of its code in the file.
         why: Why its calls run in this run, if nothing more specific is known.
         warned: A warning about a call was logged; each function has one.

@@ -17,6 +17,7 @@ from typing import Any
 
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal.code import code_of, describe_change
+from rhapsody.journal.identity import identity_of
 from rhapsody.journal.key import (
     NEW,
     Call,
@@ -130,12 +131,11 @@ class Journal:
         """
         if version is not None:
             parts = {"version": version}
-            # Not the module: a file that was renamed has the same functions.
-            qualified = getattr(function, "__qualname__", "")
-            if isinstance(function, partial):  # its arguments are no code
-                bound = code_of(function).parts.get("arguments of code")
-                qualified = f"{getattr(function.func, '__qualname__', '')}\0{bound}"
-            digest = blake(f"{name}\0{qualified}\0{version}".encode())
+            try:
+                identity = b"" if function is None else identity_of(function)
+            except UnstableValueError as error:
+                return self._unstable(name, kind, error)
+            digest = blake(b"\0".join((name.encode(), identity, version.encode())))
         elif function is None:
             digest, parts = blake(kind.encode()), {}
         else:
@@ -144,6 +144,14 @@ class Journal:
         if known is None:
             code = CodeRow(0, name, kind, digest, parts, _origin(function))
             known = self._functions[name, kind, digest] = self._new(code)
+        return known
+
+    def _unstable(self, name: str, kind: str, error: UnstableValueError) -> JournaledFunction:
+        """Return the entry of a function whose calls are not journaled; warn of it once."""
+        known = self._functions.get((name, kind, b""))
+        if known is None:
+            known = self._functions[name, kind, b""] = JournaledFunction(name, b"", 0, NEW)
+            self._warn(known, describe_unstable(name, error))
         return known
 
     def _new(self, code: CodeRow) -> JournaledFunction:
@@ -192,7 +200,7 @@ class Journal:
             encode_future: Returns bytes for a future among the arguments.
             earlier: The call of an earlier attempt, which is returned if the arguments are equal.
         """
-        if not self.is_open:
+        if not (self.is_open and function.prefix):
             return None
         try:
             base = call_key(function.prefix, args, kwargs, encode_future)
@@ -225,7 +233,7 @@ class Journal:
         Raises:
             OSError: A file cannot be read.
         """
-        if not self.is_open:
+        if not (self.is_open and function.prefix):
             return None
 
         def make(found: Any) -> tuple[bytes, Callable[[], bytes]]:
