@@ -10,7 +10,15 @@ import os
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Collection,
+    Iterable,
+    MutableMapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import copy_context
@@ -38,6 +46,7 @@ from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.validation import must_be
 
 if TYPE_CHECKING:
+    from rhapsody.api.bulk.generation import PromptOf, RowCounts
     from rhapsody.telemetry.manager import TelemetryManager
 
 __all__ = ["Session"]
@@ -393,6 +402,63 @@ class Session:
         async with aclosing(stream_pieces(run_task)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def generate_from(
+        self,
+        rows: str | os.PathLike[str] | Iterable[Any] | AsyncIterable[Any],
+        prompt: PromptOf = None,
+        *,
+        to: str | os.PathLike[str],
+        columns: Collection[str] | None = None,
+        at_once: int | None = None,
+        in_order: bool = False,
+        retry_errors: bool = False,
+        **options: Any,
+    ) -> RowCounts:
+        """Run an AI task for each row of data, and append the results to a file as they come.
+
+        The memory does not depend on the number of rows. Each result has the `index` of its row,
+        the row's own columns, the `response`, and the `error` if the row failed; other rows
+        continue. After an interrupt or a kill, the same call continues the file: rows that have a
+        result are not run again.
+
+        Args:
+            rows: A file of rows that ends in `.jsonl`, `.csv` or `.parquet` (needs pyarrow), or an
+                iterable or async iterable of mappings and texts. A plain iterator is called on the
+                running loop, so it should not block.
+            prompt: A template as for `str.format` with columns of the row, such as
+                "Summarise: {text}"; or a function of the row that returns a prompt. None: the
+                column `prompt`, or the text that a row is.
+            to: The file of results, which ends in `.jsonl`, `.csv` or `.parquet`. A Parquet file
+                is written after the last row, and until then its results are in a file beside it.
+            columns: Columns of the rows that go into the results. None: all.
+            at_once: Rows in progress at a time. None: 2048.
+            in_order: Whether results are written in the order of the rows. A slow row then holds up
+                the writing of those after it.
+            retry_errors: Whether rows whose result is an error are run again.
+            **options: Fields of each `AITask`, such as `kind`, `max_tokens`, `backend`, `timeout`
+                and `priority`, which is -10 by default: interactive work comes first.
+
+        Returns:
+            The number of rows that are `done`, `failed`, or had a result `before`.
+
+        Raises:
+            ConfigurationError: An argument or the file of results is invalid.
+            TaskValidationError: There is no such option, or its value is invalid.
+            ReplicaError: No model server is left; the same call continues later.
+            OSError: A file cannot be read or written.
+        """
+        from rhapsody.api.bulk.generation import Generation
+
+        generation = Generation(
+            self,
+            prompt,
+            columns=columns,
+            at_once=at_once,
+            in_order=in_order,
+            options=options,
+        )
+        return await generation.run(rows, to, retry_errors)
 
     async def wait_tasks(
         self,

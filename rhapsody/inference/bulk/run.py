@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from rhapsody.errors import PartialFailureError, PromptError, UnsupportedTaskError
 from rhapsody.inference.bulk.lines import LineError, error_line, read_request, response_line
 from rhapsody.inference.bulk.results import Result
+from rhapsody.inference.bulk.window import Window
 
 __all__ = ["AT_ONCE", "MAX_LINE_BYTES", "PRIORITY", "BulkRun", "Finished", "Target", "read_lines"]
 
@@ -95,7 +96,6 @@ class BulkRun:
         self._url = url
         self._at_once = at_once
         self._seen: set[str] = set()
-        self._running: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         """The number of lines that are `done`, are `errors`, or had a result `before`."""
 
@@ -108,24 +108,19 @@ class BulkRun:
         Raises:
             Exception: No server is left, or a result cannot be written.
         """
+        window = Window(self._at_once)
         try:
             async for number, line in lines:
                 if line is None or line.strip():
-                    self._running.add(asyncio.create_task(self._handle(number, line)))
-                if len(self._running) >= self._at_once:
-                    await self._wait()
-            while self._running:
-                await self._wait()
+                    window.add(asyncio.create_task(self._handle(number, line)))
+                await window.wait_room()
+            await window.wait_all()
         finally:
-            for task in self._running:
+            running = list(window.running)
+            for task in running:
                 task.cancel()
-            if self._running:
-                await asyncio.wait(self._running)
-
-    async def _wait(self) -> None:
-        done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()  # no server is left, or the file cannot be written
+            if running:
+                await asyncio.wait(running)
 
     async def _handle(self, number: int, text: bytes | None) -> None:
         custom_id = f"line-{number}"
