@@ -59,6 +59,17 @@ def message_of(error: BaseException) -> str:
         return type(error).__name__
 
 
+PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
+
+
+def has_own_text(error: BaseException) -> bool:
+    """Return whether the text of an error is made by code of the user, which may be slow."""
+    kind = type(error)
+    if kind.__module__ == "builtins" or kind.__str__ is BaseException.__str__:
+        return not all(type(value) in PLAIN for value in error.args)
+    return kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
 def describe_error(error: BaseException) -> str:
     """Return the name of an error's type and its message, if it has one."""
     name, message = type(error).__name__, message_of(error)

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rhapsody.backends.core.attachable import Attachable
@@ -29,6 +29,8 @@ from rhapsody.errors import (
     TaskCancelledError,
     TaskTimeoutError,
     UnsupportedTaskError,
+    has_own_text,
+    message_of,
 )
 
 __all__ = ["BaseBackend"]
@@ -186,12 +188,31 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         Returns:
             False if the task's end was reported before; then this report is dropped.
         """
-        failed = fields.get("exception") is not None
-        return self._report_end(work, TaskStates.FAILED if failed else TaskStates.DONE, fields)
+        error = fields.get("exception")
+        if error is None:
+            return self._report_end(work, TaskStates.DONE, fields)
+        return self._report_error(work, error, lambda: fields)
 
     def report_failed(self, work: Work, error: BaseException) -> bool:
         """Report a task FAILED with an exception; returns as `report_done` does."""
-        return self._report_end(work, TaskStates.FAILED, failure_fields(work, error))
+        return self._report_error(work, error, lambda: failure_fields(work, error))
+
+    def _report_error(
+        self, work: Work, error: BaseException, fields: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Report a task FAILED; make the text of the user's own exceptions in another thread."""
+
+        def texts() -> tuple[dict[str, Any], str]:
+            found = fields()
+            return found, message_of(found["exception"])  # `_report_end` holds a lock
+
+        if not (has_own_text(error) and service_loop().is_current):
+            return self._report_end(work, TaskStates.FAILED, *texts())
+        made = asyncio.get_running_loop().run_in_executor(None, texts)
+        made.add_done_callback(
+            lambda made: self._report_end(work, TaskStates.FAILED, *made.result())
+        )
+        return self.is_active(work)
 
     def report_cancelled(self, work: Work) -> bool:
         """Report that a task was interrupted: CANCELED, or FAILED if its time limit was reached.
@@ -203,12 +224,18 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
             return self._report_end(work, TaskStates.FAILED, fields)
         return self._report_end(work, TaskStates.CANCELED)
 
-    def _report_end(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
+    def _report_end(
+        self,
+        work: Work,
+        state: str,
+        fields: dict[str, Any] | None = None,
+        message: str | None = None,
+    ) -> bool:
         with self._reporting:
             if not self.is_active(work):
                 return False
             del self._works[work.key]
-            work.mark_ended(state, fields.get("exception") if fields else None)
+            work.mark_ended(state, fields.get("exception") if fields else None, message)
             fields = {**(fields or {}), "execution": work.execution()}
             work.attachment.post(work.task, fields, state)
         if work.timer is not None or work.queue_timer is not None:

@@ -143,17 +143,24 @@ class TaskHistory:
         self._counts[TaskStates.PENDING] -= 1
         self._counts[TaskStates.RUNNING] += 1
 
-    def record_end(self, work: RecordedTask, state: str, error: BaseException | None) -> None:
+    def record_end(
+        self,
+        work: RecordedTask,
+        state: str,
+        error: BaseException | None,
+        message: str | None = None,
+    ) -> None:
         """Count a task's end and keep its record.
 
         Args:
             work: The task, still in its previous state.
             state: DONE, FAILED or CANCELED.
             error: The exception of a failed task.
+            message: Its text. None: it is made here.
         """
         self._counts[work.state] -= 1
         self._counts[state] += 1
-        reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error)
+        reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error, message)
         record = _values(work, state, time.monotonic(), reason)
         attempt = work.attempt
         if attempt is None or attempt.is_last or state != TaskStates.FAILED:
@@ -172,10 +179,11 @@ class TaskHistory:
                 record = record._replace(reason=reason)
             self._ended.extend(record)
 
-    def _failed(self, uid: str, error: BaseException | None) -> str:
+    def _failed(self, uid: str, error: BaseException | None, message: str | None) -> str:
         reason = "no reason was given"
         if error is not None:
-            message = message_of(error).replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
+            text = message_of(error) if message is None else message
+            message = text.replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
             reason = f"{type(error).__name__}: {message}"
         return self._count_failure(uid, reason)
 

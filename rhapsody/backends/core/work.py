@@ -116,9 +116,11 @@ class Work:
         self.started = time.monotonic()
         self.attachment.history.count_started()
 
-    def mark_ended(self, state: str, error: BaseException | None) -> None:
-        """Set a terminal state and record it, with the exception of a failed task."""
-        self.attachment.history.record_end(self, state, error)
+    def mark_ended(
+        self, state: str, error: BaseException | None, message: str | None = None
+    ) -> None:
+        """Set a terminal state and record it, with the exception of a failed task and its text."""
+        self.attachment.history.record_end(self, state, error, message)
         self.state = state
 
     def execution(self) -> Execution:

@@ -35,7 +35,7 @@ from rhapsody.backends.workers.messages import (
     WorkerMessage,
 )
 from rhapsody.backends.workers.worker import WorkerSetup
-from rhapsody.errors import ResourceError, TaskExecutionError, WorkerDied
+from rhapsody.errors import ResourceError, TaskExecutionError, WorkerDied, as_exception
 from rhapsody.gpus import GPUS
 from rhapsody.processes import child_environment
 from rhapsody.resources import machine_memory
@@ -59,7 +59,7 @@ class RankControl(Protocol):
         """Return the setup of a new worker."""
 
     def send_rank_call(self, node: str, number: int, work: Work, rank: int) -> None:
-        """Send a rank its only call; raises if the call cannot be sent."""
+        """Send a rank its only call; `Jobs.on_unsent` is called if that fails."""
 
     def send_to(self, node: str, number: int, *message: Any) -> None:
         """Send any other message to a worker of a node."""
@@ -252,12 +252,13 @@ class Jobs:
     def _on_ready(self, job: _Job, number: int, node: str) -> None:
         job.nodes[number] = node
         if not job.cancelled:
-            try:
-                rank = job.numbers.index(number)
-                self._control.send_rank_call(node, number, job.work, rank)
-            except Exception as error:
-                job.outcomes[number] = (CALL_ID, RAISED, 0.0, error)
+            self._control.send_rank_call(node, number, job.work, job.numbers.index(number))
         self._control.send_to(node, number, STOP)
+
+    def on_unsent(self, number: int, error: BaseException) -> None:
+        """Treat a call that could not be sent to a rank as one that raised the error."""
+        if (job := self._by_number.get(number)) is not None:
+            job.outcomes[number] = (CALL_ID, RAISED, 0.0, as_exception(error, job.work.uid))
 
     def on_node_lost(self, node: Node) -> None:
         """Treat all ranks of a node as disconnected: none of their messages can arrive."""

@@ -153,7 +153,7 @@ class DragonWorkers(WorkerManager):
     # -- messages ---------------------------------------------------------------------------------
 
     def send_rank_call(self, node: str, number: int, work: Work, rank: int) -> None:
-        """Send a rank its only call; raises if the call cannot be sent.
+        """Send a rank its only call; does not block.
 
         Args:
             node: The rank's node.
@@ -161,6 +161,16 @@ class DragonWorkers(WorkerManager):
             work: The task.
             rank: Its index in the job, which is part of the names of captured output.
         """
+        # In the thread, since pickling may be slow and runs code of the user's objects.
+        self._outgoing.put(functools.partial(self._send_rank_call, node, number, work, rank))
+
+    def _send_rank_call(self, node: str, number: int, work: Work, rank: int) -> None:
+        try:
+            self._deliver(node, number, self._rank_message(work, rank))
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self.jobs.on_unsent, number, error)
+
+    def _rank_message(self, work: Work, rank: int) -> bytes:
         message = RunMessage()
         call = self._call(message, work, CALL_ID)._replace(concurrent=False)
         if call.capture is not None:
@@ -169,7 +179,7 @@ class DragonWorkers(WorkerManager):
                 renamed = dataclasses.replace(call.executable, uid=f"{work.uid}.{rank}")
                 call = call._replace(executable=renamed)
         message.add(call)
-        self._outgoing.put(functools.partial(self._deliver, node, number, message.encode()))
+        return message.encode()
 
     def _deliver_elsewhere(self, node: str, number: int, message: bytes) -> None:
         self._agent_links.send(node, number, message)

@@ -58,10 +58,16 @@ class WorkerBackend(BaseBackend, Generic[M]):
     def _cancel_in_workers(self, manager: M, work: Work) -> bool:
         return manager.scheduler.cancel(work)
 
-    def _report_end(self, work: Work, state: str, fields: dict[str, Any] | None = None) -> bool:
+    def _report_end(
+        self,
+        work: Work,
+        state: str,
+        fields: dict[str, Any] | None = None,
+        message: str | None = None,
+    ) -> bool:
         if state != TaskStates.CANCELED:
             fields = {**(fields or {}), **self._captured_output(work)}
-        reported = super()._report_end(work, state, fields)
+        reported = super()._report_end(work, state, fields, message)
         future = work.future
         if future is not None and not isinstance(future, asyncio.Task) and not future.done():
             future.set_result(None)

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import TaskTimeoutError, UnsupportedTaskError
 from rhapsody.testing.owners import FakeEngine
 from tests.support.probe import Flag, Held, ProbeBackend, done_at_once, task
-from tests.support.waiting import LIMIT_S
+from tests.support.waiting import LIMIT_S, until
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,38 @@ async def test_cancel_of_finishing_task_returns_false(engine: FakeEngine) -> Non
     assert await backend.cancel_task("task.000001") is False
     assert (await engine.reports.end("task.000001")).state == "DONE"
     await engine.shutdown(backend)
+
+
+class SlowText(Exception):
+    """An exception whose text is made by slow code of the user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+
+    def __str__(self) -> str:
+        self.asked.set()
+        assert self.go_on.wait(LIMIT_S)
+        return "slow"
+
+
+async def test_slow_text_of_an_exception_holds_no_other_task(engine: FakeEngine) -> None:
+    error = SlowText()
+
+    class Failing(ProbeBackend):
+        async def execute(self, work: Work) -> dict[str, Any]:
+            if work.uid == "bad":
+                raise error
+            return await super().execute(work)
+
+    backend = Failing()
+    engine.attach(backend)
+    bad = {**task(), "uid": "bad"}
+    await backend.submit_tasks([bad])
+    await until(error.asked.is_set)
+    await engine.run(backend, task())  # waits for its end
+    error.go_on.set()
+    await until(lambda: "exception" in bad)
+    assert bad["stderr"] == "slow"
+    assert backend.history.failures()[0].reason == "SlowText: slow"

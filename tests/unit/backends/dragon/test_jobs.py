@@ -41,7 +41,6 @@ class Control:
         self.last_number = 0
         self.sent: list[tuple[str, int, Any]] = []
         self.calls: list[tuple[str, int, str, int]] = []
-        self.error: Exception | None = None
 
     def new_number(self) -> int:
         self.last_number += 1
@@ -51,8 +50,6 @@ class Control:
         return WorkerSetup(number, "run", ())
 
     def send_rank_call(self, node: str, number: int, work: Work, rank: int) -> None:
-        if self.error is not None:
-            raise self.error
         self.calls.append((node, number, work.uid, rank))
 
     def send_to(self, node: str, number: int, *message: Any) -> None:
@@ -256,12 +253,13 @@ async def test_failed_process_group_is_an_error(simulation: Simulation) -> None:
 
 
 async def test_unsent_call_fails_the_job(simulation: Simulation) -> None:
-    simulation.control.error = TypeError("not picklable")
+    error = TypeError("not picklable")
     simulation.submit("job", Rank("a"))
     await simulation.start("job")
     simulation.ready(1, "a")
+    simulation.jobs.on_unsent(1, error)
     simulation.jobs.on_messages(1, [(0, DISCONNECTED, 0.0, b"")])
-    assert (await simulation.end("job"))["exception"] is simulation.control.error
+    assert (await simulation.end("job"))["exception"] is error
 
 
 async def test_messages_of_other_workers_are_left_to_the_scheduler(simulation: Simulation) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -197,6 +198,23 @@ async def test_call_of_a_rank_has_its_number_in_the_names_of_output(
     ((node, number, message),) = sent
     assert (node, number) == ("head", 7)
     assert f"{tmp_path}/job.3".encode() in message
+
+
+async def test_call_of_a_rank_is_pickled_in_a_thread(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def __reduce__(self) -> str:
+            raise OSError(threading.current_thread().name)
+
+    unsent: list[tuple[int, BaseException]] = []
+    monkeypatch.setattr(program.manager.jobs, "on_unsent", lambda *call: unsent.append(call))
+    work = Work({"uid": "job", "function": len, "args": (Refusing(),)}, Attachment(ignore), "/tmp")
+    program.manager.send_rank_call("head", 7, work, 3)
+    await until(lambda: bool(unsent))
+    ((number, error),) = unsent
+    assert number == 7
+    assert "rhapsody-workers-out" in str(error)
 
 
 async def test_stop_ends_idle_workers(
