@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radical.asyncflow import WorkflowEngine as StockEngine
 
@@ -34,8 +35,10 @@ from asyncflow_ext.component import (
 from asyncflow_ext.data_links import metadata
 from asyncflow_ext.decorators import Decorated, make_decorator
 from asyncflow_ext.failures import reported_error
+from asyncflow_ext.graph import ComponentGraph
 from asyncflow_ext.recovery.journal import ComponentJournal
 from asyncflow_ext.recovery.walltime import EngineWalltime
+from asyncflow_ext.report import flow_page, page_source
 from asyncflow_ext.scheduling import BackendQueue
 from asyncflow_ext.state_machine import STOP_SECONDS, StateMachine
 from rhapsody.backends.core.history import STATES
@@ -45,6 +48,9 @@ from rhapsody.errors import ConfigurationError, EngineError, JournalError, Wallt
 from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.runs import runs_of
 from rhapsody.walltime import find_end, signals
+
+if TYPE_CHECKING:
+    from rhapsody.report.live_page import LivePage
 
 __all__ = ["WorkflowEngine"]
 
@@ -89,6 +95,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._context = copy_context()
         self._thread = threading.get_ident()
         self._carries_contexts = False
+        self._graph = ComponentGraph()
+        self._pages: list[LivePage] = []
         self._machine = machine = StateMachine(self, asyncio.get_running_loop(), self._context)
         if journal is not None:
             machine.journal = ComponentJournal(journal, machine.tasks, machine.enqueue)
@@ -184,11 +192,44 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             backends = await cls._setup_execution_backend(backend, dry_run)
             engine = cls(backends, dry_run, implicit_data, uid, work_dir, opened)
             await engine._start_async_components()
+            if os.environ.get("RHAPSODY_PAGE"):
+                engine._serve_if_wanted()
         except BaseException:
             if opened is not None:
                 await opened.close()
             raise
         return engine
+
+    def _serve_if_wanted(self) -> None:
+        from rhapsody.report.live_page import serve_if_wanted
+
+        if (page := serve_if_wanted(page_source(self))) is not None:
+            self._pages.append(page)
+            weakref.finalize(self, page.close_soon).atexit = False
+
+    def serve_page(self, port: int = 0, title: str | None = None) -> LivePage:
+        """Serve the report as a live page, at an address of this machine with a secret in it.
+
+        Works also while the program is busy. The page costs nothing while nobody looks at it. The
+        shutdown shows the last state in open pages, and then stops the server.
+
+        Args:
+            port: The port at 127.0.0.1. 0: a free one.
+            title: Heading of the page. None: the engine's uid.
+
+        Returns:
+            The page: print its `url`. `close()` closes it.
+
+        Raises:
+            EngineError: The engine was shut down.
+            ConfigurationError: No backend of the engine keeps a history. Rhapsody's backends do.
+            ResourceError: The port is in use.
+        """
+        if self._shutdown_event.is_set():
+            raise EngineError(f"the workflow engine {self.uid} was shut down; create a new one")
+        page = flow_page(self, port, title)
+        self._pages.append(page)
+        return page
 
     async def __aenter__(self) -> WorkflowEngine:
         return self
@@ -339,6 +380,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             machine.ready.find_dependencies(component)
         description["metadata"] = metadata(component)
         self._components.active[component.uid] = component
+        self._graph.created(component)
         self.dependencies[component.uid] = description["metadata"]["dependencies"]
         block = machine.bodies.current.get()
         if block is not None and block.members is not None:
@@ -475,6 +517,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             for error in await asyncio.gather(*ends, return_exceptions=True):
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
+        await asyncio.gather(*(page.stop() for page in self._pages))
         if self._machine.walltime is not None:
             self._machine.walltime.stop()
         if self.journal is not None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import weakref
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asyncflow_ext.graph import ComponentGraph, stock_graph
 from rhapsody.errors import ConfigurationError
 from rhapsody.report.runs import BackendRun, runs_of
 
-__all__ = ["flow_live", "flow_report"]
+if TYPE_CHECKING:
+    from rhapsody.report.live_page import LivePage
+    from rhapsody.report.page import PageSource
+
+__all__ = ["flow_live", "flow_page", "flow_report", "page_source"]
 
 
 def flow_report(flow: Any, path: str | os.PathLike[str], title: str | None = None) -> Path:
@@ -34,8 +40,63 @@ def flow_report(flow: Any, path: str | os.PathLike[str], title: str | None = Non
     """
     from rhapsody.report.page import write_page
 
+    return write_page(path, page_source(flow, title))
+
+
+def flow_page(flow: Any, port: int = 0, title: str | None = None) -> LivePage:
+    """Serve the report of a workflow engine as a live page.
+
+    The address is one of this machine, with a secret in it. The page works also while the program
+    is busy, and costs nothing while nobody looks at it. The shutdown of Rhapsody's engine closes
+    it; for AsyncFlow's engine call its `close()`.
+
+    Args:
+        flow: A `WorkflowEngine`, AsyncFlow's or Rhapsody's.
+        port: The port at 127.0.0.1. 0: a free one.
+        title: Heading of the page. None: the engine's uid.
+
+    Returns:
+        The page: print its `url`. `close()` closes it.
+
+    Raises:
+        TypeError: `flow` is not a workflow engine.
+        ConfigurationError: No backend of the engine keeps a history. Rhapsody's backends do.
+        ResourceError: The port is in use.
+    """
+    from rhapsody.report.live_page import LivePage
+
+    page = LivePage(page_source(flow, title), port)
+    weakref.finalize(flow, page.close_soon).atexit = False
+    return page
+
+
+def page_source(flow: Any, title: str | None = None) -> PageSource:
+    """Return what the pages of an engine show; it refers to the engine weakly.
+
+    Raises:
+        TypeError: `flow` is not a workflow engine.
+        ConfigurationError: No backend of the engine keeps a history.
+    """
+    from rhapsody.report.graph import Graph, graph_of
+    from rhapsody.report.page import PageSource
+
     runs = _runs(flow)
-    return write_page(path, title or str(flow.uid), runs)
+    engine = weakref.ref(flow)
+
+    def graph() -> Graph:
+        flow: Any = engine()
+        own = getattr(flow, "_graph", None)
+        if isinstance(own, ComponentGraph):
+            return own.graph(list(flow._components.active.values()))
+        found = Graph(()) if flow is None else stock_graph(flow)
+        return found if found.nodes else graph_of(runs)  # a shutdown empties the register
+
+    def resources() -> list[dict[str, Any]]:
+        telemetry = getattr(engine(), "_telemetry", None)
+        latest = getattr(telemetry, "latest_resources", None)
+        return latest() if latest is not None else []
+
+    return PageSource(title or str(flow.uid), lambda: runs, graph, resources)
 
 
 def flow_live(flow: Any) -> AbstractContextManager[Any]:

@@ -139,6 +139,7 @@ class StateMachine:
             self.bodies.stop_soon(component)
         engine, uid = self._engine, component.uid
         engine._components.end(component)
+        engine._graph.ended(component)
         engine.dependencies.pop(uid, None)
         engine.running.discard(uid)
         if self.walltime is not None:

@@ -47,6 +47,8 @@ from rhapsody.validation import must_be
 
 if TYPE_CHECKING:
     from rhapsody.api.bulk.generation import PromptOf, RowCounts
+    from rhapsody.report.live_page import LivePage
+    from rhapsody.report.page import PageSource
     from rhapsody.telemetry.manager import TelemetryManager
 
 __all__ = ["Session"]
@@ -103,6 +105,7 @@ class Session:
         self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
         self._runs: dict[str, BackendRun] = {}
         self._poll_interval = 5.0
+        self._pages: list[LivePage] = []
         self.journal: Journal | None = None
         if backends is None:
             backends = []
@@ -119,6 +122,11 @@ class Session:
             for backend in self.backends.values():
                 _detach(backend, self)
             raise
+        if os.environ.get("RHAPSODY_PAGE"):
+            from rhapsody.report.live_page import serve_if_wanted
+
+            if (page := serve_if_wanted(self._page_source())) is not None:
+                self._add_page(page)
 
     def _open_journal(self, path: str | os.PathLike[str]) -> None:
         self.journal = Journal(path)
@@ -560,7 +568,47 @@ class Session:
         """
         from rhapsody.report.page import write_page
 
-        return write_page(path, title or self.uid, list(self._runs.values()))
+        return write_page(path, self._page_source(title))
+
+    def serve_page(self, port: int = 0, title: str | None = None) -> LivePage:
+        """Serve the report as a live page, at an address of this machine with a secret in it.
+
+        Works also while the program is busy. The page costs nothing while nobody looks at it.
+        Closing the session shows the last state in open pages, and then stops the server.
+
+        Args:
+            port: The port at 127.0.0.1. 0: a free one.
+            title: Heading of the page. None: the session's uid.
+
+        Returns:
+            The page: print its `url`. `close()` closes it.
+
+        Raises:
+            SessionError: The session is closed.
+            ResourceError: The port is in use.
+        """
+        from rhapsody.report.live_page import LivePage
+
+        self._check_open()
+        page = LivePage(self._page_source(title), port)
+        self._add_page(page)
+        return page
+
+    def _add_page(self, page: LivePage) -> None:
+        self._pages.append(page)
+        weakref.finalize(self, page.close_soon).atexit = False
+
+    def _page_source(self, title: str | None = None) -> PageSource:
+        # It must not refer to the session, which ends when nobody refers to it.
+        from rhapsody.report.page import PageSource
+
+        runs, submissions = self._runs, self._submissions
+
+        def resources() -> list[dict[str, Any]]:
+            telemetry = submissions.telemetry
+            return telemetry.latest_resources() if telemetry is not None else []
+
+        return PageSource(title or self.uid, lambda: list(runs.values()), resources=resources)
 
     def _repr_html_(self) -> str:
         """Return the session for a notebook: its backends, and their tasks by state."""
@@ -626,6 +674,7 @@ class Session:
                 self._submissions.walltime.stop()
             if self.journal is not None:
                 await self.journal.close()
+            await asyncio.gather(*(page.stop() for page in self._pages))
             if self._submissions.telemetry is not None:
                 await self._submissions.telemetry.stop()
         finally:

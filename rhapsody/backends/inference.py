@@ -243,6 +243,12 @@ class DragonVllmInferenceBackend(PromptBackend):
         if gateway is not None:
             await service_loop().run(gateway.replace_keys(keys))
 
+    def server_logs(self) -> dict[str, str]:
+        """Return the last lines of the log of each model server, by the name of its replica."""
+        if self._service is None:
+            return {}
+        return {f"replica {r.index}": r.log_tail() for r in self._service.pool.replicas}
+
     def get_endpoint(self) -> str | None:
         """Return the URL of the HTTP server; None in engine mode or if it is not running."""
         gateway = self._service.gateway if self._service is not None else None

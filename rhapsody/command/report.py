@@ -37,4 +37,4 @@ def report(
     """
     run = read_checkpoint(file)
     page = output or file.with_suffix(".html")
-    typer.echo(write_page(page, title or run.title, run.runs, run.last))
+    typer.echo(write_page(page, run.page(title)))

@@ -1,51 +1,80 @@
 """The page of a run: one HTML file that needs no other file.
 
 A script of a few kB draws the charts; an interactive plotting library would add several MB to every
-page.
+page. The live page has the same template, and the same functions render its parts.
 """
 
 from __future__ import annotations
 
-import heapq
+import base64
+import functools
+import hashlib
 import json
 import os
 import platform
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
+from markupsafe import Markup
 
-from rhapsody.backends.core.history import RECORDS, STATES, TaskRecord
+from rhapsody.backends.core.history import RECORDS, STATES, TaskRecord, percentile
 from rhapsody.backends.protocol import TaskStates
+from rhapsody.errors import printable
+from rhapsody.report.charts import ChartData
+from rhapsody.report.failures import group_failures
 from rhapsody.report.formatting import format_duration
+from rhapsody.report.graph import Graph, graph_of
 from rhapsody.report.runs import BackendRun
 
-__all__ = ["write_file", "write_page"]
+__all__ = ["PageSource", "charts_json", "live_page", "parts", "policy", "write_file", "write_page"]
 
-DIGITS = 6
-"""Times are written to the microsecond."""
+SCRIPTS = ("page.js", "charts.js", "graph.js", "tasks.js", "live.js")
+"""The parts of the page's script, in order."""
+PARTS = ("tiles", "backends", "failures", "nodes", "logs")
+"""The blocks of the template that the live page replaces."""
+LATEST = 1000
+"""Tasks from which the live page computes latencies."""
 
 
-def write_page(
-    path: str | os.PathLike[str],
-    title: str,
-    runs: Sequence[BackendRun],
-    present: float | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class PageSource:
+    """What a page shows.
+
+    Attributes:
+        title: The heading of the page.
+        runs: Returns the tasks at each backend.
+        graph: Returns the graph of the tasks. None: tasks do not depend on each other.
+        resources: Returns the latest use of each node: mappings with the fields of telemetry's
+            `ResourceUpdate`.
+        present: The time to which `time.monotonic` of now corresponds, in seconds since 1970.
+            None: now.
+    """
+
+    title: str
+    runs: Callable[[], Sequence[BackendRun]]
+    graph: Callable[[], Graph] | None = None
+    resources: Callable[[], Iterable[Mapping[str, Any]]] = field(default=lambda: ())
+    present: float | None = None
+
+    def current_graph(self) -> Graph:
+        """Return the graph of the tasks."""
+        return self.graph() if self.graph is not None else graph_of(self.runs())
+
+
+def write_page(path: str | os.PathLike[str], source: PageSource) -> Path:
     """Write the page.
 
     Args:
         path: The file; an existing one is replaced.
-        title: The heading of the page.
-        runs: The tasks at each backend.
-        present: The time to which `time.monotonic` of now corresponds, in seconds since 1970.
-            None: now.
+        source: What the page shows.
 
     Returns:
         The file's path.
@@ -53,7 +82,7 @@ def write_page(
     Raises:
         OSError: The file cannot be written.
     """
-    return write_file(path, _render(title, runs, time.time() if present is None else present))
+    return write_file(path, static_page(source))
 
 
 def write_file(path: str | os.PathLike[str], text: str) -> Path:
@@ -86,39 +115,153 @@ def write_file(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
-def _render(title: str, runs: Sequence[BackendRun], present: float) -> str:
-    now = time.monotonic()
-    records = [run.records() for run in runs]
-    origin = min(
-        (record.submitted for of_run in records for record in of_run),
-        default=min((run.history.began for run in runs), default=now),
+def static_page(source: PageSource) -> str:
+    """Return the page with all its data."""
+    view = _View(source, RECORDS)
+    data = {**view.charts(), "graph": source.current_graph().as_dict()}
+    return _template().render(
+        **view.context(),
+        policy=policy("connect-src 'none'"),
+        style=_style(),
+        script=_script(),
+        data=_embedded(data),
+        live=False,
     )
-    last = max((r.ended or now for of_run in records for r in of_run), default=now)
-    seconds = max(last - origin, 1e-3)
-    counts = [run.history.counts for run in runs]
-    total = {state: sum(count.get(state, 0) for count in counts) for state in STATES}
+
+
+def live_page(source: PageSource) -> str:
+    """Return the page without data, which its script fetches from the page's server."""
+    return _template().render(
+        **_View(source, LATEST, with_active=False).context(),
+        policy=None,  # its server sends the header
+        style=_style(),
+        script=_script(),
+        data="null",
+        live=True,
+    )
+
+
+def parts(source: PageSource, *, with_logs: bool) -> dict[str, str]:
+    """Return the HTML of the parts that the live page replaces, by the names of their elements.
+
+    Args:
+        source: What the page shows.
+        with_logs: Whether to read the logs of model servers and workers, too.
+    """
+    template = _template()
+    view = _View(source, LATEST, with_active=False)
+    context = template.new_context({**view.context(with_logs), "live": True})
+    wanted = PARTS if with_logs else [part for part in PARTS if part != "logs"]
+    return {name: "".join(template.blocks[name](context)) for name in wanted}
+
+
+def charts_json(source: PageSource, latest: int) -> str:
+    """Return the data of the charts as JSON.
+
+    Args:
+        source: What the page shows.
+        latest: Maximum number of ended tasks of each backend.
+    """
+    return json.dumps(_View(source, latest).charts(), separators=(",", ":"))
+
+
+def policy(connections: str) -> str:
+    """Return the Content-Security-Policy of the page: nothing but its own style and script.
+
+    Args:
+        connections: The directive about connections.
+    """
+    return (
+        f"default-src 'none'; script-src '{_hash(_script())}'; style-src '{_hash(_style())}'; "
+        f"img-src data:; base-uri 'none'; form-action 'none'; {connections}"
+    )
+
+
+@functools.cache
+def _template() -> Template:
     environment = Environment(loader=PackageLoader("rhapsody.report", "."), autoescape=True)
     environment.filters["duration"] = format_duration
-    chart = _Chart(origin, seconds)
-    for run, of_run in zip(runs, records, strict=True):
-        chart.add(run, of_run)
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        began=datetime.fromtimestamp(present - (now - origin)).strftime("%Y-%m-%d %H:%M:%S"),
-        seconds=seconds,
-        tiles=_tiles(total, seconds),
-        backends=[
-            _figures(run, of_run, seconds) for run, of_run in zip(runs, records, strict=True)
-        ],
-        limit_note=_limit_note(runs),
-        has_batches=bool(chart.batches),
-        failures=sorted(
-            ((run.name, failure) for run in runs for failure in run.history.failures()),
-            key=lambda item: -item[1].number,
-        ),
-        versions=f"Rhapsody {version('rhapsody')}, Python {platform.python_version()}",
-        data=_embedded(chart.as_dict()),
-    )
+    environment.filters["printable"] = printable
+    return environment.get_template("page.html.j2")
+
+
+@functools.cache
+def _style() -> Markup:
+    return Markup(_text_of("page.css"))
+
+
+@functools.cache
+def _script() -> Markup:
+    return Markup("\n".join(["(() => {", *map(_text_of, SCRIPTS), "})();"]))
+
+
+def _text_of(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+class _View:
+    """A run as it is now.
+
+    Args:
+        source: What the page shows.
+        latest: Maximum number of ended tasks of each backend whose times are used.
+        with_active: Whether active tasks are used, too, which may be many.
+    """
+
+    def __init__(self, source: PageSource, latest: int, with_active: bool = True) -> None:
+        self._source = source
+        self._runs = list(source.runs())
+        self._now = time.monotonic()
+        self._records = [
+            run.records(latest) if with_active else run.history.records(latest)
+            for run in self._runs
+        ]
+        histories = [run.history for run in self._runs]
+        firsts = [h.first_submitted for h in histories if h.first_submitted is not None]
+        submitted = (record.submitted for of_run in self._records for record in of_run)
+        self._shown_from = min(submitted, default=self._now)
+        # A task is submitted just before the batch that it belongs to is counted.
+        self._origin = min([*firsts, self._shown_from])
+        ends = (r.ended for of_run in self._records for r in of_run if r.ended is not None)
+        is_active = not firsts or any(history.is_active for history in histories)
+        last = self._now if is_active else max(ends, default=self._now)
+        self._seconds = max(last - self._origin, 1e-3)
+
+    def charts(self) -> dict[str, Any]:
+        """Return the data of the charts."""
+        data = ChartData(self._origin, self._seconds)
+        for run, records in zip(self._runs, self._records, strict=True):
+            data.add(run, records)
+        return {**data.as_dict(), "from": max(self._shown_from - self._origin, 0.0)}
+
+    def context(self, with_logs: bool = True) -> dict[str, Any]:
+        """Return the variables of the template."""
+        runs = self._runs
+        counts = [run.history.counts for run in runs]
+        total = {state: sum(count.get(state, 0) for count in counts) for state in STATES}
+        present = time.time() if self._source.present is None else self._source.present
+        began = present - (self._now - self._origin)
+        return {
+            "title": printable(self._source.title),
+            "began": datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": self._seconds,
+            "tiles": _tiles(total, self._seconds),
+            "backends": [
+                _figures(run, records, self._seconds)
+                for run, records in zip(runs, self._records, strict=True)
+            ],
+            "limit_note": _limit_note(runs),
+            "has_batches": any(run.history.batches() for run in runs),
+            "failures": group_failures((run.name, run.history.failures()) for run in runs),
+            "nodes": _nodes(self._source.resources()),
+            "logs": _logs(runs) if with_logs else [],
+            "versions": f"Rhapsody {version('rhapsody')}, Python {platform.python_version()}",
+        }
 
 
 def _tiles(total: dict[str, int], seconds: float) -> list[tuple[str, str, str]]:
@@ -151,17 +294,17 @@ def _limit_note(runs: Sequence[BackendRun]) -> str:
 
 
 def _figures(run: BackendRun, records: Sequence[TaskRecord], seconds: float) -> dict[str, Any]:
-    history = run.history
-    counts = history.counts
-    sizes = [size for _, size in history.batches()]
+    counts = run.history.counts
+    sizes = [size for _, size in run.history.batches()]
+    latencies = sorted(r.ended - r.submitted for r in records if r.ended is not None)
     return {
         "name": run.name,
         "done": counts.get(TaskStates.DONE, 0),
         "failed": counts.get(TaskStates.FAILED, 0),
         "canceled": counts.get(TaskStates.CANCELED, 0),
         "active": counts.get(TaskStates.PENDING, 0) + counts.get(TaskStates.RUNNING, 0),
-        "rate": _rate(history.number_ended, seconds),
-        "latency": history.latency_seconds(),
+        "rate": _rate(run.history.number_ended, seconds),
+        "latencies": [percentile(latencies, p) if latencies else None for p in (50, 90, 99, 100)],
         "waiting": _median(record.waiting for record in records),
         "running": _median(record.running for record in records),
         "batches": len(sizes),
@@ -174,115 +317,29 @@ def _median(times: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-class _Chart:
-    """The data that the page's script draws, in columns.
-
-    Args:
-        origin: The time 0 of the page, by `time.monotonic`.
-        seconds: The duration of the run.
-    """
-
-    def __init__(self, origin: float, seconds: float) -> None:
-        self._origin = origin
-        self._seconds = seconds
-        self._backends: list[str] = []
-        self._groups: list[dict[str, Any]] = []
-        self._names: dict[str, int] = {}
-        self._reasons: dict[str, int] = {}
-        columns = ("uid", "name", "group", "lane", "state", "submitted", "began", "ended", "reason")
-        self._tasks: dict[str, list[Any]] = {column: [] for column in columns}
-        self.batches: list[dict[str, Any]] = []
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the data as a dict for JSON."""
-        return {
-            "seconds": self._seconds,
-            "backends": self._backends,
-            "groups": self._groups,
-            "names": list(self._names),
-            "reasons": list(self._reasons),
-            "states": STATES,
-            "tasks": self._tasks,
-            "batches": self.batches,
-        }
-
-    def add(self, run: BackendRun, records: Sequence[TaskRecord]) -> None:
-        """Add a backend's tasks and batches."""
-        backend = len(self._backends)
-        self._backends.append(run.name)
-        places = sorted({record.place for record in records}, key=_natural)
-        for place in places:
-            self._add_group(backend, place, [r for r in records if r.place == place])
-        batches = [b for b in run.history.batches() if b[0] >= self._origin]
-        if batches:
-            times, sizes = zip(*batches, strict=True)
-            self.batches.append(
-                {"backend": backend, "time": [self._time(t) for t in times], "size": sizes}
-            )
-
-    def _add_group(self, backend: int, place: str, records: Sequence[TaskRecord]) -> None:
-        name = self._backends[backend]
-        label = f"{name}, {place}" if place else name
-        lanes = _Lanes()
-        for record in sorted(records, key=self._began):
-            began = self._began(record)
-            ended = None if record.ended is None else self._time(record.ended)
-            values = {
-                "uid": record.uid,
-                "name": self._names.setdefault(record.name, len(self._names)),
-                "group": len(self._groups),
-                "lane": -1,
-                "state": STATES.index(record.state),
-                "submitted": self._time(record.submitted),
-                "began": began,
-                "ended": ended,
-                "reason": -1,
-            }
-            if record.state != TaskStates.PENDING:
-                values["lane"] = lanes.take(began, self._seconds if ended is None else ended)
-            if record.reason:
-                values["reason"] = self._reasons.setdefault(record.reason, len(self._reasons))
-            for column, value in values.items():
-                self._tasks[column].append(value)
-        self._groups.append({"backend": backend, "label": label, "lanes": max(lanes.number, 1)})
-
-    def _time(self, monotonic: float) -> float:
-        return round(monotonic - self._origin, DIGITS)
-
-    def _began(self, record: TaskRecord) -> float:
-        """Return when a task started; if that was not reported, the likeliest time."""
-        if record.started is not None:
-            return self._time(record.started)
-        if record.ended is None:
-            return self._seconds
-        return self._time(record.submitted if record.state == TaskStates.DONE else record.ended)
+def _nodes(resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the use of each node: its name, CPUs and memory in percent, and its GPUs."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for update in resources:
+        name = str(update["node_id"] or "unknown")
+        node = nodes.setdefault(name, {"name": name, "cpu": None, "memory": None, "gpus": {}})
+        if update["gpu_id"] is not None:
+            node["gpus"][update["gpu_id"]] = update["gpu_percent"]
+        elif update["cpu_percent"] is not None:
+            node.update(cpu=update["cpu_percent"], memory=update["memory_percent"])
+    return [nodes[name] for name in sorted(nodes)]
 
 
-class _Lanes:
-    """Assigns overlapping time spans to lanes, each to the lowest free one."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._free: list[int] = []
-        self._taken: list[tuple[float, int]] = []
-
-    def take(self, began: float, ended: float) -> int:
-        """Return the lane of a time span; the spans must come in order of their start."""
-        while self._taken and self._taken[0][0] <= began:
-            heapq.heappush(self._free, heapq.heappop(self._taken)[1])
-        if self._free:
-            lane = heapq.heappop(self._free)
-        else:
-            lane, self.number = self.number, self.number + 1
-        heapq.heappush(self._taken, (ended, lane))
-        return lane
+def _logs(runs: Iterable[BackendRun]) -> list[tuple[str, str]]:
+    """Return the last lines of each log, with the name of what wrote it."""
+    return [
+        (f"{run.name}, {name}", printable(log))
+        for run in runs
+        for name, log in run.logs().items()
+        if log
+    ]
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts "replica 10" after "replica 9"."""
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in text.split()]
-
-
-def _embedded(data: Any) -> str:
+def _embedded(data: Any) -> Markup:
     """Return JSON for a script element, which no text in it can close."""
-    return json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", r"\u003c"))

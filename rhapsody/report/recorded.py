@@ -12,6 +12,7 @@ from typing import Any
 from rhapsody.backends.core.history import TaskHistory, TaskRecord
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import RhapsodyError
+from rhapsody.report.page import PageSource
 from rhapsody.report.runs import BackendRun
 
 __all__ = ["RecordedRun", "read_checkpoint"]
@@ -42,6 +43,14 @@ class RecordedRun:
         self.title = title
         self.runs = runs
         self.last = last
+
+    def page(self, title: str | None = None) -> PageSource:
+        """Return what the page of the run shows.
+
+        Args:
+            title: Heading of the page. None: the uid of the session or engine.
+        """
+        return PageSource(title or self.title, lambda: self.runs, present=self.last)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> RecordedRun:

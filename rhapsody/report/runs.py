@@ -40,12 +40,34 @@ class BackendRun:
         self._source: HistorySource = source or backend
         self.history = self._source.history
 
-    def records(self) -> list[TaskRecord]:
-        """Return records of the tasks that ended last, and of all that have not ended."""
+    def records(self, latest: int | None = None) -> list[TaskRecord]:
+        """Return records of the tasks that ended last, and of all that have not ended.
+
+        Args:
+            latest: Maximum number of tasks that ended. None: all whose records are kept.
+        """
+        return list(map(TaskRecord._make, zip(*self.columns(latest), strict=True)))
+
+    def columns(self, latest: int | None = None) -> list[list[Any]]:
+        """Return the same as `records`, as one list for each field of a record."""
         active = self._source.active_records(self.history)
-        ended = self.history.records()
-        ended_meanwhile = {(record.uid, record.submitted) for record in ended}
-        return ended + [r for r in active if (r.uid, r.submitted) not in ended_meanwhile]
+        columns = self.history.columns(latest)
+        if active:
+            uids, _, _, _, submitted, *_ = columns
+            ended_meanwhile = set(zip(uids, submitted, strict=True))
+            left = [r for r in active if (r.uid, r.submitted) not in ended_meanwhile]
+            for column, values in zip(columns, zip(*left, strict=True), strict=False):
+                column += values
+        return columns
+
+    def active_names(self) -> list[tuple[str, str]]:
+        """Return name and state of each task that has not ended."""
+        return [(r.name, r.state) for r in self._source.active_records(self.history)]
+
+    def logs(self) -> dict[str, str]:
+        """Return the last lines of the logs of model servers or workers, by their names."""
+        own = getattr(self._backend, "server_logs", None)
+        return own() if own is not None else {}
 
     def statistics(self) -> dict[str, Any]:
         """Return the statistics of the backend, empty if it has none."""

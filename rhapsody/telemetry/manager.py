@@ -344,6 +344,10 @@ class TelemetryManager:
         counters = self._recorder.counters
         return self._read(self._otel.read_metrics if self._otel else counters.metrics)
 
+    def latest_resources(self) -> list[dict[str, Any]]:
+        """Return the latest `ResourceUpdate` of each backend, node and GPU, as in `summary()`."""
+        return self._read(lambda: list(self._resource_updates().values()))
+
     def session_duration(self) -> float:
         """Return the seconds from start to stop, or until now; 0 before the start."""
         if self._duration is not None:
@@ -399,29 +403,32 @@ class TelemetryManager:
                 name: {"tasks": counters.counts(name), "duration": counters.durations(name)}
                 for name in counters.backends()
             },
-            "resources": {
-                key: {
-                    "backend": event.backend,
-                    "node_id": event.node_id,
-                    "cpu_percent": event.cpu_percent,
-                    "memory_percent": event.memory_percent,
-                    "memory_bytes": event.memory_bytes,
-                    "gpu_percent": event.gpu_percent,
-                    "gpu_id": event.gpu_id,
-                    "disk_read_bytes": event.disk_read_bytes,
-                    "disk_write_bytes": event.disk_write_bytes,
-                    "net_sent_bytes": event.net_sent_bytes,
-                    "net_recv_bytes": event.net_recv_bytes,
-                    "statistics": dict(event.attributes),
-                }
-                for key, event in counters.resources.items()
-            },
+            "resources": self._resource_updates(),
             "events": {
                 "recorded": self._recorder.recorded,
                 "dropped": self._queue.dropped,
                 "undelivered": self._subscribers.dropped,
                 "unwritten": self._checkpoint.dropped if self._checkpoint else 0,
             },
+        }
+
+    def _resource_updates(self) -> dict[Any, dict[str, Any]]:
+        return {
+            key: {
+                "backend": event.backend,
+                "node_id": event.node_id,
+                "cpu_percent": event.cpu_percent,
+                "memory_percent": event.memory_percent,
+                "memory_bytes": event.memory_bytes,
+                "gpu_percent": event.gpu_percent,
+                "gpu_id": event.gpu_id,
+                "disk_read_bytes": event.disk_read_bytes,
+                "disk_write_bytes": event.disk_write_bytes,
+                "net_sent_bytes": event.net_sent_bytes,
+                "net_recv_bytes": event.net_recv_bytes,
+                "statistics": dict(event.attributes),
+            }
+            for key, event in self._recorder.counters.resources.items()
         }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from traceback import TracebackException
 from typing import Any, NamedTuple, Protocol
 
 from rhapsody.backends.protocol import Attempt, Task, TaskStates, task_name
@@ -27,6 +30,11 @@ CROWD = 256
 REASONS = 200
 """Maximum number of reasons for failures; further ones are counted together."""
 REASON_CHARACTERS = 500
+TRACEBACK_CHARACTERS = 20_000
+"""Characters of a traceback; of a longer one the end is kept."""
+NAMES = 1000
+"""Maximum number of names of functions and executables that are counted one by one."""
+OTHER_NAMES = "other names"
 
 
 class TaskRecord(NamedTuple):
@@ -97,25 +105,42 @@ class Failure(NamedTuple):
         reason: The exception's class and message.
         number: How many tasks failed for this reason.
         uid: The uid of the first of these tasks.
+        raised: The exception of this task, without its frames. None: not known.
     """
 
     reason: str
     number: int
     uid: str
+    raised: TracebackException | None = None
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of the first task, with its causes; "" if it is not known."""
+        if self.raised is None:
+            return ""
+        text = "".join(self.raised.format())
+        return text if len(text) <= TRACEBACK_CHARACTERS else f"... {text[-TRACEBACK_CHARACTERS:]}"
 
 
 class TaskHistory:
     """Counts the tasks of one owner by state, and keeps the latest records.
 
     Writers must hold a lock, so that one thread writes at a time. Reading needs no lock.
+
+    Attributes:
+        began: When the history was created, by `time.monotonic`.
+        first_submitted: When the first task was submitted, likewise. None: there is no task.
     """
 
     def __init__(self) -> None:
         self.began = time.monotonic()
+        self.first_submitted: float | None = None
         self._counts = dict.fromkeys(STATES, 0)
         # The fields of all records in one deque: an object for each record would make the garbage
         # collector run more often, which costs more than everything else here.
         self._ended: deque[Any] = deque(maxlen=RECORDS * FIELDS)
+        self._earlier: deque[Any] = deque()  # records from before `keep`
+        self._names: dict[str, dict[str, int]] = {}
         # The failed attempts of tasks that may be repeated, by task.
         self._attempts: dict[Hashable, tuple[Any, ...]] = {}
         self._failures: dict[str, Failure] = {}
@@ -123,6 +148,8 @@ class TaskHistory:
 
     def count_submitted(self, number: int) -> None:
         """Count new tasks as pending."""
+        if self.first_submitted is None:
+            self.first_submitted = time.monotonic()
         self._counts[TaskStates.PENDING] += number
 
     def take_back(self, attempt: Attempt) -> None:
@@ -130,8 +157,9 @@ class TaskHistory:
         record = self._attempts.pop(attempt.task, None)
         if record is None:
             return
-        *_, state, _, _, _, reason = record
+        _, name, _, state, _, _, _, reason = record
         self._counts[state] -= 1
+        self._counts_of(name)[state] -= 1
         failure = self._failures[reason]
         if failure.number > 1:
             self._failures[reason] = failure._replace(number=failure.number - 1)
@@ -162,6 +190,8 @@ class TaskHistory:
         self._counts[state] += 1
         reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error, message)
         record = _values(work, state, time.monotonic(), reason)
+        name = record[1]
+        (self._names.get(name) or self._counts_of(name))[state] += 1
         attempt = work.attempt
         if attempt is None or attempt.is_last or state != TaskStates.FAILED:
             self._ended.extend(record)
@@ -172,8 +202,10 @@ class TaskHistory:
 
     def add(self, record: TaskRecord) -> None:
         """Add a task from another source; of one that is still active only its state."""
+        self.first_submitted = min(self.first_submitted or record.submitted, record.submitted)
         self._counts[record.state] += 1
         if record.ended is not None:
+            self._counts_of(record.name)[record.state] += 1
             if record.state == TaskStates.FAILED:
                 reason = self._count_failure(record.uid, record.reason or "no reason was given")
                 record = record._replace(reason=reason)
@@ -185,17 +217,35 @@ class TaskHistory:
             text = message_of(error) if message is None else message
             message = text.replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
             reason = f"{type(error).__name__}: {message}"
-        return self._count_failure(uid, reason)
+        return self._count_failure(uid, reason, error)
 
-    def _count_failure(self, uid: str, reason: str) -> str:
+    def _counts_of(self, name: str) -> dict[str, int]:
+        """Return the counts of a name, or of all further names together."""
+        if name not in self._names and len(self._names) >= NAMES:
+            name = OTHER_NAMES
+        return self._names.setdefault(name, dict.fromkeys(TaskStates.terminal_states, 0))
+
+    def _count_failure(self, uid: str, reason: str, error: BaseException | None = None) -> str:
         """Count a failure, and return the reason under which it is counted."""
         known = self._failures.get(reason)
         if known is None and len(self._failures) >= REASONS:
             reason = "other reasons"
             known = self._failures.get(reason)
-        number, first = (known.number, known.uid) if known is not None else (0, uid)
-        self._failures[reason] = Failure(reason, number + 1, first)
+        if known is None:
+            self._failures[reason] = Failure(reason, 1, uid, _without_frames(error))
+        else:
+            self._failures[reason] = known._replace(number=known.number + 1)
         return reason
+
+    def keep(self, number: int) -> None:
+        """Keep the records of more tasks from now on; may be called from any thread.
+
+        Args:
+            number: Maximum number of records.
+        """
+        limit = number * FIELDS
+        if limit > (self._ended.maxlen or 0):
+            self._earlier, self._ended = self._ended, deque(maxlen=limit)
 
     def record_batch(self, size: int) -> None:
         """Keep the time and the size of a batch of prompts that was sent."""
@@ -207,10 +257,20 @@ class TaskHistory:
         return {state: number for state, number in self._counts.items() if number}
 
     @property
+    def ended_by_name(self) -> Mapping[str, Mapping[str, int]]:
+        """Number of ended tasks by name and state."""
+        return {name: dict(counts) for name, counts in self._names.copy().items()}
+
+    @property
     def is_crowded(self) -> bool:
         """Whether so many tasks are active that a millisecond makes no difference to them."""
         counts = self._counts
         return counts[TaskStates.PENDING] + counts[TaskStates.RUNNING] >= CROWD
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a task is pending or running."""
+        return bool(self._counts[TaskStates.PENDING] or self._counts[TaskStates.RUNNING])
 
     @property
     def number_ended(self) -> int:
@@ -219,13 +279,18 @@ class TaskHistory:
 
     def records(self, latest: int | None = None) -> list[TaskRecord]:
         """Return the records of the latest tasks that ended, in the order of their ends."""
-        fields = list(self._ended.copy())  # atomic, while other threads append
+        return list(map(TaskRecord._make, zip(*self.columns(latest), strict=True)))
+
+    def columns(self, latest: int | None = None) -> list[list[Any]]:
+        """Return the same as `records`, as one list for each field of a record."""
+        fields = _last(self._ended, None if latest is None else latest * FIELDS)
+        if latest is None or len(fields) < latest * FIELDS:
+            fields = _last(self._earlier, None) + fields
         for failed in self._attempts.copy().values():
             fields += failed
         if latest is not None:
             fields = fields[-latest * FIELDS :]
-        columns = (fields[column::FIELDS] for column in range(FIELDS))
-        return [TaskRecord(*record) for record in zip(*columns, strict=True)]
+        return [fields[column::FIELDS] for column in range(FIELDS)]
 
     def active(self, works: Iterable[RecordedTask]) -> list[TaskRecord]:
         """Return records of active tasks, without tasks that another history records."""
@@ -267,6 +332,25 @@ def _values(work: RecordedTask, state: str, ended: float | None, reason: str) ->
     """Return the fields of a record as a plain tuple, which is faster to create."""
     name = task_name(work.task, work.kind)
     return work.uid, name, work.place, state, work.submitted, work.started, ended, reason
+
+
+def _last(values: deque[Any], number: int | None) -> list[Any]:
+    """Return the last values of a deque to which other threads append; None: all values."""
+    if number is not None:
+        for _ in range(3):
+            with suppress(RuntimeError):  # the deque changed meanwhile
+                return list(islice(reversed(values), number))[::-1]
+    return list(values.copy())  # atomic
+
+
+def _without_frames(error: BaseException | None) -> TracebackException | None:
+    """Return what is needed to format a traceback later, without the objects in its frames."""
+    if error is None:
+        return None
+    try:
+        return TracebackException.from_exception(error, lookup_lines=False, limit=-40)
+    except Exception:  # the attributes of the user's own exceptions may raise
+        return None
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:

@@ -76,8 +76,8 @@ def test_failures_are_grouped_by_reason_without_uid() -> None:
         history.record_end(work(uid), "FAILED", ValueError(f"{uid} is too large"))
     history.record_end(work("y"), "FAILED", None)
     first, second = history.failures()
-    assert first == ("ValueError: <uid> is too large", 2, "x.1")
-    assert second == ("no reason was given", 1, "y")
+    assert first[:3] == ("ValueError: <uid> is too large", 2, "x.1")
+    assert second[:3] == ("no reason was given", 1, "y")
 
 
 def test_reasons_are_bounded() -> None:
