@@ -2,41 +2,81 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from rhapsody import __version__
-from rhapsody.command.batch import batch
-from rhapsody.command.doctor import doctor
-from rhapsody.command.journal import journal
-from rhapsody.command.report import report
-from rhapsody.command.serve import serve
-from rhapsody.command.top import top
 from rhapsody.errors import RhapsodyError
 
-__all__ = ["app", "main"]
+__all__ = ["SUBCOMMANDS", "app", "main"]
 
 WIDTH = 80
 """Columns of the help if the terminal does not say how wide it is."""
 
+SUBCOMMANDS = {
+    "batch": "Run the requests of a file in OpenAI's batch format, and append their results.",
+    "doctor": "Show what this machine has, what Rhapsody would use, and what is missing.",
+    "journal": "Show what is done, what failed, and why tasks ran again in the runs of a journal.",
+    "report": "Write the page of a run from the file that its telemetry wrote.",
+    "serve": "Serve a model over HTTP, with the routes of OpenAI, until Ctrl-C.",
+    "top": "Show prompts, tokens and replicas of a running model server, until Ctrl-C.",
+}
+"""The subcommands, each a function in the module of its name, and the first lines of their help."""
+
+
+class Subcommands(TyperGroup):
+    """Imports the module of a subcommand when it is used: the help of all needs none of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._is_listing = False
+        for name, text in SUBCOMMANDS.items():
+            self.add_command(TyperCommand(name, help=text))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a subcommand; for a list only its name and the first line of its help."""
+        if self._is_listing or cmd_name not in SUBCOMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"rhapsody.command.{cmd_name}")
+        alone = typer.Typer(add_completion=False, context_settings=HELP)
+        alone.command(cmd_name)(getattr(module, cmd_name))
+        return get_command(alone)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the command."""
+        self._is_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what may follow, for the completion of a shell."""
+        self._is_listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._is_listing = False
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="rhapsody",
+    cls=Subcommands,
     help="Rhapsody: workflows of functions, executables and AI tasks, and model servers.",
     epilog="Exit codes: 0 success or Ctrl-C, 1 a problem, 2 a wrong option or argument.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
-app.command()(batch)
-app.command()(doctor)
-app.command()(journal)
-app.command()(report)
-app.command()(serve)
-app.command()(top)
 
 
 def _print_version(wanted: bool) -> None:

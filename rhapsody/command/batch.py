@@ -42,7 +42,7 @@ def batch(
         typer.Option("--retry-errors", help="Send requests again whose result is an error."),
     ] = False,
 ) -> None:
-    """Run the requests of a file in OpenAI's batch format; results are appended as they come.
+    """Run the requests of a file in OpenAI's batch format, and append their results.
 
     A wrong request is an error on its line. If the command was interrupted, or killed, the same
     command continues: requests with a result are not sent again.

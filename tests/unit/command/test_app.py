@@ -1,10 +1,13 @@
 """The command line: its help, exit codes and error messages, with the real program."""
 
+import importlib
 import shlex
 import subprocess
 import sys
 
 import pytest
+
+from rhapsody.command.app import SUBCOMMANDS
 
 
 def rhapsody(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
@@ -63,3 +66,44 @@ def test_error_is_one_line_with_exit_code_1(arguments: list[str], message: str) 
     assert done.stderr.startswith("rhapsody: error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_list_of_subcommands_has_the_first_lines_of_their_help(name: str) -> None:
+    function = getattr(importlib.import_module(f"rhapsody.command.{name}"), name)
+    assert function.__doc__.splitlines()[0] == SUBCOMMANDS[name]
+
+
+def test_help_imports_no_subcommand() -> None:
+    code = (
+        "import sys, rhapsody.command.app as a\n"
+        "try: a.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m.startswith('rhapsody.command.')], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stderr.strip() == "['rhapsody.command.app']"
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "expected"),
+    [("rhapsody re", "1", "report"), ("rhapsody serve --en", "2", "--engine")],
+)
+def test_shell_completes_subcommands_and_options(words: str, number: str, expected: str) -> None:
+    program = "import sys; sys.argv = ['rhapsody']; import rhapsody.command.app as a; a.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "_RHAPSODY_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": number,
+        },
+        check=False,
+    )
+    assert expected in done.stdout.split()
