@@ -35,6 +35,8 @@ class InferenceGateway(Lifecycle):
         api_key: Key that HTTP clients must send; None: the value of RHAPSODY_API_KEY, if set.
         api_keys: Keys of several HTTP clients, as for `DragonVllmInferenceBackend`.
         cors_origins: Origins of web pages that may use the server, ["*"]: all.
+        batch_dir: Folder for the files and batches of HTTP clients, as for
+            `DragonVllmInferenceBackend`.
         name: Name of the gateway in logs.
 
     Raises:
@@ -51,6 +53,7 @@ class InferenceGateway(Lifecycle):
         api_key: str | None = None,
         api_keys: Mapping[str, Any] | None = None,
         cors_origins: list[str] | tuple[str, ...] = (),
+        batch_dir: str | os.PathLike[str] | None = None,
         name: str = "gateway",
     ) -> None:
         super().__init__(name)
@@ -60,6 +63,7 @@ class InferenceGateway(Lifecycle):
             api_key=os.environ.get("RHAPSODY_API_KEY") if api_key is None else api_key,
             api_keys=dict(api_keys or {}),
             cors_origins=cors_origins,
+            batch_dir=batch_dir,
         )
         self.config.keys()  # refuses invalid ones
         self.backends = _checked(backends)

@@ -64,6 +64,9 @@ class DragonVllmInferenceBackend(PromptBackend):
         health_interval: Time between health checks of a server, in seconds.
         hang_timeout: Longest time without a reaction of a server, or of vLLM's engine process, in
             seconds, before the server is restarted. It does not react while it compiles.
+        batch_dir: Folder for the files and batches that HTTP clients create by `/v1/files` and
+            `/v1/batches`. They are kept, and batches that have not ended continue at the next
+            start. None: a temporary folder, which is removed at the end.
         model: A `ModelConfig` of `rhapsody.backends.ai.config`, as in `rhapsody-py`, instead of
             `config_file`, `model_name` and `tp_size`. It may also be the first argument.
         hardware: A `HardwareConfig` instead of `num_nodes`, `num_gpus` and `offset`; with `model`
@@ -111,6 +114,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         replicas: int | tuple[int, int] | None = None,
         scale_up_after: float = 5.0,
         scale_down_after: float = 300.0,
+        batch_dir: str | os.PathLike[str] | None = None,
         model: Any = None,
         hardware: Any = None,
         batching: Any = None,
@@ -156,6 +160,7 @@ class DragonVllmInferenceBackend(PromptBackend):
             replicas=replicas,
             scale_up_after=scale_up_after,
             scale_down_after=scale_down_after,
+            batch_dir=batch_dir,
         )
         self.config.keys()  # refuses invalid ones
         self._service: InferenceService | None = None

@@ -106,6 +106,12 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    batch_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the files and batches of clients.", rich_help_panel=SERVER
+        ),
+    ] = None,
     max_batch_size: Annotated[
         int, typer.Option(help="Most prompts in a batch.", rich_help_panel=BATCHING)
     ] = 1024,
@@ -171,6 +177,7 @@ def serve(
         "port": port,
         "api_key": api_key,
         "cors_origins": cors_origins or (),
+        "batch_dir": batch_dir,
     }
     options: dict[str, Any] = {
         "num_nodes": num_nodes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -126,6 +127,12 @@ class Client:
         self.prompts += prompts
         return 0.0
 
+    async def enter(self) -> None:
+        """Count one prompt against the rate; wait while the rate is used up."""
+        while seconds := self.try_enter():
+            self.refused -= 1
+            await asyncio.sleep(seconds)
+
     def order(self, priority: int) -> int:
         """Return the place of a prompt that arrives now, see `order_of`.
 
@@ -175,6 +182,12 @@ class Clients:
             client.limits = limits
             clients[name] = client
         self._clients = clients
+
+    def named(self, name: str) -> Client:
+        """Return the client of a name; one without limits if its key was removed."""
+        if not self._clients:
+            return self._everybody
+        return self._clients.get(name) or Client(name, None)
 
     def find(self, key: str) -> Client | None:
         """Return the client with a key, None if there is none. Without keys any one is right."""

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from rhapsody.errors import PartialFailureError, PromptError
-from rhapsody.inference.kinds import EMBED
+from rhapsody.inference.kinds import EMBED, is_prompt
 from rhapsody.sampling import SAMPLING_FIELDS
 from rhapsody.suggest import unknown_name
 
-__all__ = ["LineError", "Request", "error_line", "read_request", "response_line"]
+__all__ = [
+    "CHAT",
+    "EMBEDDINGS",
+    "LineError",
+    "Request",
+    "error_line",
+    "read_request",
+    "response_line",
+]
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 IGNORED = frozenset({"metadata", "model", "store", "user"})
@@ -82,6 +90,8 @@ def read_request(custom_id: str, line: Mapping[str, Any], model: str) -> Request
         if encoding not in ("float", "base64"):
             raise LineError(f"'encoding_format' must be 'float' or 'base64', got {encoding!r:.80}")
         texts = given.get("input")
+        if not texts or not is_prompt(EMBED, texts):
+            raise LineError(f"'input' must be a text or a list of texts, got {texts!r:.80}")
         task = {"prompt": [texts] if isinstance(texts, str) else texts, "kind": EMBED}
         return Request(custom_id, url, task, encoding)
     if "max_completion_tokens" in given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -52,6 +53,11 @@ class ListenConfig(StrictModel):
         AfterValidator(_check_origins),
         Field(description="a list of origins such as 'https://app.example', or ['*'] for all"),
     ] = ()
+
+    batch_dir: Annotated[
+        InstanceOf[str] | InstanceOf[os.PathLike[str]] | None,
+        Field(description="the path of a folder"),
+    ] = None
 
     @classmethod
     def refuse(cls, fault: Fault) -> Exception:

@@ -19,6 +19,7 @@ from aiohttp import web
 from rhapsody.errors import OverloadedError, PromptError, ReplicaError
 from rhapsody.inference.clients import ApiKey, Client, Clients
 from rhapsody.inference.configuration.listening import ListenConfig
+from rhapsody.inference.http.batches.routes import BatchRoutes
 from rhapsody.inference.http.bodies import BodyError, GenerateBody
 from rhapsody.inference.http.cors import CrossOrigin
 from rhapsody.inference.http.errors import error_response
@@ -68,6 +69,9 @@ class Gateway:
         self._client_metrics = ClientMetrics()
         self.clients = Clients(config.keys())
         self._cross_origin = CrossOrigin(config.cors_origins)
+        self._batch_routes = BatchRoutes(
+            config.batch_dir, self._models, self.clients, self._client_of
+        )
         self._listener = Listener(limits or ConnectionLimits.of_this_process())
         self._runner: web.AppRunner | None = None
         self._port = 0
@@ -86,12 +90,14 @@ class Gateway:
         """Listen for requests.
 
         Raises:
+            ConfigurationError: `batch_dir` cannot be used.
             ResourceError: The port is in use, or the address is not this machine's.
         """
         app = web.Application(middlewares=[self._handle_errors], client_max_size=MAX_BODY_BYTES)
         app.router.add_get("/health", self._health)
         app.router.add_post("/generate", self._generate)
         app.router.add_get("/metrics", self._metrics)
+        self._batch_routes.add_to(app.router)
         app.router.add_route("*", "/v1/{path:.*}", self._forward)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/docs", self._docs)
@@ -110,8 +116,10 @@ class Gateway:
         await self._runner.setup()
         assert self._runner.server is not None
         try:
+            await self._batch_routes.start()
             await self._listen(self._runner.server)
         except BaseException:
+            await self._batch_routes.stop()
             await self._runner.cleanup()
             raise
         addresses = self._listener.addresses
@@ -141,6 +149,7 @@ class Gateway:
         await self._listener.stop()
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._batch_routes.stop()
         self._port = 0
 
     @web.middleware

@@ -44,6 +44,11 @@ class Models:
         """The model if there is only one: its server checks the names itself."""
         return next(iter(self._models.values())) if len(self._models) == 1 else None
 
+    @property
+    def max_pending(self) -> int:
+        """How many prompts may be pending at the model that allows the fewest."""
+        return min(model.max_pending for model in self._models.values())
+
     def choose(self, name: str | None) -> ServedModel:
         """Return the model of a request.
 

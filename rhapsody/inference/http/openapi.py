@@ -68,6 +68,21 @@ def _own_paths() -> dict[str, Any]:
         "/health": {"get": {**health, "security": []}},  # requires no key
         "/generate": {"post": generate},
         "/metrics": {"get": _operation("Metrics in Prometheus' text format")},
+        "/v1/files": {
+            "get": _operation("The files of the client"),
+            "post": _operation("Stores a file of requests"),
+        },
+        "/v1/files/{id}": {
+            "get": _operation("One file"),
+            "delete": _operation("Removes a file"),
+        },
+        "/v1/files/{id}/content": {"get": _operation("The content of a file")},
+        "/v1/batches": {
+            "get": _operation("The batches of the client"),
+            "post": _operation("Runs the requests of a file"),
+        },
+        "/v1/batches/{id}": {"get": _operation("One batch")},
+        "/v1/batches/{id}/cancel": {"post": _operation("Cancels a batch")},
         "/openapi.json": {"get": _operation("This document")},
         "/docs": {"get": _operation("A page of the routes")},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import starmap
@@ -10,13 +11,16 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from rhapsody.errors import ReplicaError
+from rhapsody.errors import PromptError, ReplicaError
+from rhapsody.inference import execution
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.clients import Client
 from rhapsody.inference.config import InferenceConfig
+from rhapsody.inference.execution import run_prompt
 from rhapsody.inference.gather import gather_outcomes
 from rhapsody.inference.http.bodies import BodyError, GenerateBody
 from rhapsody.inference.http.generate_response import GenerateResponse
+from rhapsody.inference.http.media import remote_media
 from rhapsody.inference.http.proxy import Proxy
 from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.prompts import Completion
@@ -27,7 +31,7 @@ __all__ = ["PromptService", "ServedModel"]
 UNAVAILABLE, HEALTHY = "unavailable", "healthy"
 
 
-class PromptService(Protocol):
+class PromptService(execution.PromptService, Protocol):
     """The interface of an inference service that the gateway uses."""
 
     pool: ReplicaPool
@@ -76,6 +80,11 @@ class ServedModel:
     def name(self) -> str:
         """The name of the model."""
         return self._config.model_name
+
+    @property
+    def max_pending(self) -> int:
+        """How many prompts may be pending."""
+        return self._config.max_pending
 
     @property
     def _service(self) -> PromptService:
@@ -165,6 +174,17 @@ class ServedModel:
         finally:
             admission.leave(admitted)  # prompts that did not start
         return response.encode(time.monotonic() - since)
+
+    async def run(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the prompts of a task, see `run_prompt`.
+
+        Raises:
+            PromptError: The task has media from a URL, which the servers would fetch.
+        """
+        service = self._service
+        if service.fetches_media and (url := remote_media(json.dumps(task["prompt"]).encode())):
+            raise PromptError(f"media from the URL {url!r:.80} are refused", 400)
+        return await run_prompt(service, task)
 
     def health(self) -> dict[str, Any]:
         """Return the state of the model and of its replicas."""

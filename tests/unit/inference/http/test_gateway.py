@@ -45,6 +45,14 @@ class EchoService:
         if not self.open:
             raise ReplicaError("the service is draining")
 
+    window = 4
+
+    async def complete(self, prompt: Any, *_: Any, **__: Any) -> Completion:
+        return await self.complete_admitted(prompt)
+
+    def get_statistics(self) -> dict[str, Any]:
+        return {}
+
     async def complete_admitted(
         self,
         prompt: str | Sequence[Mapping[str, Any]],

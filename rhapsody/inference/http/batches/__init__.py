@@ -1,0 +1,1 @@
+"""Files and batches of requests, as in OpenAI's API."""

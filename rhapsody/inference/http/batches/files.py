@@ -1,0 +1,189 @@
+"""Files of HTTP clients in a folder, each owned by one client, with bounds on their sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rhapsody.errors import ConfigurationError, PromptError
+
+__all__ = ["MAX_FILE_BYTES", "FileStore", "lock_folder", "not_found"]
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""The largest file that a client may send, as in OpenAI's API."""
+MAX_FOLDER_BYTES = 8 * 1024 * 1024 * 1024
+"""All files together, results of batches included."""
+MAX_FILES = 10_000
+FILE_ID = re.compile(r"file-[0-9a-f]{32}")
+
+
+class FileStore:
+    """The files in a folder. Methods that take a path or an id of a file may block.
+
+    Args:
+        folder: The folder, which only this process uses. Files in it from before are kept.
+        max_file_bytes: The largest file that a client may send.
+        max_folder_bytes: The largest size of all files together.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        max_folder_bytes: int = MAX_FOLDER_BYTES,
+    ) -> None:
+        self.max_file_bytes = max_file_bytes
+        self._folder = folder
+        self._max_folder_bytes = max_folder_bytes
+        self._files: dict[str, dict[str, Any]] = {}
+        for path in folder.glob("file-*.json"):
+            with contextlib.suppress(ValueError, OSError):
+                file = json.loads(path.read_text())
+                if FILE_ID.fullmatch(file["id"]):
+                    file["bytes"] = self.path(file["id"]).stat().st_size
+                    self._files[file["id"]] = file
+        for data in folder.glob("file-*.data"):  # an upload that did not end
+            if data.stem not in self._files:
+                data.unlink()
+        self._used = sum(file["bytes"] for file in self._files.values())
+
+    def path(self, file_id: str) -> Path:
+        """Return where the content of a file is."""
+        return self._folder / f"{file_id}.data"
+
+    def create(self, owner: str, filename: str, purpose: str) -> tuple[str, BinaryIO]:
+        """Create an empty file that nobody finds until `keep` is called.
+
+        Returns:
+            Its id, and the file to write to; `grow` counts what is written.
+
+        Raises:
+            PromptError: There are too many files.
+        """
+        if len(self._files) >= MAX_FILES:
+            raise PromptError(
+                f"the server has {MAX_FILES} files; delete some", 413, "RequestTooLarge", "file"
+            )
+        file_id = f"file-{uuid.uuid4().hex}"
+        self._files[file_id] = {
+            "id": file_id,
+            "object": "file",
+            "bytes": 0,
+            "created_at": int(time.time()),
+            "filename": filename,
+            "purpose": purpose,
+            "status": "pending",
+            "owner": owner,
+        }
+        return file_id, self.path(file_id).open("wb")
+
+    def grow(self, file_id: str, size: int, *, bounded: bool = False) -> None:
+        """Count bytes before they are written.
+
+        Args:
+            file_id: The file.
+            size: The number of bytes.
+            bounded: Whether the file is one that a client sends.
+
+        Raises:
+            PromptError: The file or all files together would become too large.
+        """
+        file = self._files[file_id]
+        if bounded and file["bytes"] + size > self.max_file_bytes:
+            raise PromptError(
+                f"a file may have at most {self.max_file_bytes} bytes; send it in parts",
+                413,
+                "RequestTooLarge",
+                "file",
+            )
+        if self._used + size > self._max_folder_bytes:
+            raise PromptError(
+                f"the files of this server may have {self._max_folder_bytes} bytes together; "
+                "delete some",
+                413,
+                "RequestTooLarge",
+                "file",
+            )
+        file["bytes"] += size
+        self._used += size
+
+    def keep(self, file_id: str) -> dict[str, Any]:
+        """Let the owner of a file find it, and return its description."""
+        file = self._files[file_id]
+        file["status"] = "processed"
+        write_json(self._folder / f"{file_id}.json", file)
+        return _shown(file)
+
+    def find(self, owner: str, file_id: str) -> dict[str, Any]:
+        """Return the description of a file.
+
+        Raises:
+            PromptError: The client has no such file.
+        """
+        file = self._files.get(file_id)
+        if file is None or file["owner"] != owner or file["status"] != "processed":
+            raise not_found("file", file_id)
+        return _shown(file)
+
+    def all_of(self, owner: str, purpose: str | None = None) -> list[dict[str, Any]]:
+        """Return the descriptions of a client's files, the newest first."""
+        found = [
+            _shown(file)
+            for file in self._files.values()
+            if file["owner"] == owner
+            and file["status"] == "processed"
+            and purpose in (None, file["purpose"])
+        ]
+        return sorted(found, key=lambda file: (file["created_at"], file["id"]), reverse=True)
+
+    def remove(self, file_id: str) -> None:
+        """Remove a file. Idempotent."""
+        file = self._files.pop(file_id, None)
+        if file is not None:
+            self._used -= file["bytes"]
+        self.path(file_id).unlink(missing_ok=True)
+        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
+
+
+def not_found(noun: str, name: str) -> PromptError:
+    """Return the error of an id that a client does not have."""
+    return PromptError(f"there is no {noun} '{name:.80}'", 404, "NotFoundError", f"{noun}_id")
+
+
+def _shown(file: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in file.items() if name != "owner"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, which others see complete or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value))
+    part.replace(path)
+
+
+def lock_folder(folder: Path) -> int:
+    """Create a private folder, and lock it for this process until the descriptor is closed.
+
+    Raises:
+        ConfigurationError: Another program uses it, or it cannot be created.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"batch_dir {str(folder)!r} cannot be used: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ConfigurationError(
+            f"another program uses batch_dir {str(folder)!r}; name another folder"
+        ) from None
+    return lock

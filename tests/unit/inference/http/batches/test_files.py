@@ -1,0 +1,61 @@
+"""Files of HTTP clients in a folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rhapsody.errors import ConfigurationError, PromptError
+from rhapsody.inference.http.batches.files import FileStore, lock_folder
+
+
+def stored(files: FileStore, owner: str = "alice", data: bytes = b"text") -> str:
+    file_id, file = files.create(owner, "in.jsonl", "batch")
+    with file:
+        files.grow(file_id, len(data), bounded=True)
+        file.write(data)
+    files.keep(file_id)
+    return file_id
+
+
+def test_file_is_found_by_its_owner_only(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    file_id = stored(files)
+    found = files.find("alice", file_id)
+    assert (found["bytes"], found["filename"], found["purpose"]) == (4, "in.jsonl", "batch")
+    assert files.all_of("alice", "batch") == [found]
+    assert files.all_of("alice", "other") == files.all_of("bob") == []
+    with pytest.raises(PromptError, match=f"there is no file '{file_id}'"):
+        files.find("bob", file_id)
+
+
+def test_file_is_found_after_a_restart_and_an_incomplete_one_is_removed(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    file_id = stored(files)
+    _, half = files.create("alice", "half.jsonl", "batch")
+    half.close()
+    again = FileStore(tmp_path)
+    assert [file["id"] for file in again.all_of("alice")] == [file_id]
+    assert len(list(tmp_path.glob("*.data"))) == 1
+
+
+def test_sizes_are_bounded(tmp_path: Path) -> None:
+    files = FileStore(tmp_path, max_file_bytes=6, max_folder_bytes=10)
+    with pytest.raises(PromptError, match="may have at most 6 bytes"):
+        stored(files, data=b"x" * 7)
+    first = stored(files, data=b"x" * 6)
+    with pytest.raises(PromptError, match="may have 10 bytes together"):
+        stored(files, data=b"x" * 5)
+    files.remove(first)
+    stored(files, data=b"x" * 5)
+
+
+def test_folder_has_one_user(tmp_path: Path) -> None:
+    lock = lock_folder(tmp_path / "batches")
+    assert (tmp_path / "batches").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ConfigurationError, match="another program uses batch_dir"):
+        lock_folder(tmp_path / "batches")
+    os.close(lock)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        lock_folder(tmp_path / "file")
