@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import uuid
 from pathlib import Path
@@ -21,6 +22,9 @@ ADDRESS_BYTES = 256
 
 TOKEN_BYTES = 64
 """Space for the token of one call."""
+
+NAME = re.compile("[0-9a-f]{32}")
+"""The names of the files. The directory may have others, such as the lock of a `Scratch`."""
 
 _own: set[str] = set()
 """Names of this process's files: the lock of a file does not keep its own process out."""
@@ -95,7 +99,7 @@ def collect_marks(directory: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     with contextlib.suppress(OSError):  # the directory has been removed
         for path in sorted(directory.iterdir()):
-            if not path.name.startswith(".") and path.name not in _own:
+            if NAME.fullmatch(path.name) and path.name not in _own:
                 with contextlib.suppress(OSError):  # the worker lives, or another process was first
                     found.update([_take(path)])
     return found

@@ -49,6 +49,12 @@ def test_missing_directory_has_no_marks(tmp_path: Path) -> None:
     assert collect_marks(tmp_path / "missing") == {}
 
 
+def test_lock_of_the_directory_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "owner@host").touch()
+    assert collect_marks(tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["owner@host"]
+
+
 def test_directory_of_another_owner_is_refused(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     planted.symlink_to(tmp_path)
