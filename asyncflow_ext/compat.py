@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Coroutine, Generator, Iterator, MutableMapping, Set
+from collections.abc import Coroutine, Generator, Iterator, Mapping, MutableMapping, Set
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Generic, TypeVar
-from weakref import ref
+from weakref import KeyedRef, ref
 
 from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext.component import Component, Stage
 
-__all__ = ["SUPPORTED", "Components", "Creation", "Resolved", "check_stock"]
+__all__ = [
+    "SUPPORTED",
+    "Components",
+    "Creation",
+    "Dependencies",
+    "Resolved",
+    "Running",
+    "check_stock",
+]
 
 SUPPORTED = "0.6"
 
 ENDED = 10_000
 """The number of components that can be read after their end."""
+
+AT_BACKEND = frozenset(
+    {
+        Stage.SUBMITTING,
+        Stage.SUBMITTED,
+        Stage.CANCEL_PENDING,
+        Stage.CANCELLING,
+        Stage.TIMEOUT_PENDING,
+        Stage.TIMING_OUT,
+    }
+)
+"""The stages of a component that a backend has."""
 
 METHODS = {
     "_attach_backend": ["self", "backend"],
@@ -133,15 +154,20 @@ class Components(MutableMapping[str, Any]):
 
     def __init__(self) -> None:
         self.active: dict[str, Any] = {}
-        self._ended: OrderedDict[str, ref[Component]] = OrderedDict()
+        self._ended: OrderedDict[str, KeyedRef[str, Component]] = OrderedDict()
+        self._forget = partial(_forget, ref(self))
 
     def end(self, component: Component) -> None:
         """Move a component to those that ended."""
         if self.active.pop(component.uid, None) is None:
             return
-        self._ended[component.uid] = ref(component)
+        self._ended[component.uid] = KeyedRef(component, self._forget, component.uid)
         if len(self._ended) > ENDED:
             self._ended.popitem(last=False)
+
+    def count_active(self) -> int:
+        """Return the number of components that have not ended."""
+        return len(self.active)
 
     def __getitem__(self, uid: str) -> Any:
         if uid in self.active:
@@ -176,11 +202,18 @@ class Components(MutableMapping[str, Any]):
         return isinstance(component, Component) and component.stage > Stage.WAITING
 
 
-class Resolved(Set[str]):
-    """The uids of components whose dependencies are done, as the stock engine's `resolved`.
+def _forget(components: ref[Components], gone: KeyedRef[str, Component]) -> None:
+    """Forget a component that nobody refers to any more."""
+    register = components()
+    if register is not None:
+        register._ended.pop(gone.key, None)
+
+
+class _Uids(Set[str]):
+    """Some of the uids in a register of components.
 
     Args:
-        components: The register that it shows.
+        components: The register.
     """
 
     def __init__(self, components: Components) -> None:
@@ -190,9 +223,6 @@ class Resolved(Set[str]):
     def _from_iterable(cls, uids: Any) -> Any:
         return set(uids)
 
-    def __contains__(self, uid: object) -> bool:
-        return self._components.is_resolved(uid)
-
     def __iter__(self) -> Iterator[str]:
         return (uid for uid in self._components if uid in self)
 
@@ -201,3 +231,41 @@ class Resolved(Set[str]):
 
     def __repr__(self) -> str:
         return repr(set(self))
+
+
+class Running(_Uids):
+    """The uids of components that a backend has, as the stock engine's `running`."""
+
+    def __contains__(self, uid: object) -> bool:
+        component = self._components.active.get(str(uid))
+        return isinstance(component, Component) and component.stage in AT_BACKEND
+
+
+class Dependencies(Mapping[str, Any]):
+    """The dependencies of active components by uid, as the stock engine's `dependencies`.
+
+    Args:
+        components: The register of components.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+
+    def __getitem__(self, uid: str) -> Any:
+        return self._components.active[uid].description["metadata"]["dependencies"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._components.active))
+
+    def __len__(self) -> int:
+        return len(self._components.active)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class Resolved(_Uids):
+    """The uids of components whose dependencies are done, as the stock engine's `resolved`."""
+
+    def __contains__(self, uid: object) -> bool:
+        return self._components.is_resolved(uid)

@@ -283,12 +283,9 @@ class Component(asyncio.Future[Any]):
     Its items `type`, `future` and `description` are those of the stock engine's entries.
 
     Attributes:
-        type: "task" or "block".
         uid: Unique in this process.
-        name: The function's name.
         state: The state in the terms of the stock engine: "PENDING", "RUNNING", "DONE", "FAILED"
             or "CANCELLED". The engine itself reads `stage` only.
-        task, block: The description, under the name of the component's type.
         description: The dict that its backend gets.
         machine: Its state machine, until it has ended.
         kind: "function", "executable", "prompt", "block" or "ai".
@@ -315,46 +312,40 @@ class Component(asyncio.Future[Any]):
     __slots__ = (
         "arguments",
         "attempt",
-        "block",
-        "call",
-        "cancel_message",
         "context",
         "dependencies",
         "description",
         "function",
-        "job",
         "kind",
         "machine",
-        "members",
-        "name",
         "options",
         "queue",
         "stage",
         "state",
-        "task",
-        "timers",
-        "type",
         "uid",
         "waiting",
     )
+
+    # Most tasks have none of these. Of the others they are in the dict that every future may have.
+    job: asyncio.Task[None] | None = None
+    timers: Timers | None = None
+    cancel_message: Any = None
+    members: set[Component] | None = None
+    call: Any = None
 
     def __init__(
         self,
         machine: HandlesEvents,
         loop: asyncio.AbstractEventLoop,
-        comp_type: str,
         kind: str,
         function: Callable[..., Any],
         options: Options,
         description: dict[str, Any],
     ) -> None:
         super().__init__(loop=loop)
-        self.type = comp_type
         self.uid: str = description["uid"]
         self.state = "PENDING"
-        self.name: str = description["name"]
         self.description = description
-        setattr(self, comp_type, description)
         self.machine: HandlesEvents | None = machine
         self.kind = kind
         self.function = function
@@ -364,13 +355,8 @@ class Component(asyncio.Future[Any]):
         self.waiting = 0
         self.stage = FIRST_STAGE
         self.attempt = 0
-        self.job: asyncio.Task[None] | None = None
         self.queue: TaskQueue | None = None
-        self.timers: Timers | None = None
-        self.cancel_message: Any = None
         self.context = None if kind == FUNCTION else copy_context()
-        self.members: set[Component] | None = None
-        self.call: Any = None
 
     def __getitem__(self, key: str) -> Any:
         if key == "future":
@@ -378,6 +364,32 @@ class Component(asyncio.Future[Any]):
         if key not in ("description", "type"):
             raise KeyError(key)
         return getattr(self, key)
+
+    @property
+    def type(self) -> str:
+        """Its type, "task" or "block"."""
+        return BLOCK if self.kind == BLOCK else TASK
+
+    @property
+    def name(self) -> str:
+        """The name of its function."""
+        name: str = self.description["name"]
+        return name
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The description of a task; a block has no such attribute."""
+        return self._description_as(TASK)
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The description of a block; a task has no such attribute."""
+        return self._description_as(BLOCK)
+
+    def _description_as(self, comp_type: str) -> dict[str, Any]:
+        if self.type != comp_type:
+            raise AttributeError(f"'{self.name}' is a {self.type} and has no '{comp_type}'")
+        return self.description
 
     @property
     def id(self) -> str:
@@ -453,7 +465,11 @@ class Component(asyncio.Future[Any]):
         machine, self.machine = self.machine, None
         if machine is not None:
             machine.release(self)
-        self.context = self.members = self.queue = self.timers = None
+        self.queue = self.context = None
+        if self.members is not None:
+            self.members = None
+        if self.timers is not None:
+            self.timers = None
         self.arguments = self.dependencies = ()
 
 

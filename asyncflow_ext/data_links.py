@@ -12,7 +12,7 @@ from asyncflow_ext.component import Component, description_of
 __all__ = ["link_data", "metadata"]
 
 NONE: dict[str, tuple[Any, ...]] = {"dependencies": (), "input_files": (), "output_files": ()}
-"""The metadata of a call without arguments. It is shared: backends do not change it."""
+"""The metadata of a call without dependencies and files. Shared: backends do not change it."""
 
 
 def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
@@ -26,6 +26,10 @@ def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
         return NONE
     arguments = (*description["args"], *description["kwargs"].values())
     others = filter(None, map(description_of, component.dependencies))
+    if not component.dependencies and not any(
+        isinstance(argument, (InputFile, OutputFile)) for argument in arguments
+    ):
+        return NONE
     return {
         "dependencies": tuple({"uid": other["uid"], "name": other["name"]} for other in others),
         "input_files": tuple(a.filename for a in arguments if isinstance(a, InputFile)),

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow_ext.component import AI, BLOCK, EXECUTABLE, FUNCTION, PROMPT, Component, Options
 from rhapsody.backends.core.work import is_async
@@ -18,6 +18,32 @@ DECORATED = "__rhapsody_component__"
 """The attribute that marks decorated functions."""
 
 Register = Callable[..., Component]
+
+
+class _Nothing(dict[str, Any]):
+    """An empty dict that many calls share, and that cannot be changed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("this empty dict is shared by all calls; make a new one")
+
+    __setitem__ = setdefault = update = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return dict, ()
+
+
+NOTHING = _Nothing()
+
+
+class _Template:
+    """Holds the keys of descriptions; see `Decorated.describe`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 class Decorated:
@@ -42,6 +68,7 @@ class Decorated:
         with suppress(AttributeError, TypeError):  # methods and slotted objects reject attributes
             function.__task_description__ = self.description  # type: ignore[attr-defined]
         self.is_async = is_async(function)
+        self._templates: dict[str, dict[str, Any]] = {}
 
     def _default_description(self) -> dict[str, Any]:
         parameter = self.parameters.get("task_description")
@@ -67,7 +94,7 @@ class Decorated:
             TypeError: It is not a dict.
         """
         if not kwargs:
-            return self.description.copy()
+            return self.description.copy() if self.description else NOTHING
         given = self.take(kwargs, "task_description") or {}
         if not isinstance(given, dict):
             raise TypeError(f"Expected 'task_description' to be a dict, got {type(given)}")
@@ -92,29 +119,46 @@ class Decorated:
             specific: Options for the backend only.
             workflow_id: Label of the workflow that the call belongs to.
         """
+        template = self._templates.get(kind)
+        if template is None:
+            template = self._templates[kind] = self._template(kind)
+        description = template.copy()
+        description["uid"] = uid
+        description["args"] = args
+        description["kwargs"] = kwargs or NOTHING
+        description["task_backend_specific_kwargs"] = specific or NOTHING
+        description["workflow_id"] = workflow_id
+        return description
+
+    def _template(self, kind: str) -> dict[str, Any]:
+        """Return the description of any call: its keys, and the values that are always the same.
+
+        It is the dict of an object. Copies of such a dict share its keys, so that each takes half
+        the memory of another dict.
+        """
         called = kind in (FUNCTION, BLOCK, AI)
-        task_type = FUNCTION if kind == BLOCK else PROMPT if kind == AI else kind
-        description: dict[str, Any] = {
-            "uid": uid,
-            "name": self.name,
-            "function": self.function if called else None,
-            "executable": None,
-            "args": args,
-            "kwargs": kwargs,
-            "is_service": self.options.service,
-            "task_backend_specific_kwargs": specific,
-            "target_backend": self.options.backend,
-            "capture_stdio": self.options.capture_stdio,
-            "workflow_id": workflow_id,
-            "_tel_task_type": task_type,
-            "_tel_executable": self.name,
-        }
+        template = _Template()
+        description = vars(template)
+        # One by one: `update` would make a dict of its own keys.
+        template.uid = None
+        template.name = template._tel_executable = self.name
+        template.function = self.function if called else None
+        template.executable = None
+        template.args = ()
+        template.kwargs = NOTHING
+        template.is_service = self.options.service
+        template.task_backend_specific_kwargs = NOTHING
+        template.target_backend = self.options.backend
+        template.capture_stdio = self.options.capture_stdio
+        template.workflow_id = None
+        template.metadata = None
+        template._tel_task_type = FUNCTION if kind == BLOCK else PROMPT if kind == AI else kind
         if kind != EXECUTABLE:
-            description["prompt"] = None
+            template.prompt = None
         if self.options.resources is not None:
-            description["resources"] = self.options.resources
+            template.resources = self.options.resources
         if self.options.priority:
-            description["priority"] = self.options.priority
+            template.priority = self.options.priority
         return description
 
 

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext.ai_task import extend
-from asyncflow_ext.compat import Components, Creation, Resolved, check_stock
+from asyncflow_ext.compat import (
+    Components,
+    Creation,
+    Dependencies,
+    Resolved,
+    Running,
+    check_stock,
+)
 from asyncflow_ext.component import (
     AI,
     BLOCK,
@@ -45,6 +52,7 @@ from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
 from rhapsody.backends.protocol import REPORTED_STATES, Attempt, TaskStates, main_state
 from rhapsody.errors import ConfigurationError, EngineError, JournalError, WalltimeReached
+from rhapsody.garbage import watch_tasks
 from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.runs import runs_of
 from rhapsody.walltime import find_end, signals
@@ -111,6 +119,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             raise
         self.components = self._components = Components()
         self.resolved = Resolved(self._components)
+        self.running = Running(self._components)
+        self.dependencies = Dependencies(self._components)
+        watch_tasks(self._components, Components.count_active)
         self._ai_component = self._register_decorator(TASK, AI)
         extend(self)
 
@@ -339,7 +350,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         component = Component(
             self._machine,
             self.loop,
-            comp_type,
             kind,
             decorated.function,
             decorated.options,
@@ -381,7 +391,6 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         description["metadata"] = metadata(component)
         self._components.active[component.uid] = component
         self._graph.created(component)
-        self.dependencies[component.uid] = description["metadata"]["dependencies"]
         block = machine.bodies.current.get()
         if block is not None and block.members is not None:
             block.members.add(component)

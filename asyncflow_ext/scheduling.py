@@ -19,7 +19,7 @@ __all__ = ["BackendQueue", "ReadyQueue"]
 
 logger = logging.getLogger(__name__)
 
-MOST_PER_PASS = 1000
+MOST_PER_PASS = 250
 """Components that are launched or submitted in one pass of the loop, which is held meanwhile."""
 
 

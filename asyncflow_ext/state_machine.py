@@ -140,8 +140,6 @@ class StateMachine:
         engine, uid = self._engine, component.uid
         engine._components.end(component)
         engine._graph.ended(component)
-        engine.dependencies.pop(uid, None)
-        engine.running.discard(uid)
         if self.walltime is not None:
             self.walltime.ended(component)
         if component.kind == BLOCK:
@@ -199,7 +197,6 @@ class StateMachine:
 
     def _submit(self, component: Component, _: Any) -> None:
         engine = self._engine
-        engine.running.add(component.uid)
         if component.options.timeout is not None and (
             component.kind == PROMPT
             or (component.queue is not None and not component.queue.reports_running)
@@ -267,7 +264,6 @@ class StateMachine:
             component.stage = Stage.FAILED
             self._fail(component, error)
             return
-        self._engine.running.discard(component.uid)
         if component.timers is not None:
             component.timers.stop()
         self._retries.pause(component)

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from rhapsody.backends.core.attachable import Attachable
@@ -32,6 +32,7 @@ from rhapsody.errors import (
     has_own_text,
     message_of,
 )
+from rhapsody.garbage import watch_tasks
 
 __all__ = ["BaseBackend"]
 
@@ -73,9 +74,10 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     def __init__(self, name: str | None = None) -> None:
         Lifecycle.__init__(self, name)
         Attachable.__init__(self)
-        self._works: dict[tuple[int, str], Work] = {}
+        self._works: dict[Hashable, Work] = {}
         self._reporting = threading.Lock()
         self._handovers: set[asyncio.Task[None]] = set()
+        watch_tasks(self, BaseBackend.count_active)
 
     def _repr_html_(self) -> str:
         """Return the backend for a notebook: its state, and its tasks by state."""
@@ -155,6 +157,25 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         else:
             # After its first step: a coroutine cancelled before that never runs.
             asyncio.get_running_loop().call_soon(work.future.cancel)
+
+    def count_active(self) -> int:
+        """Return the number of tasks whose end has not been reported yet."""
+        return len(self._works)
+
+    def _key(self, attachment: Attachment, uid: str) -> Hashable:
+        """Return the key of a task: its uid, unless a task of another owner has that.
+
+        AsyncFlow's uids restart with every engine. A tuple for each task would take more memory.
+        """
+        key = (id(attachment), uid)
+        other = self._works.get(uid)
+        if key in self._works or (other is not None and other.attachment is not attachment):
+            return key
+        return uid
+
+    def _find(self, uid: str) -> Work | None:
+        """Return an active task of the current owner."""
+        return self._works.get(self._key(self._attachment, uid)) if self._attachment else None
 
     def is_active(self, work: Work) -> bool:
         """Return whether the end of a task has not been reported yet."""
@@ -309,13 +330,15 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         works = []
         with self._reporting:
             attachment.history.count_submitted(len(tasks))
+        now = time.monotonic()
         for task in tasks:
-            work = Work(task, attachment, self._work_dir)
+            work = Work(task, attachment, self._work_dir, now)
             if work.attempt is not None:
                 with self._reporting:
                     attachment.history.take_back(work.attempt)
             try:
                 self.check(work)
+                work.key = self._key(attachment, work.uid)
                 if self._works.setdefault(work.key, work) is not work:
                     raise UnsupportedTaskError(work.uid, "another active task has the same uid")
             except Exception as error:
@@ -375,6 +398,7 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         described = {"uid": "task", **task}
         work = Work(dict(described), attachment, self._work_dir)
         self.check(work)
+        work.key = self._key(attachment, work.uid)
         with self._reporting:
             self._history.count_submitted(1)
             if work.attempt is not None:
@@ -399,7 +423,7 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         Returns:
             True if the task was cancelled; False if it is unknown or ended in another state.
         """
-        work = self._works.get((id(self._attachment), uid))
+        work = self._find(uid)
         return work is not None and await service_loop().run(self._cancel(work))
 
     async def time_out_task(self, uid: str, error: TaskTimeoutError) -> bool:
@@ -412,7 +436,7 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         Returns:
             True if the task was stopped; False if it is unknown, or ended or was cancelled before.
         """
-        work = self._works.get((id(self._attachment), uid))
+        work = self._find(uid)
         return work is not None and await service_loop().run(self._cancel(work, error))
 
     async def _cancel(self, work: Work, error: TaskTimeoutError | None = None) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Hashable, Mapping, Set
 from contextvars import Context
 from numbers import Real
 from types import MappingProxyType
@@ -41,7 +41,7 @@ class Work:
     Attributes:
         task: The owner's own mapping. Do not change it; `BaseBackend.report_done` adds results.
         uid: The task's uid, unique within the attachment.
-        key: The task's identity within the backend: AsyncFlow's uids restart with every engine.
+        key: The task's identity within the backend: its uid, unless a task of another owner has it.
         kind: "function", "executable" or "prompt".
         work_dir: Directory for captured output, as set when the task was submitted.
         state: The state reported last; PENDING at first.
@@ -57,49 +57,52 @@ class Work:
     """
 
     __slots__ = (
+        "__dict__",
         "attachment",
-        "attempt",
         "context",
         "future",
         "grant",
-        "interrupted",
         "key",
         "kind",
         "location",
-        "output",
         "place",
-        "queue_timer",
         "started",
         "state",
         "submitted",
         "task",
-        "timeout_error",
-        "timer",
         "uid",
         "work_dir",
     )
 
-    def __init__(self, task: Task, attachment: Attachment, work_dir: str) -> None:
+    # Most tasks have none of these. Of the others they are in a dict, so that each task takes less
+    # memory while many wait.
+    attempt: Attempt | None = None
+    interrupted = False
+    output: Mapping[str, Any] = NO_OUTPUT
+    queue_timer: asyncio.TimerHandle | None = None
+    timeout_error: TaskTimeoutError | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self, task: Task, attachment: Attachment, work_dir: str, submitted: float | None = None
+    ) -> None:
         self.task = task
         self.uid: str = task.get("uid") or ""
         self.kind = task_kind(task)
         self.context: Context | None = task.pop(CONTEXT_KEY, None)
-        self.attempt: Attempt | None = task.pop(ATTEMPT_KEY, None)
+        attempt = task.pop(ATTEMPT_KEY, None)
+        if attempt is not None:
+            self.attempt = attempt
         self.attachment = attachment
-        self.key = (id(attachment), self.uid)
+        self.key: Hashable = self.uid
         self.work_dir = work_dir
         self.future: asyncio.Future[None] | None = None
         self.grant: Grant | None = None
-        self.interrupted = False
-        self.timeout_error: TaskTimeoutError | None = None
         self.state = TaskStates.PENDING
         self.place = ""
         self.location: Location | None = None
-        self.output = NO_OUTPUT
-        self.submitted = time.monotonic()
+        self.submitted = time.monotonic() if submitted is None else submitted
         self.started: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.queue_timer: asyncio.TimerHandle | None = None
 
     @property
     def history(self) -> TaskHistory:

@@ -8,6 +8,8 @@ import pytest
 
 from asyncflow_ext import WorkflowEngine, compat
 from tests.support.engines import make_task
+from tests.support.scripted import ScriptedBackend
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncflow
 
@@ -63,3 +65,29 @@ async def test_other_objects_can_be_registered(engine: WorkflowEngine) -> None:
     assert engine.components["mine"] == {"type": "task"}
     del engine.components["mine"]
     assert "mine" not in engine.components
+
+
+async def test_running_are_components_that_a_backend_has() -> None:
+    backend = ScriptedBackend()
+    backend.hold = asyncio.Event()
+    async with WorkflowEngine.create(backend=backend) as engine:
+        task = make_task(engine)
+        first = task()
+        second = task(first)
+        await until(lambda: first.uid in engine.running)
+        assert set(engine.running) == {first.uid}
+        assert list(engine.dependencies) == [first.uid, second.uid]
+        assert engine.dependencies[second.uid] == ({"uid": first.uid, "name": first.name},)
+        assert repr(engine.running) == repr({first.uid})
+        backend.hold.set()
+        await second
+        assert not engine.running
+
+
+async def test_register_forgets_a_component_with_its_last_reference(
+    engine: WorkflowEngine, number: Any
+) -> None:
+    await number(1)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not engine._components._ended

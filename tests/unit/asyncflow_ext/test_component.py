@@ -40,7 +40,6 @@ async def component(machine: RecordingMachine) -> Component:
     return Component(
         machine,
         asyncio.get_running_loop(),
-        "task",
         "function",
         function=len,
         options=Options(),

@@ -1,6 +1,7 @@
 """Decorators: the functions they accept, and the options of a call."""
 
 import functools
+import pickle
 import threading
 from typing import Any
 
@@ -114,3 +115,16 @@ async def test_wrong_options_are_rejected_at_decoration(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make_task(engine, **options)
+
+
+async def test_calls_share_an_empty_dict_that_cannot_be_changed(engine: WorkflowEngine) -> None:
+    first, second = make_task(engine)(1), make_task(engine)(2)
+    empty = first.task["kwargs"]
+    assert empty == {}
+    assert empty is second.task["task_backend_specific_kwargs"]
+    with pytest.raises(TypeError, match="shared by all calls"):
+        empty["key"] = 1
+    copy = pickle.loads(pickle.dumps(empty))
+    assert (type(copy), copy) == (dict, {})
+    await first
+    await second

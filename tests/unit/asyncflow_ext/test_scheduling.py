@@ -1,7 +1,9 @@
 """Scheduling: dependencies, batches, and the queue of each backend."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,7 +12,12 @@ from radical.asyncflow.errors import DependencyFailureError
 from asyncflow_ext import WorkflowEngine
 from asyncflow_ext.component import Stage
 from asyncflow_ext.scheduling import MOST_PER_PASS
-from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
+from rhapsody.backends import (
+    BaseBackend,
+    ConcurrentExecutionBackend,
+    NoopExecutionBackend,
+    Work,
+)
 from tests.support.engines import make_task
 from tests.support.scripted import ScriptedBackend
 from tests.support.waiting import until
@@ -246,3 +253,36 @@ async def test_future_of_another_loop_is_rejected(engine: WorkflowEngine) -> Non
     finally:
         other.close()
     assert await make_task(engine)() == "fine"
+
+
+MOST_BYTES = 1000
+
+
+class Waiting(BaseBackend):
+    """Starts no task."""
+
+    def begin(self, work: Work) -> None:
+        self.begun = work
+
+
+async def test_waiting_task_takes_little_memory() -> None:
+    count, backend = 2000, Waiting()
+    async with WorkflowEngine.create(backend=backend) as flow:
+        task = make_task(flow)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            futures = [task(1000 + number) for number in range(count)]
+            await until(lambda: len(flow.running) == count)
+            waiting = tracemalloc.get_traced_memory()[0] - before
+            for work in list(backend._works.values()):
+                backend.report_done(work, {"return_value": None})
+            await asyncio.gather(*futures)
+            del futures, work
+            await asyncio.sleep(0)  # the loop still refers to the last of them
+            gc.collect()
+            after = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert waiting / count <= MOST_BYTES
+    assert after < waiting / 2

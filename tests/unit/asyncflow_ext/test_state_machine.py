@@ -90,7 +90,6 @@ class Parts:
         component = Component(
             self.machine,
             self.flow.loop,
-            "task",
             kind,
             function=forever,
             options=Options(retries=retries, backoff=60.0, timeout=60.0),

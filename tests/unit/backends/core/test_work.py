@@ -23,13 +23,6 @@ def test_attributes_come_from_the_task() -> None:
     assert one.started is None
 
 
-def test_key_differs_between_attachments() -> None:
-    attachment = Attachment(ignore)
-    first, second = (Work({"uid": "task.1"}, attachment, "") for _ in range(2))
-    assert first.key == second.key
-    assert first.key != work().key
-
-
 def test_mark_running_sets_state_and_time() -> None:
     one = work()
     one.history.count_submitted(1)
