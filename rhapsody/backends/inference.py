@@ -25,7 +25,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         model_name: Name or path of the model. Required, unless `model` is given.
         num_nodes: Nodes to serve on.
         num_gpus: GPUs on each node; 0 serves on the CPU.
-        tp_size: GPUs that one replica of the model spans.
+        tp_size: GPUs that one replica of the model spans; more than `num_gpus` span several nodes.
         port: Port of the HTTP server; 0: any free port.
         offset: First node of the allocation to use, counted from 0.
         use_service: Whether to serve HTTP as well (server mode). False is engine mode: Python only.
@@ -57,6 +57,8 @@ class DragonVllmInferenceBackend(PromptBackend):
         replicas: Number of servers in all; or a pair of the fewest and the most, between which
             their number follows the load. If the fewest is 0, the first prompt starts one.
             None: as many as `num_gpus` and `tp_size` allow.
+        nodes_per_replica: Nodes that one replica of the model spans, each with an equal part of its
+            `tp_size` GPUs. None: 1, or as many as `tp_size` needs if it exceeds `num_gpus`.
         scale_up_after: A server is added if more have been needed for so many seconds.
         scale_down_after: A server is drained and stopped if fewer have been needed for so many
             seconds. Its GPUs are free for tasks then.
@@ -112,6 +114,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         spares: int = 0,
         prefix_routing: bool = True,
         replicas: int | tuple[int, int] | None = None,
+        nodes_per_replica: int | None = None,
         scale_up_after: float = 5.0,
         scale_down_after: float = 300.0,
         batch_dir: str | os.PathLike[str] | None = None,
@@ -158,6 +161,7 @@ class DragonVllmInferenceBackend(PromptBackend):
             spares=spares,
             prefix_routing=prefix_routing,
             replicas=replicas,
+            nodes_per_replica=nodes_per_replica,
             scale_up_after=scale_up_after,
             scale_down_after=scale_down_after,
             batch_dir=batch_dir,

@@ -53,6 +53,9 @@ class InferenceConfig(ListenConfig):
     num_gpus: ZeroOrMore = 1
     tp_size: Count = 1
     offset: ZeroOrMore = 0
+    nodes_per_replica: Annotated[
+        int | None, Field(ge=1, description="a whole number of at least 1")
+    ] = None
     replicas: Annotated[
         int | tuple[int, int] | None,
         AfterValidator(_check_replicas),
@@ -93,15 +96,7 @@ class InferenceConfig(ListenConfig):
                 "dragon command did not start this program; pass launcher='local' to start the "
                 "servers on this machine, or, on an allocation, start it with: dragon my_script.py"
             )
-        if self.num_gpus and self.tp_size > self.num_gpus:
-            raise ConfigurationError(
-                f"tp_size={self.tp_size} must not exceed num_gpus={self.num_gpus}, the GPUs per "
-                "node; raise num_gpus or lower tp_size"
-            )
-        if not self.num_gpus and self.tp_size != 1:
-            raise ConfigurationError(
-                f"with num_gpus=0 (on the CPU) tp_size must be 1, not {self.tp_size}"
-            )
+        self._check_ranks()
         if self.launcher == "local" and self.offset + self.num_nodes > 1:
             raise ConfigurationError(
                 "launcher='local' serves on this machine only; use num_nodes=1 and offset=0, not "
@@ -114,9 +109,42 @@ class InferenceConfig(ListenConfig):
             check_port(self.bind_address(), self.port)
         return command
 
+    def _check_ranks(self) -> None:
+        ranks, tp_size = self.ranks, self.tp_size
+        local = self.launcher == "local"
+        if ranks > 1 and self.engine == "embedded":
+            raise ConfigurationError(
+                f"nodes_per_replica={ranks} is for engine='vllm'; the embedded model runs in one "
+                "process"
+            )
+        if ranks > self.num_nodes and not local:
+            raise ConfigurationError(
+                f"nodes_per_replica={ranks} must not exceed num_nodes={self.num_nodes}; raise "
+                "num_nodes"
+            )
+        if tp_size % ranks:
+            raise ConfigurationError(
+                f"tp_size={tp_size} must be a multiple of the nodes of a replica, {ranks}"
+            )
+        if not self.num_gpus and tp_size != ranks:
+            raise ConfigurationError(
+                f"with num_gpus=0 (on the CPU) tp_size must be {ranks}, "
+                + ("" if ranks == 1 else "as nodes_per_replica is, ")
+                + f"not {tp_size}"
+            )
+        on_node = tp_size if local else tp_size // ranks
+        if self.num_gpus and on_node > self.num_gpus:
+            raise ConfigurationError(
+                f"tp_size={tp_size} must not exceed num_gpus={self.num_gpus}, the GPUs per "
+                "node; raise num_gpus or lower tp_size"
+                if ranks == 1 or local
+                else f"tp_size={tp_size} on nodes_per_replica={ranks} nodes needs {on_node} GPUs "
+                f"on each, and num_gpus is {self.num_gpus}; raise num_gpus or nodes_per_replica"
+            )
+
     def _check_most_replicas(self) -> None:
-        most, gpus = self.bounds[1], self.gpus_per_replica
-        if gpus and most > self.num_nodes * (self.num_gpus // gpus):
+        most = self.bounds[1]
+        if self.gpus_per_rank and most > self._most_that_fit:
             raise ConfigurationError(
                 f"replicas={self.replicas} of tp_size={self.tp_size} need more GPUs than "
                 f"num_gpus={self.num_gpus} on num_nodes={self.num_nodes}; raise num_gpus, or lower "
@@ -136,6 +164,11 @@ class InferenceConfig(ListenConfig):
         if root is None:
             raise MissingExtraError("engine='vllm'", "vllm", "vllm-dragon")
         known = arguments_known(root)
+        if self.ranks > 1 and known.names and "nnodes" not in known.names:
+            raise ConfigurationError(
+                f"a replica on {self.ranks} nodes needs the option --nnodes, which the installed "
+                "version of vLLM does not have; install a newer one, or lower tp_size"
+            )
         options = options_from(where, loaded, vars(self), known.names)
         return engines.vllm(self.model_name, self.tp_size, options, known, on_cpu=not self.num_gpus)
 
@@ -144,8 +177,24 @@ class InferenceConfig(ListenConfig):
         """The fewest and the most replicas."""
         if isinstance(self.replicas, tuple):
             return self.replicas
-        fixed = self.replicas or self.num_nodes * max(1, self.num_gpus // self.tp_size)
+        fixed = self.replicas or self._most_that_fit
         return fixed, fixed
+
+    @property
+    def ranks(self) -> int:
+        """The server processes of a replica, each on a node of its own."""
+        if self.nodes_per_replica is not None:
+            return self.nodes_per_replica
+        if self.num_nodes > 1 and 0 < self.num_gpus < self.tp_size:
+            return -(-self.tp_size // self.num_gpus)
+        return 1
+
+    @property
+    def _most_that_fit(self) -> int:
+        if self.launcher == "local":
+            return max(1, self.num_gpus // self.tp_size)
+        on_node = max(1, self.num_gpus // (self.tp_size // self.ranks))
+        return self.num_nodes // self.ranks * on_node
 
     @property
     def is_elastic(self) -> bool:
@@ -154,9 +203,10 @@ class InferenceConfig(ListenConfig):
         return fewest < most
 
     @property
-    def gpus_per_replica(self) -> int:
-        """GPUs that a replica uses; the embedded model needs none."""
-        return 0 if self.engine == "embedded" or not self.num_gpus else self.tp_size
+    def gpus_per_rank(self) -> int:
+        """GPUs that a rank of a replica uses; the embedded model needs none."""
+        embedded = self.engine == "embedded"
+        return 0 if embedded or not self.num_gpus else self.tp_size // self.ranks
 
     def nodes(self) -> list[Node]:
         """Return the nodes to serve on. This may take a second.
@@ -168,8 +218,8 @@ class InferenceConfig(ListenConfig):
         places = place(
             nodes,
             num_nodes=self.num_nodes,
-            num_gpus=self.num_gpus if self.gpus_per_replica else 0,
-            tp_size=self.tp_size,
+            num_gpus=self.num_gpus if self.gpus_per_rank else 0,
+            tp_size=max(1, self.gpus_per_rank),
             offset=self.offset,
         )
         return list(dict.fromkeys(place.node for place in places))
@@ -183,9 +233,9 @@ class InferenceConfig(ListenConfig):
         Raises:
             ResourceError: There are too few free GPUs.
         """
-        gpus = self.gpus_per_replica
-        if self.replicas is not None:
-            return CLAIMS.place_more(nodes, self.bounds[0], gpus, "replicas")
+        gpus = self.gpus_per_rank
+        if self.replicas is not None or self.ranks > 1:
+            return CLAIMS.place_more(nodes, self.bounds[0], gpus, "replicas", self.ranks)
         places = CLAIMS.place(
             nodes,
             num_nodes=len(nodes),
@@ -205,4 +255,4 @@ class InferenceConfig(ListenConfig):
         Raises:
             ResourceError: The nodes have too few free GPUs.
         """
-        return CLAIMS.place_more(nodes, self.spares, self.gpus_per_replica)
+        return CLAIMS.place_more(nodes, self.spares, self.gpus_per_rank, ranks=self.ranks)

@@ -244,6 +244,11 @@ class NodeProcess:
             if not self._exit.done():
                 self._exit.set_result(code)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The one process id."""
+        return (self.pid,)
+
     async def wait(self) -> int:
         """Wait until it exits and return its exit code, -N after signal N."""
         return await asyncio.shield(self._exit)

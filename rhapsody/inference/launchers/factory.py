@@ -13,9 +13,11 @@ from rhapsody.gpus import GPUS
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.engines import ServerCommand
 from rhapsody.inference.launchers.dragon import DragonLauncher
+from rhapsody.inference.launchers.group import GroupLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.pacing import Pace
 from rhapsody.inference.protocol.process import HANG_VARIABLE, KEY_VARIABLE
+from rhapsody.inference.replicas.launcher import Launcher
 from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.scratch import Scratch
@@ -95,13 +97,13 @@ class ReplicaFactory:
         Args:
             on_room: Called by the replica when it may have room.
         """
-        gpus = self._config.gpus_per_replica
+        gpus = self._config.gpus_per_rank
         nodes = [node for node in self._nodes if self._allows(node, gpus)]
         # The node with the fewest replicas first.
-        used = [place.node for place in self._places.values()]
+        used = [rank.node for place in self._places.values() for rank in place.ranks]
         nodes.sort(key=used.count)
         try:
-            [place] = CLAIMS.place_more(nodes, 1, gpus, "replicas")
+            [place] = CLAIMS.place_more(nodes, 1, gpus, "replicas", self._config.ranks)
         except ResourceError:
             return None
         index = next(number for number in itertools.count() if number not in self._places)
@@ -109,7 +111,8 @@ class ReplicaFactory:
 
     def _allows(self, node: Node, gpus: int) -> bool:
         """Return whether `num_gpus` allows another replica on a node."""
-        used = sum(len(place.gpus) for place in self._places.values() if place.node == node)
+        ranks = [rank for place in self._places.values() for rank in place.ranks]
+        used = sum(len(rank.gpus) for rank in ranks if rank.node == node)
         return not gpus or used + gpus <= self._config.num_gpus
 
     def _make(
@@ -121,14 +124,13 @@ class ReplicaFactory:
             KEY_VARIABLE: secrets.token_urlsafe(32),
             HANG_VARIABLE: str(self._config.hang_timeout),
         }
-        launcher = LocalLauncher if self._config.launcher == "local" else DragonLauncher
         return Replica(
             index,
             self._command.arguments,
             environment,
             self._scratch.path,
             self._command.limit,
-            launcher(place),
+            self._launcher(place),
             on_room,
             place,
             self._pace,
@@ -136,6 +138,12 @@ class ReplicaFactory:
             self._folder / f"{self._config.engine}-server-{index}.log",
             spare=spare,
         )
+
+    def _launcher(self, place: Place) -> Launcher:
+        kind = LocalLauncher if self._config.launcher == "local" else DragonLauncher
+        if not place.others:
+            return kind(place)
+        return GroupLauncher(place, [kind(rank) for rank in place.ranks])
 
     def release(self, replica: Replica) -> None:
         """Give back the GPUs of a replica that has stopped."""

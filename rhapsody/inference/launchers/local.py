@@ -44,6 +44,11 @@ class LocalProcess:
         """Id of the process and of its process group."""
         return self._process.pid
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The one process id."""
+        return (self.pid,)
+
     async def wait(self) -> int:
         """Wait until it exits and return its exit code, -N after signal N."""
         await self._exited.wait()

@@ -27,6 +27,10 @@ class ServerProcess(Protocol):
         """Process id on its own node."""
 
     @property
+    def pids(self) -> Sequence[int]:
+        """Process ids of all its ranks, on their own nodes; rank 0 first."""
+
+    @property
     def address(self) -> str:
         """The address that it listens on: `unix:<path>` or `http://<host>:<port>`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rhapsody.allocation import Gpu, Node
@@ -15,15 +15,22 @@ __all__ = ["CLAIMS", "GpuClaims", "Place", "place"]
 
 @dataclass(frozen=True)
 class Place:
-    """The node and the GPUs that one replica runs on.
+    """The node and the GPUs that one replica, or one rank of a replica, runs on.
 
     Attributes:
         node: Its node.
         gpus: Its GPUs; empty for a replica on the CPU.
+        others: The places of the ranks above 0, if the replica spans several nodes.
     """
 
     node: Node
     gpus: tuple[Gpu, ...] = ()
+    others: tuple[Place, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[Place, ...]:
+        """The places of all ranks, rank 0 first."""
+        return (self, *self.others)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,44 +111,50 @@ class GpuClaims:
         return tuple(g for g in node.gpus if self._ledger.free_parts(node.name, g) == PARTS)
 
     def place_more(
-        self, nodes: Sequence[Node], number: int, num_gpus: int, parameter: str = "spares"
+        self,
+        nodes: Sequence[Node],
+        number: int,
+        num_gpus: int,
+        parameter: str = "spares",
+        ranks: int = 1,
     ) -> list[Place]:
         """Place replicas on nodes with free GPUs, in turn, and mark those GPUs as used.
 
         Args:
             nodes: The nodes to choose from.
             number: How many replicas.
-            num_gpus: GPUs of each; 0: they run on the CPU.
+            num_gpus: GPUs of each rank; 0: they run on the CPU.
             parameter: The parameter that asks for them, for errors.
+            ranks: Ranks of each replica. They are on different nodes if there are as many.
 
         Raises:
             ResourceError: There are too few free GPUs.
         """
         with self._lock:
             while True:
-                places = self._more_places(nodes, number, num_gpus, parameter)
+                places = self._more_places(nodes, number, num_gpus, parameter, ranks)
                 if self._ledger.take(_gpus_of(places)):  # False: a task has just taken one
                     return places
 
     def _more_places(
-        self, nodes: Sequence[Node], number: int, num_gpus: int, parameter: str
+        self, nodes: Sequence[Node], number: int, num_gpus: int, parameter: str, ranks: int
     ) -> list[Place]:
         free = {node: list(self._free_gpus(node)) for node in nodes}
         places: list[Place] = []
-        for first in range(number):
-            for node in (nodes[(first + step) % len(nodes)] for step in range(len(nodes))):
-                if len(free[node]) >= num_gpus:
-                    places.append(Place(node, tuple(free[node][:num_gpus])))
-                    del free[node][:num_gpus]
-                    break
-            else:
+        for index in range(number):
+            begin = index * ranks % len(nodes) if nodes else 0
+            found = _ranks_on([*nodes[begin:], *nodes[:begin]], free, num_gpus, ranks)
+            if found is None:
+                of_each = f"{num_gpus} free GPUs for each replica"
+                if ranks > 1:
+                    of_each = f"{num_gpus} free GPUs on each of {ranks} nodes for each replica"
                 raise ResourceError(
                     None,
                     "gpu",
-                    f"{parameter}={number} needs {num_gpus} free GPUs for each replica, beside "
-                    f"those in use, and there are GPUs for {len(places)}; lower {parameter} or "
-                    "tp_size",
+                    f"{parameter}={number} needs {of_each}, beside those in use, and there are "
+                    f"GPUs for {len(places)}; lower {parameter} or tp_size",
                 )
+            places.append(found)
         return places
 
     def release(self, places: Iterable[Place]) -> None:
@@ -150,7 +163,30 @@ class GpuClaims:
 
 
 def _gpus_of(places: Iterable[Place]) -> list[tuple[str, Gpu]]:
-    return [(place.node.name, gpu) for place in places for gpu in place.gpus]
+    ranks = [rank for place in places for rank in place.ranks]
+    return [(rank.node.name, gpu) for rank in ranks for gpu in rank.gpus]
+
+
+def _ranks_on(
+    nodes: Sequence[Node], free: Mapping[Node, list[Gpu]], num_gpus: int, ranks: int
+) -> Place | None:
+    """Return the places of the ranks of one replica, and remove their GPUs from the free ones.
+
+    Args:
+        nodes: The nodes, those first that come first.
+        free: The free GPUs of each node.
+        num_gpus: GPUs of each rank.
+        ranks: How many ranks. If there are fewer nodes, they share nodes.
+    """
+    rounds = 1 if ranks <= len(nodes) else ranks
+    found: list[Place] = []
+    for node in [node for _ in range(rounds) for node in nodes]:
+        if len(free[node]) >= num_gpus:
+            found.append(Place(node, tuple(free[node][:num_gpus])))
+            del free[node][:num_gpus]
+        if len(found) == ranks:
+            return Place(found[0].node, found[0].gpus, tuple(found[1:]))
+    return None
 
 
 CLAIMS = GpuClaims(GPUS)

@@ -491,7 +491,7 @@ class Replica:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return index, state, address, node, GPUs, pid, prompts in flight, restarts, spare."""
+        """Return index, state, address, node, GPUs, pid, in_flight, restarts, spare, and ranks."""
         return {
             "index": self.index,
             "state": self.shown_state,
@@ -502,6 +502,19 @@ class Replica:
             "in_flight": self.in_flight,
             "restarts": self.restarts,
             "spare": self.spare,
+            **self._ranks_as_dict(),
+        }
+
+    def _ranks_as_dict(self) -> dict[str, Any]:
+        place, process = self._place, self._running
+        if place is None or not place.others:
+            return {}
+        pids = process.pids if process is not None else [None] * len(place.ranks)
+        ranks = zip(place.ranks, pids, strict=True)
+        return {
+            "ranks": [
+                {"node": one.node.name, "gpus": list(one.gpus), "pid": pid} for one, pid in ranks
+            ]
         }
 
 

@@ -29,8 +29,12 @@ REFUSED = {
     "api-server-count": "each replica has one server",
     "grpc": "replicas are reached over HTTP",
     "headless": "replicas are reached over HTTP",
+    "master-addr": "set nodes_per_replica, and the ranks find each other",
+    "master-port": "set nodes_per_replica, and the ranks find each other",
     "middleware": "the batch route must be the outermost middleware",
-    "pipeline-parallel-size": "a replica spans the tp_size GPUs of one node",
+    "nnodes": "use the backend's nodes_per_replica=",
+    "node-rank": "use the backend's nodes_per_replica=",
+    "pipeline-parallel-size": "a replica spans its tp_size GPUs by tensor parallelism",
     "root-path": "the gateway forwards paths unchanged",
     "uds": "the launcher chooses the sockets of replicas",
 }

@@ -182,3 +182,41 @@ def test_first_replicas_are_the_fewest() -> None:
 def test_more_replicas_than_gpus_are_refused() -> None:
     message = error_message(engine="vllm", replicas=(0, 3), num_gpus=4, tp_size=2)
     assert "replicas=(0, 3) of tp_size=2 need more GPUs than num_gpus=4 on num_nodes=1" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "gpus", "replicas"),
+    [
+        ({"num_nodes": 4, "num_gpus": 4, "tp_size": 8}, 2, 4, 2),
+        ({"num_nodes": 4, "num_gpus": 4, "tp_size": 4, "nodes_per_replica": 2}, 2, 2, 4),
+        ({"num_nodes": 2, "num_gpus": 0, "tp_size": 2, "nodes_per_replica": 2}, 2, 0, 1),
+        ({"num_nodes": 1, "num_gpus": 4, "tp_size": 2}, 1, 2, 2),
+    ],
+)
+def test_ranks_of_a_replica(changes: dict[str, int], ranks: int, gpus: int, replicas: int) -> None:
+    made = config(engine="vllm", launcher="dragon", **changes)
+    assert (made.ranks, made.gpus_per_rank, made.bounds[1]) == (ranks, gpus, replicas)
+    made._check_ranks()
+    made._check_most_replicas()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_nodes": 1, "nodes_per_replica": 2, "tp_size": 2}, "must not exceed num_nodes=1"),
+        ({"num_nodes": 2, "nodes_per_replica": 2, "tp_size": 3}, "must be a multiple of the nodes"),
+        (
+            {"num_nodes": 2, "nodes_per_replica": 2, "tp_size": 8, "num_gpus": 2},
+            "needs 4 GPUs on each, and num_gpus is 2",
+        ),
+        (
+            {"num_nodes": 2, "nodes_per_replica": 2, "tp_size": 4, "num_gpus": 0},
+            "tp_size must be 2, as nodes_per_replica is, not 4",
+        ),
+        ({"engine": "embedded", "nodes_per_replica": 2}, "runs in one process"),
+    ],
+)
+def test_impossible_ranks_are_refused(changes: dict[str, Any], message: str) -> None:
+    made = config(**{"engine": "vllm", "launcher": "dragon", **changes})
+    with pytest.raises(ConfigurationError, match=message):
+        made._check_ranks()

@@ -135,3 +135,22 @@ def test_too_many_spares_are_refused_and_take_nothing() -> None:
     with pytest.raises(ResourceError, match="there are GPUs for 2; lower spares"):
         claims.place_more(nodes, 3, 1)
     assert len(claims.place_more(nodes, 2, 1)) == 2
+
+
+def test_ranks_of_a_replica_are_on_different_nodes() -> None:
+    claims = GpuClaims()
+    nodes = allocation(4, 2)
+    places = claims.place_more(nodes, 2, 2, "replicas", ranks=2)
+    assert [shape(list(place.ranks)) for place in places] == [
+        [("nid000", (0, 1)), ("nid001", (0, 1))],
+        [("nid002", (0, 1)), ("nid003", (0, 1))],
+    ]
+    with pytest.raises(ResourceError, match="2 free GPUs on each of 2 nodes for each replica"):
+        claims.place_more(nodes, 1, 2, "replicas", ranks=2)
+    claims.release(places)
+    assert len(claims.place_more(nodes, 2, 2, "replicas", ranks=2)) == 2
+
+
+def test_ranks_share_the_only_node() -> None:
+    [place] = GpuClaims().place_more(allocation(1, 4), 1, 2, "replicas", ranks=2)
+    assert shape(list(place.ranks)) == [("nid000", (0, 1)), ("nid000", (2, 3))]

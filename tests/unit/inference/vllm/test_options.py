@@ -52,7 +52,7 @@ def test_any_key_is_accepted_if_known_keys_are_missing() -> None:
         ("middleware: [a.b]", "the batch route must be the outermost middleware"),
         ("ssl-keyfile: k.pem", "replicas are private"),
         ("data_parallel_size: 2", "raise num_gpus or num_nodes"),
-        ("pipeline-parallel-size: 2", "a replica spans the tp_size GPUs of one node"),
+        ("pipeline-parallel-size: 2", "a replica spans its tp_size GPUs by tensor parallelism"),
     ],
 )
 def test_key_affecting_access_to_replicas_is_refused(line: str, says: str) -> None:
