@@ -15,6 +15,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rhapsody.inference.replicas.prefixes import PrefixRouter
 
@@ -33,6 +34,19 @@ SLACK = 8
 Choose = Callable[[int, dict[int, int]], int]
 
 
+class Outcome(NamedTuple):
+    """What a way to route has reached."""
+
+    cached: float
+    """The part of prompts whose beginning was cached."""
+    time: float
+    """The mean time of a prompt, in units of the simulation."""
+    balance: float
+    """The work of the busiest replica, as a multiple of the mean."""
+    cost: float
+    """Seconds for one choice."""
+
+
 class Simulation:
     """Replicas with one queue each, and caches of beginnings."""
 
@@ -47,14 +61,20 @@ class Simulation:
             return bisect.bisect(self._weights, self._random.random() * self._weights[-1])
         return PREFIXES + number  # of its own
 
-    def run(self, choose: Choose, forget: Callable[[int], None]) -> tuple[float, float, float]:
-        """Return the part of cached beginnings, the mean time of a prompt, and of a choice."""
+    def run(self, choose: Choose, forget: Callable[[int], None]) -> Outcome:
+        """Route all prompts.
+
+        Args:
+            choose: Returns the replica for a beginning, given the load of each replica.
+            forget: Called with a replica that loses its cache.
+        """
         caches: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(REPLICAS)]
         free_at = [0.0] * REPLICAS
         loads = dict.fromkeys(range(REPLICAS), 0)
         ends: list[tuple[float, int]] = []
         now = waited = spent = 0.0
         hits = 0
+        work = [0.0] * REPLICAS
         dies_at = max(self._prompts // (DEATHS + 1), 1)
         for number in range(self._prompts):
             now += self._random.expovariate(REPLICAS * LOAD / COST)
@@ -76,10 +96,14 @@ class Simulation:
             if len(cache) > CACHED_PREFIXES:
                 cache.popitem(last=False)
             loads[chosen] += 1
-            free_at[chosen] = max(free_at[chosen], now) + (CACHED_COST if cached else COST)
+            cost = CACHED_COST if cached else COST
+            work[chosen] += cost
+            free_at[chosen] = max(free_at[chosen], now) + cost
             heapq.heappush(ends, (free_at[chosen], chosen))
             waited += free_at[chosen] - now
-        return hits / self._prompts, waited / self._prompts, spent / self._prompts
+        number = self._prompts
+        balance = max(work) * REPLICAS / sum(work)
+        return Outcome(hits / number, waited / number, balance, spent / number)
 
 
 def strategies(seed: int = 11) -> dict[str, tuple[Choose, Callable[[int], None]]]:
@@ -103,11 +127,15 @@ def strategies(seed: int = 11) -> dict[str, tuple[Choose, Callable[[int], None]]
 
 def main(prompts: int) -> None:
     """Print a table with a row for each way to route."""
-    print("| Routing | Cached beginnings | Mean time of a prompt | Microseconds a choice |")
-    print("|---|---|---|---|")
+    print("| Routing | Cached beginnings | Mean time of a prompt | Busiest replica | One choice |")
+    print("|---|---|---|---|---|")
     for name, (choose, forget) in strategies().items():
-        cached, waited, spent = Simulation(prompts).run(choose, forget)
-        print(f"| {name} | {cached:.0%} | {waited:.1f} | {1e6 * spent:.1f} |", flush=True)
+        outcome = Simulation(prompts).run(choose, forget)
+        print(
+            f"| {name} | {outcome.cached:.0%} | {outcome.time:.1f} | {outcome.balance:.2f} x mean "
+            f"| {1e6 * outcome.cost:.1f} us |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

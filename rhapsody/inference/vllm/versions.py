@@ -36,9 +36,9 @@ ENGINE_SOURCE = "engine/arg_utils.py"
 ARGUMENT_SOURCES = (
     ENGINE_SOURCE,
     "entrypoints/cli/serve.py",
-    "entrypoints/openai/cli_args.py",  # vLLM < 0.32; the classes are the same
-    "entrypoints/launchers/cli_args.py",  # vLLM 0.32
-    "entrypoints/common/cli_args.py",  # vLLM 0.33
+    # In "openai" before vLLM 0.32, in "launchers" in 0.32, in "common" in 0.33. The classes are the
+    # same, so the file is found wherever the next version has it.
+    "entrypoints/**/cli_args.py",
 )
 FRONTEND_CLASSES = ("BaseFrontendArgs", "FrontendArgs")  # vLLM < 0.17: only the second
 FLAG = re.compile(r"--([a-z][a-z0-9-]+)\Z")
@@ -77,10 +77,7 @@ def arguments_known(root: Path) -> Arguments:
     names: set[str] = set()
     has_frontend = False
     switches: set[str] = set()
-    for source in ARGUMENT_SOURCES:
-        path = root / source
-        if not path.exists():
-            continue
+    for path in (path for source in ARGUMENT_SOURCES for path in sorted(root.glob(source))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name in FRONTEND_CLASSES:
                 has_frontend = True

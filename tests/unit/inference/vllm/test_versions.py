@@ -34,7 +34,7 @@ def write_sources(root: Path, **texts: str) -> None:
         path.write_text(text)
 
 
-@pytest.mark.parametrize("folder", ["openai", "launchers", "common"])
+@pytest.mark.parametrize("folder", ["openai", "launchers", "common", "next/version"])
 def test_options_are_read_from_the_sources(tmp_path: Path, folder: str) -> None:
     cli_args = {f"entrypoints/{folder}/cli_args": CLI_ARGS}
     write_sources(tmp_path, **{"engine/arg_utils": ARG_UTILS}, **cli_args)
