@@ -2,9 +2,13 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from rhapsody.errors import ConfigurationError
+from rhapsody.inference import engines
+from rhapsody.inference.vllm.options import options_from
 from rhapsody.inference.vllm.versions import (
     Arguments,
     ai_kinds,
@@ -55,6 +59,53 @@ def test_missing_source_leaves_all_names_to_vllm(tmp_path: Path, sources: dict[s
 
 def test_unknown_layout_of_sources_gives_no_options(tmp_path: Path) -> None:
     assert arguments_known(tmp_path) == Arguments()
+
+
+def recorded(version: str) -> Arguments:
+    """Return the options that were recorded of a version."""
+    lines = (Path(__file__).parent / "options" / f"{version}.txt").read_text().splitlines()
+    named = [line for line in lines if not line.startswith("#")]
+    switches = frozenset(line[1:] for line in named if line.startswith("-"))
+    return Arguments(frozenset(line.lstrip("-") for line in named), switches)
+
+
+@pytest.mark.parametrize("version", ["0.11", "0.33"])
+def test_every_option_in_use_exists_in_the_oldest_and_the_newest_version(version: str) -> None:
+    known = recorded(version)
+    command = engines.vllm("model", 2, {}, known)
+    used = {word[2:] for word in command.arguments if word.startswith("--")}
+    assert used | {"uds"} <= known.names
+    assert {"middleware", "scheduling-policy", "allowed-media-domains"} <= used
+    assert not command.fetches_media
+    assert command.has_priorities
+
+
+@pytest.mark.parametrize("version", ["0.11", "0.33"])
+def test_front_end_and_engine_keys_are_taken_by_both_versions(version: str) -> None:
+    keys: dict[Any, Any] = {
+        "chat_template": "template.jinja",
+        "enable-auto-tool-choice": True,
+        "tool-call-parser": "hermes",
+        "lora-modules": ["a=b"],
+        "max-model-len": 4096,
+        "gpu-memory-utilization": 0.8,
+        "max-num-seqs": 64,
+        "enforce-eager": True,
+    }
+    options = options_from("file", keys, {}, recorded(version).names)
+    assert len(options) == len(keys)
+
+
+def test_only_the_newest_version_spans_nodes() -> None:
+    ranks = {"nnodes", "node-rank", "master-addr", "master-port", "headless"}
+    assert ranks <= recorded("0.33").names
+    assert "nnodes" not in recorded("0.11").names
+
+
+def test_key_of_a_newer_version_is_refused_by_an_older_one() -> None:
+    with pytest.raises(ConfigurationError, match="unknown key 'attention-backend'"):
+        options_from("file", {"attention-backend": "x"}, {}, recorded("0.11").names)
+    assert options_from("file", {"attention-backend": "x"}, {}, recorded("0.33").names)
 
 
 @pytest.mark.vllm
