@@ -39,6 +39,7 @@ class Benchmark:
 BENCHMARKS = {
     "session": Benchmark("a Session compared with the backend alone", 300),
     "engine": Benchmark("the event-driven engine compared with AsyncFlow's", 600),
+    "waiting": Benchmark("memory of many waiting tasks, and how long they hold the loop", 600),
     "journal": Benchmark("tasks with a journal compared with the same without", 300),
     "dask": Benchmark("the Dask backend compared with Dask alone", 600, "Dask"),
     "dragon": Benchmark(

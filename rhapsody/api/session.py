@@ -195,11 +195,11 @@ class Session:
         self._check_ready()
         tasks = _as_list(tasks)
         loop = self._bind_loop(asyncio.get_running_loop())
-        self._submissions.check(tasks)
-        batches = Router(self.backends).group(tasks)
-        for backend, _ in batches:
-            self._reattach(backend)
-        futures = await self._submissions.submit(batches, loop)
+        with self._submissions.reserve() as uids:
+            batches = await self._submissions.group(tasks, Router(self.backends), uids)
+            for backend, _ in batches:
+                self._reattach(backend)
+            futures = await self._submissions.submit(batches, loop)
         return [futures[task["uid"]] for task in tasks]
 
     def _reattach(self, backend: Any) -> None:
@@ -492,18 +492,15 @@ class Session:
             WalltimeReached: Some tasks were not run, because the batch job ends.
         """
         tasks = _as_list(tasks)
-        submissions = map(self._submissions.find, tasks)
-        waiting = [submission.ended for submission in submissions if submission is not None]
-        waiter = asyncio.wait(waiting, timeout=timeout) if waiting else None
         view: AbstractContextManager[Any] = nullcontext()
         if progress:
             from rhapsody.report.live import LiveView
 
             view = LiveView(list(self._runs.values()))
         with view:
-            pending = (await waiter)[1] if waiter is not None else set()
+            pending = await self._submissions.wait(tasks, timeout)
         if pending:
-            ended = len(tasks) - len(pending)
+            ended = len(tasks) - pending
             raise asyncio.TimeoutError(
                 f"{ended} of {len(tasks)} tasks ended within {timeout:g} s; the others continue"
             )

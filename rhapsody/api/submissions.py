@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from collections import deque
+from collections.abc import (
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.api.journaling import SessionJournal
+from rhapsody.api.routing import Router
 from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import check_loop
 from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
@@ -30,6 +41,7 @@ from rhapsody.errors import (
     TaskValidationError,
     WalltimeReached,
 )
+from rhapsody.garbage import watch_tasks
 from rhapsody.report.runs import OwnerHistory
 from rhapsody.streaming import TextCallback
 from rhapsody.validation import brief, must_be
@@ -42,6 +54,21 @@ __all__ = ["AnyTask", "Submission", "Submissions"]
 logger = logging.getLogger(__name__)
 
 AnyTask = MutableMapping[str, Any]
+
+AT_ONCE = 500
+"""Tasks that are checked or submitted in one pass of the loop, which is held meanwhile."""
+
+
+def in_parts(tasks: Sequence[AnyTask]) -> Iterator[Sequence[AnyTask]]:
+    """Yield the parts of a sequence that one pass of the loop handles."""
+    for begin in range(0, len(tasks), AT_ONCE):
+        yield tasks[begin : begin + AT_ONCE]
+
+
+async def after_part(tasks: Sequence[AnyTask]) -> None:
+    """Let the loop do other work after a part of many tasks."""
+    if len(tasks) > AT_ONCE:
+        await asyncio.sleep(0)
 
 
 class Submission:
@@ -56,9 +83,19 @@ class Submission:
         at_backend: Whether the backend has the current attempt.
         failed: The number of attempts that failed.
         pause: The timer of the next attempt. None: no attempt failed.
+        is_settled: Whether the task has ended.
     """
 
-    __slots__ = ("at_backend", "backend", "ended", "failed", "future", "pause", "task")
+    __slots__ = (
+        "_ended",
+        "at_backend",
+        "backend",
+        "failed",
+        "future",
+        "is_settled",
+        "pause",
+        "task",
+    )
 
     def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
         self.task = task
@@ -67,8 +104,17 @@ class Submission:
         self.at_backend = False
         self.failed = 0
         self.pause: asyncio.TimerHandle | None = None
-        self.ended: asyncio.Future[None] = future.get_loop().create_future()
+        self.is_settled = False
+        self._ended: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
         """Done at the end of the task; it never has an exception."""
+        if self._ended is None:  # most tasks need none
+            self._ended = self.future.get_loop().create_future()
+            if self.is_settled:
+                self._ended.set_result(None)
+        return self._ended
 
     def settle(self, state: str) -> None:
         """Complete both futures; may be called from any thread.
@@ -82,8 +128,9 @@ class Submission:
             # `with Session(...)` was left on a running loop, or a backend reports from a thread.
             loop.call_soon_threadsafe(self.settle, state)
             return
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self.is_settled = True
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
         if future.done():  # the user cancelled the future itself
             future = loop.create_future()
             if isinstance(task, BaseTask):
@@ -133,6 +180,9 @@ class Submissions:
         self.journal: SessionJournal | None = None
         self.walltime: SessionWalltime | None = None
         self.closing = False
+        # The uids of submissions whose tasks are being checked.
+        self._entering: list[set[str]] = []
+        watch_tasks(self, lambda submissions: len(submissions.active))
         self._handovers: set[asyncio.Task[Any]] = set()
         # Tasks that were submitted in this pass of the loop, by the name of their backend.
         self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}
@@ -144,13 +194,27 @@ class Submissions:
         """The error of tasks that are not run any more, since the batch job ends."""
         return None if self.walltime is None else self.walltime.reached
 
-    def check(self, tasks: Sequence[AnyTask]) -> None:
+    @contextmanager
+    def reserve(self) -> Iterator[set[str]]:
+        """Yield a set for the uids of one submission, which no other may use meanwhile."""
+        uids: set[str] = set()
+        self._entering.append(uids)
+        try:
+            yield uids
+        finally:
+            self._entering = [entering for entering in self._entering if entering is not uids]
+
+    def check(self, tasks: Sequence[AnyTask], uids: set[str]) -> None:
         """Check that tasks are valid and new.
+
+        Args:
+            tasks: A part of the tasks of one submission.
+            uids: The uids of its earlier parts; those of this part are added.
 
         Raises:
             TaskValidationError: A task is invalid or was submitted before, or its uid is taken.
         """
-        uids: set[str] = set()
+        others = [entering for entering in self._entering if entering is not uids]
         for task in tasks:
             if not isinstance(task, BaseTask):
                 _check_mapping(task)
@@ -160,7 +224,12 @@ class Submissions:
                 raise TaskValidationError(None, message, "uid", uid)
             if getattr(task, "_future", None) is not None:
                 raise TaskValidationError(uid, "it was submitted before; make a new task")
-            if uid in uids or uid in self.active or uid in self._held:
+            if (
+                uid in uids
+                or uid in self.active
+                or uid in self._held
+                or any(uid in entering for entering in others)
+            ):
                 raise TaskValidationError(
                     uid,
                     "another task has this uid; leave 'uid' out to get a unique one",
@@ -173,10 +242,34 @@ class Submissions:
                 message = "'on_text' would get the text of every attempt; leave out 'retries'"
                 raise TaskValidationError(uid, message, "retries", task["retries"])
 
+    async def group(
+        self, tasks: Sequence[AnyTask], router: Router, uids: set[str]
+    ) -> list[tuple[Any, list[AnyTask]]]:
+        """Check tasks, and group them by their backends.
+
+        Args:
+            tasks: The tasks.
+            router: Chooses the backends.
+            uids: A set from `reserve`.
+
+        Returns:
+            The backends, each with its tasks.
+
+        Raises:
+            TaskValidationError: As `check` and `Router.group` raise it; no task was submitted.
+        """
+        grouped: dict[str, tuple[Any, list[AnyTask]]] = {}
+        for part in in_parts(tasks):
+            self.check(part, uids)
+            for backend, batch in router.group(part):
+                grouped.setdefault(backend.name, (backend, []))[1].extend(batch)
+            await after_part(tasks)
+        return list(grouped.values())
+
     async def submit(
         self, batches: Sequence[tuple[Any, list[AnyTask]]], loop: asyncio.AbstractEventLoop
     ) -> dict[str, asyncio.Future[AnyTask]]:
-        """Hand batches of tasks to their backends.
+        """Hand batches of tasks to their backends, each in parts.
 
         Args:
             batches: Backends, each with its tasks.
@@ -186,18 +279,52 @@ class Submissions:
             The future of each task, by uid.
         """
         futures = {}
-        for backend, batch in batches:
-            for task in batch:
-                futures[task["uid"]] = self.add(task, backend, loop.create_future())
-        left = [task for _, batch in batches for task in batch]
+        left: deque[AnyTask] = deque()
         try:
             for backend, batch in batches:
-                del left[: len(batch)]
-                await self._recall_or_hand_over(backend, batch)
+                for part in in_parts(batch):
+                    for task in part:
+                        futures[task["uid"]] = self.add(task, backend, loop.create_future())
+                    left.extend(part)
+                    await after_part(batch)
+            for backend, batch in batches:
+                for part in in_parts(batch):
+                    for _ in part:
+                        left.popleft()
+                    await self._recall_or_hand_over(backend, list(part))
+                    await after_part(batch)
         finally:  # if this call is cancelled, no backend will report the remaining tasks
             for task in left:
                 self.on_state(task, TaskStates.CANCELED)
         return futures
+
+    async def wait(self, tasks: Sequence[AnyTask], timeout: float | None) -> int:
+        """Wait until tasks have ended.
+
+        Args:
+            tasks: Submitted tasks.
+            timeout: Longest wait in seconds. None: no limit.
+
+        Returns:
+            The number of tasks that have not ended in time.
+
+        Raises:
+            SessionError: As `find` raises it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        left: list[Submission] = []
+        for part in in_parts(tasks):
+            left += [found for task in part if (found := self.find(task)) is not None]
+            await after_part(tasks)
+        pending = 0
+        for begin in range(0, len(left), AT_ONCE):
+            waiting = [s.ended for s in left[begin : begin + AT_ONCE] if not s.is_settled]
+            if waiting:
+                seconds = None if deadline is None else max(0.0, deadline - loop.time())
+                pending += len((await asyncio.wait(waiting, timeout=seconds))[1])
+            await after_part(tasks)
+        return pending
 
     def submit_soon(
         self, task: AnyTask, backend: Any, future: asyncio.Future[AnyTask], context: Context

@@ -26,13 +26,15 @@ class Submission(Protocol):
         task: The task.
         backend: The backend that has it or will have it.
         at_backend: Whether the backend has it.
-        ended: Done at the end of the task.
     """
 
     task: Any
     backend: Any
     at_backend: bool
-    ended: asyncio.Future[None]
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done at the end of the task."""
 
 
 class SessionWalltime(WalltimeGuard):

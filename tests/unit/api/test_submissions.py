@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from rhapsody import ComputeTask
+from rhapsody import ComputeTask, Session
 from rhapsody.api import SessionError, TaskCancelledError, TaskExecutionError, TaskValidationError
-from rhapsody.api.submissions import Submission, Submissions
+from rhapsody.api.submissions import AT_ONCE, Submission, Submissions
+from rhapsody.backends import NoopExecutionBackend
 from tests.support.sessions import good, work
 from tests.support.waiting import LIMIT_S
 
@@ -106,13 +107,13 @@ async def test_find_refuses_unsubmitted_task() -> None:
 
 async def test_check_reserves_no_uid() -> None:
     submissions = Submissions()
-    submissions.check([good()])
-    submissions.check([good()])
+    submissions.check([good()], set())
+    submissions.check([good()], set())
 
 
 async def test_check_adds_a_uid_to_a_dict() -> None:
     task: dict[str, Any] = {"function": work}
-    Submissions().check([task])
+    Submissions().check([task], set())
     assert task["uid"] != ""
 
 
@@ -120,4 +121,52 @@ async def test_check_refuses_taken_uid() -> None:
     submissions, task = Submissions(), good()
     await submit(submissions, task)
     with pytest.raises(TaskValidationError, match="another task has this uid"):
-        submissions.check([good()])
+        submissions.check([good()], set())
+
+
+async def test_uid_of_a_submission_in_progress_is_taken() -> None:
+    submissions = Submissions()
+    with submissions.reserve() as uids:
+        submissions.check([good()], uids)
+        with pytest.raises(TaskValidationError, match="another task has this uid"):
+            submissions.check([good()], set())
+    submissions.check([good()], set())
+
+
+async def test_many_tasks_are_submitted_and_awaited_in_parts() -> None:
+    passes = 0
+
+    async def count_passes() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_passes())
+    async with Session([NoopExecutionBackend()]) as session:
+        tasks = [ComputeTask(function=work) for _ in range(4 * AT_ONCE)]
+        before = passes
+        await session.submit_tasks(tasks)
+        assert passes - before >= 3 * 4  # checked, added and handed over in four parts each
+        await session.wait_tasks(tasks)
+    counting.cancel()
+    assert {task.state for task in tasks} == {"DONE"}
+
+
+async def test_nothing_is_submitted_if_the_last_of_many_tasks_is_refused() -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        tasks = [ComputeTask(function=work) for _ in range(2 * AT_ONCE)]
+        with pytest.raises(TaskValidationError, match="no backend 'other'"):
+            await session.submit_tasks([*tasks, ComputeTask(function=work, backend="other")])
+        assert {task.get("state") for task in tasks} == {None}
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(tasks)
+
+
+async def test_wait_counts_the_tasks_that_have_not_ended() -> None:
+    submissions, tasks = Submissions(), [ComputeTask(function=work) for _ in range(AT_ONCE + 1)]
+    await submit(submissions, *tasks)
+    submissions.on_state(tasks[0], "DONE")
+    assert await submissions.wait(tasks, 0.0) == AT_ONCE
+    submissions.cancel_remaining()
+    assert await submissions.wait(tasks, None) == 0
