@@ -90,7 +90,7 @@ docs: $(VENV)/.installed-docs
 	@echo "Open site/index.html"
 
 clean:
-	rm -rf .venv .venv-peer .venv-systems .venv-3.* .coverage build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*
+	rm -rf quickstart-report.html .venv .venv-peer .venv-systems .venv-3.* .coverage build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment for all targets. A stamp per set of dependencies is out of date when

@@ -3,7 +3,8 @@
 The graph simulates a damped spring for six amounts of damping. For each of them a function runs the
 simulation, an executable (awk) computes the mean energy from the function's file, and the model
 writes a summary. At the end one function decides what to simulate next. Then a Session runs
-functions, executables and five thousand prompts, and shows their progress.
+functions, executables and five thousand prompts, and shows their progress. It prints the address of
+a live page, and writes the report of the session.
 
 Needs only Rhapsody: the answers come from the embedded model, which needs no GPU and no download.
 It is not a real model. Takes 4 seconds.
@@ -35,6 +36,7 @@ DAMPINGS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 PROMPTS = 5000
 FUNCTIONS = 200
 EXECUTABLES = 40
+REPORT = Path("quickstart-report.html").absolute()
 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
@@ -162,12 +164,15 @@ async def part_two(compute: Any, model: Any) -> None:
     say(f"{PROMPTS} prompts, {FUNCTIONS} functions and {EXECUTABLES} executables at once:\n")
     # The engine shut its backends down. They start again for the session.
     async with Session([await compute, await model]) as session:
+        page = session.serve_page(title="Quickstart")
+        say(f"Live page, until the tasks have ended:\n  {page.url}\n")
         tasks = make_tasks()
         begin = time.perf_counter()
         await session.submit_tasks(tasks)
         await session.wait_tasks(tasks, progress=True)
         seconds = time.perf_counter() - begin
         figures = model.get_statistics()
+        session.report(REPORT, title="Quickstart")
 
     states = Counter(task.state for task in tasks)
     counted = ", ".join(f"{number} {state}" for state, number in states.items())
@@ -215,7 +220,9 @@ async def main() -> None:
     )
     await part_one(compute, model)
     await part_two(compute, model)
-    say("\nAll backends are shut down. The next examples are shorter:")
+    say("\nAll backends are shut down. Open the report of the session in a browser:")
+    say(f"  {REPORT.as_uri()}")
+    say("The next examples are shorter:")
     say(f"  {sys.executable} examples/02_session_mixed.py")
 
 

@@ -11,7 +11,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from itertools import islice
 from typing import Any, Protocol
 
 from rhapsody.api.executor import SessionExecutor
@@ -83,12 +82,15 @@ class Calls:
         """Call a function with each item of iterables; see `Session.map`."""
         if not isinstance(chunksize, int) or chunksize < 1:
             raise ValueError(must_be("chunksize", "a whole number of at least 1", chunksize))
-        calls = zip(*iterables)  # noqa: B905 - as `map`: it ends with the shortest
+        calls = list(zip(*iterables))  # noqa: B905 - as `map`: it ends with the shortest
+        name = getattr(fn, "__name__", type(fn).__name__)
         if chunksize == 1:
-            return Results(self._owner, [self.submit(fn, *args) for args in calls], False)
-        each = call_each_async if is_async(fn) else call_each
-        chunks = iter(lambda: list(islice(calls, chunksize)), [])
-        return Results(self._owner, [self.submit(each, fn, chunk) for chunk in chunks], True)
+            tasks = [self.submit(fn, *args) for args in calls]
+        else:
+            each = call_each_async if is_async(fn) else call_each
+            starts = range(0, len(calls), chunksize)
+            tasks = [self.submit(each, fn, calls[at : at + chunksize]) for at in starts]
+        return Results(self._owner, tasks, chunksize > 1, len(calls), name)
 
     def executor(self) -> SessionExecutor:
         """Return a `concurrent.futures.Executor`; see `Session.executor`."""
@@ -108,12 +110,32 @@ class Results:
         owner: The session.
         tasks: The tasks.
         are_chunks: Whether the result of each task is a list of results.
+        number: The number of calls.
+        name: The name of the function.
     """
 
-    def __init__(self, owner: CallOwner, tasks: list[ComputeTask], are_chunks: bool) -> None:
+    def __init__(
+        self,
+        owner: CallOwner,
+        tasks: list[ComputeTask],
+        are_chunks: bool,
+        number: int,
+        name: str,
+    ) -> None:
         self._owner = owner
         self._tasks = tasks[::-1]  # so that `pop` returns the next one, and releases its result
         self._are_chunks = are_chunks
+        self._number = number
+        self._name = name
+
+    def __len__(self) -> int:
+        """Return the number of calls, whether their results were taken or not."""
+        return self._number
+
+    def __repr__(self) -> str:
+        left = sum(not task.done for task in self._tasks)
+        ended = f"{left} of its tasks have not ended" if left else "all of its tasks have ended"
+        return f"<results of {self._number} calls of {self._name}; {ended}>"
 
     def __iter__(self) -> Iterator[Any]:
         if runs_a_loop():

@@ -24,8 +24,8 @@ SUBCOMMANDS = {
     "batch": "Run the requests of a file in OpenAI's batch format, and append their results.",
     "doctor": "Show what this machine has, what Rhapsody would use, and what is missing.",
     "journal": "Show what is done, what failed, and why tasks ran again in the runs of a journal.",
-    "report": "Write the page of a run from the file that its telemetry wrote.",
-    "serve": "Serve a model over HTTP, with the routes of OpenAI, until Ctrl-C.",
+    "report": "Write the page of a run from its telemetry file, or from its live page.",
+    "serve": "Serve models over HTTP, with the routes of OpenAI, until Ctrl-C.",
     "top": "Show prompts, tokens and replicas of a running model server, until Ctrl-C.",
 }
 """The subcommands, each a function in the module of its name, and the first lines of their help."""

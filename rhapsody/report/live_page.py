@@ -49,6 +49,8 @@ BUSY_RECORDS = 2000
 SHARE = 0.006
 """Largest share of the time of one CPU that the summaries take while tasks are active, and that the
 charts take; the script of the page keeps a third such share for its table."""
+IDLE_SECONDS = 2.0
+"""Seconds after the end of the last task from which on the page need not spare the CPU."""
 LOG_SECONDS = 5.0
 END_SECONDS = 2.0
 """How long the last update may take to reach open pages."""
@@ -80,6 +82,7 @@ class LivePage:
         self._publisher: asyncio.Task[None] | None = None
         self._charts = _Cached(self._make_charts, CHARTS_SECONDS)
         self._searching = asyncio.Lock()
+        self._seen_ended, self._busy_at = 0, -math.inf
         self._logs_at = 0.0
         self._closed = False
         self._keep_records()
@@ -272,7 +275,12 @@ class LivePage:
         return charts_json(self._source, RECORDS if whole else BUSY_RECORDS)
 
     def _is_busy(self) -> bool:
-        return any(run.history.is_active for run in self._source.runs())
+        """Return whether tasks are active, or were a moment ago and may be again."""
+        runs, now = self._source.runs(), time.monotonic()
+        ended = sum(run.history.number_ended for run in runs)
+        if ended != self._seen_ended or any(run.history.is_active for run in runs):
+            self._seen_ended, self._busy_at = ended, now
+        return now - self._busy_at < IDLE_SECONDS
 
     def _all(self) -> list[tuple[str, str]]:
         return [("summary", self._summary(True)), ("graph", self._graph())]

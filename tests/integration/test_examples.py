@@ -30,7 +30,8 @@ KEY_LINES = {
         r"Tasks: 5240 DONE, in",
         r"Prompts: \d+ per second, in \d+ batches of \d+ prompts on average",
         r"expr 40 \* 2 +80",
-        "All backends are shut down",
+        r"Live page, until the tasks have ended:\n  http://127\.0\.0\.1:\d+/",
+        r"All backends are shut down\..*\n  file:///.*/quickstart-report\.html",
     ],
     "02_session_mixed.py": [
         r"Task 1 \[AI\]: \w+",

@@ -214,3 +214,22 @@ async def test_map_whose_wait_is_cancelled_cancels_all_calls() -> None:
 def test_map_refuses_wrong_chunksize(session: Session, chunksize: Any) -> None:
     with pytest.raises(ValueError, match="'chunksize' must be a whole number of at least 1"):
         session.map(scale, [1], chunksize=chunksize)
+
+
+def test_results_have_a_length_and_a_repr(session: Session) -> None:
+    for chunksize in (1, 4):
+        results = session.map(scale, range(10), chunksize=chunksize)
+        assert len(results) == 10
+        assert list(results) == list(range(10))
+        assert len(results) == 10
+        assert repr(results) == "<results of 10 calls of scale; all of its tasks have ended>"
+
+
+async def test_repr_of_results_says_how_many_tasks_are_left() -> None:
+    held = HeldBackend()
+    async with Session([held]) as session:
+        results = session.map(scale, range(3))
+        await held.wait_entered()
+        assert repr(results) == "<results of 3 calls of scale; 3 of its tasks have not ended>"
+        held.release()
+        await results

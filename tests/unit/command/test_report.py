@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from rhapsody import ComputeTask, Session
+from rhapsody.backends import NoopExecutionBackend
 from rhapsody.command.app import app
 
 
@@ -46,3 +48,17 @@ def test_missing_file_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
     assert done.stderr == (f"rhapsody: error: No such file or directory: {tmp_path / 'missing'}\n")
+
+
+def test_page_of_a_live_page(tmp_path: Path) -> None:
+    with Session([NoopExecutionBackend()]) as session:
+        session.run(ComputeTask(function=print, uid="the-task"))
+        page = session.serve_page(title="Live")
+        done = run(page.url, "-o", tmp_path / "page.html")
+        assert (done.exit_code, done.output.strip()) == (0, str(tmp_path / "page.html"))
+        for url in (page.url.rsplit("/", 2)[0], f"{page.url}tasks/"):
+            done = run(url)
+            assert done.exit_code == 1
+            assert "is not the address of a live page" in str(done.exception)
+    assert "the-task" in (tmp_path / "page.html").read_text()
+    assert "no program responds at" in str(run(page.url).exception)
