@@ -132,7 +132,7 @@ def _check_rhapsody(words: list[str], known_files: set[str]) -> None:
     from rhapsody.command.app import app
 
     group: Any = get_command(app)
-    command = group.commands[words[0]]
+    command = group.get_command(None, words[0])
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known | {"--help"}, words
 
