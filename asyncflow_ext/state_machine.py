@@ -250,6 +250,20 @@ class StateMachine:
         if self._engine._telemetry is not None:
             self.events.ended("TaskCanceled", component)
 
+    def _cancel_pause(self, component: Component, _: Any) -> None:
+        self._count_cancelled_pause(component)
+        self._cancel(component, None)
+
+    def _end_pause(self, component: Component, error: BaseException) -> None:
+        self._count_cancelled_pause(component)
+        self._end(component, error)
+
+    def _count_cancelled_pause(self, component: Component) -> None:
+        """Have the backends count it as CANCELED: of the attempt they know that it failed."""
+        for queue in self.queues.values():
+            if queue.keeps_history:
+                queue.backend.report_cancelled_in_pause(component.uid)
+
     def _end(self, component: Component, error: BaseException) -> None:
         component.state = "CANCELLED"
         if self.journal is not None:
@@ -383,6 +397,7 @@ TIME_OUT: Transition = (Stage.PAUSING, StateMachine._time_out)
 
 FINISH: Transition = (Stage.DONE, StateMachine._finish)
 CANCEL: Transition = (Stage.CANCELLED, StateMachine._cancel)
+CANCEL_PAUSE: Transition = (Stage.CANCELLED, StateMachine._cancel_pause)
 FAIL_TIMED_OUT: Transition = (Stage.FAILED, StateMachine._fail_timed_out)
 
 TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
@@ -432,7 +447,8 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
     },
     Event.END: {
         stage: (Stage.CANCELLED, StateMachine._end) for stage in Stage if stage < Stage.DONE
-    },
+    }
+    | {Stage.PAUSING: (Stage.CANCELLED, StateMachine._end_pause)},
     Event.RECALL: {Stage.QUEUED: (Stage.DONE, StateMachine._recall)},
     Event.FAIL_DEPENDENCY: {Stage.WAITING: (Stage.FAILED, StateMachine._fail)},
     Event.STOP: {
@@ -448,7 +464,7 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
     },
     Event.CANCEL: {
         Stage.WAITING: CANCEL,
-        Stage.PAUSING: CANCEL,
+        Stage.PAUSING: CANCEL_PAUSE,
         Stage.PREPARING: CANCEL,
         Stage.QUEUED: CANCEL,
         Stage.SUBMITTING: (Stage.CANCEL_PENDING, StateMachine._await_confirmation),
@@ -473,6 +489,7 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.STOPPING_BODY: FAIL_TIMED_OUT,
     },
     Event.RESUME: {Stage.PAUSING: (Stage.WAITING, StateMachine._resume)},
-    Event.ABANDON: {stage: CANCEL for stage in Stage if stage < Stage.DONE},
+    Event.ABANDON: {stage: CANCEL for stage in Stage if stage < Stage.DONE}
+    | {Stage.PAUSING: CANCEL_PAUSE},
 }
 """The transition for each event and each stage that allows the event."""

@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import copy_context
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from rhapsody.api.tasks.fields import is_uid
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
+from rhapsody.backends.core.nested_runs import is_in_task, run_calls_here
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.journal import Journal
@@ -325,7 +327,11 @@ class Session:
         loop = self._bind_loop(self._loop_of_threads())
         future = loop.create_future()
         task.bind_future(future)
-        loop.call_soon_threadsafe(submit, task, backend, future, context)
+        calls: SimpleQueue[Any] = SimpleQueue()
+        if is_in_task():  # the thread of the task may have to run this one in `task.result()`
+            task.bind_calls(calls)
+        with run_calls_here(calls):
+            loop.call_soon_threadsafe(submit, task, backend, future, context)
 
     def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
         """Ask the backends to cancel tasks, and return at once; thread-safe."""
@@ -667,6 +673,7 @@ class Session:
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
             self._submissions.cancel_remaining()
+            self._submissions.log_unseen_failures()
             if self._submissions.walltime is not None:
                 self._submissions.walltime.stop()
             if self.journal is not None:
@@ -719,7 +726,6 @@ class Session:
             TimeoutError: As for `wait_tasks`.
             WalltimeReached: As for `wait_tasks`.
         """
-        from rhapsody.backends.core.nested_runs import is_in_task, run_calls_here
         from rhapsody.backends.core.service_loop import service_loop
 
         if timeout is None and is_in_task() and runs_a_loop():

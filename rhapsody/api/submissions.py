@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.api.journaling import SessionJournal
@@ -25,6 +26,7 @@ from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import check_loop
 from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
 from rhapsody.api.walltime import SessionWalltime
+from rhapsody.backends.core.nested_runs import has_helper
 from rhapsody.backends.core.retries import RetryPolicy, clear_result
 from rhapsody.backends.protocol import (
     ATTEMPT_KEY,
@@ -40,6 +42,7 @@ from rhapsody.errors import (
     TaskExecutionError,
     TaskValidationError,
     WalltimeReached,
+    printable,
 )
 from rhapsody.garbage import watch_tasks
 from rhapsody.report.runs import OwnerHistory
@@ -52,6 +55,10 @@ if TYPE_CHECKING:
 __all__ = ["AnyTask", "Submission", "Submissions"]
 
 logger = logging.getLogger(__name__)
+
+MOST_FAILED = 10_000
+"""Failed tasks that are kept until the session closes, at most."""
+LONGEST_REASON = 500
 
 AnyTask = MutableMapping[str, Any]
 
@@ -187,6 +194,8 @@ class Submissions:
         # Tasks that were submitted in this pass of the loop, by the name of their backend.
         self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}
         # Tasks that the user still holds. Their uids stay taken after the tasks have ended.
+        # Failed tasks of `submit`, which others than their holder never learn of, with reasons.
+        self._failed: dict[BaseTask, str] = {}
         self._held: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
 
     @property
@@ -338,11 +347,33 @@ class Submissions:
             context: The context of the call, in which a function in a thread runs.
         """
         self.add(task, backend, future)
+        if isinstance(task, BaseTask) and len(self._failed) < MOST_FAILED:
+            future.add_done_callback(partial(self._note_failure, task))
         if getattr(backend, "carries_contexts", False):
             task[CONTEXT_KEY] = context
+        if has_helper():  # in this context, and not in that of another task
+            self._start(self._recall_or_hand_over(backend, [task]))
+            return
         if not self._queued:
             future.get_loop().call_soon(self._hand_over_queued)
         self._queued.setdefault(backend.name, (backend, []))[1].append(task)
+
+    def _note_failure(self, task: BaseTask, _: Any) -> None:
+        if task.get("state") == TaskStates.FAILED and not task.is_seen:
+            self._failed[task] = f"{type(task['exception']).__name__}: {task.get('stderr') or ''}"
+
+    def log_unseen_failures(self) -> None:
+        """Log how many tasks of `submit` failed whose results nobody asked for."""
+        unseen = [reason for task, reason in self._failed.items() if not task.is_seen]
+        self._failed.clear()
+        if unseen:
+            logger.error(
+                "%d task%s of session.submit() failed, and nobody asked for the result; the first: "
+                "%s",
+                len(unseen),
+                "" if len(unseen) == 1 else "s",
+                printable(unseen[0]).strip()[:LONGEST_REASON],
+            )
 
     def _hand_over_queued(self) -> None:
         queued, self._queued = self._queued, {}
@@ -457,6 +488,9 @@ class Submissions:
             self.journal.ended(task, state)
         if self.histories and submission.backend.name in self.histories:
             self.histories[submission.backend.name].on_state(task, state)
+        if state == TaskStates.CANCELED and submission.pause and not submission.at_backend:
+            history = self.histories.get(submission.backend.name, submission.backend)
+            history.report_cancelled_in_pause(task["uid"])
         if state in TaskStates.terminal_states:
             del self.active[task["uid"]]
             if guard is not None:
@@ -520,6 +554,8 @@ class Submissions:
         """
         if not isinstance(task, MutableMapping):
             raise SessionError(f"only tasks of this session can be waited for, got {brief(task)}")
+        if isinstance(task, BaseTask):
+            task.mark_seen()
         submission = self.active.get(task.get("uid", ""))
         if submission is None and task.get("state") not in TaskStates.terminal_states:
             raise SessionError(f"task {task.get('uid')} was not submitted to this session")

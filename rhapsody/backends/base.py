@@ -245,6 +245,15 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
             return self._report_end(work, TaskStates.FAILED, fields)
         return self._report_end(work, TaskStates.CANCELED)
 
+    def report_cancelled_in_pause(self, task: Hashable) -> None:
+        """Count a task as CANCELED that its owner cancelled before the next attempt; thread-safe.
+
+        Args:
+            task: Identifies the task; see `Attempt`.
+        """
+        with self._reporting:
+            self._history.record_cancelled_pause(task)
+
     def _report_end(
         self,
         work: Work,

@@ -412,11 +412,13 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _create(path: str) -> None:
-    """Create a file for its owner only, with its folder, unless it exists."""
+    """Create a file for its owner only, unless it exists."""
     if os.path.isdir(path):
         raise JournalError(path, "is a folder; give the name of a file")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise JournalError(path, f"has no folder; make it first: mkdir -p {folder}")
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         if not os.path.exists(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:

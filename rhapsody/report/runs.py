@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
 from rhapsody.backends.base import BaseBackend
@@ -157,6 +157,10 @@ class OwnerHistory:
         self.history.count_submitted(1)
         if work.attempt is not None:
             self.history.take_back(work.attempt)
+
+    def report_cancelled_in_pause(self, task: Hashable) -> None:
+        """Count a task as CANCELED that was cancelled before its next attempt."""
+        self.history.record_cancelled_pause(task)
 
     def on_state(self, task: Task, state: str) -> None:
         """Record a state that the backend reported."""

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from itertools import count
+from queue import SimpleQueue
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
 from rhapsody.backends.core.html import as_html
+from rhapsody.backends.core.nested_runs import is_in_task
 from rhapsody.backends.core.retries import RESULT_KEYS
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import SessionError, TaskValidationError, describe_error
@@ -71,7 +73,7 @@ class BaseTask(dict[str, Any]):
     Two tasks are equal if their uids are equal.
     """
 
-    __slots__ = ("__weakref__", "_future")
+    __slots__ = ("__weakref__", "_calls", "_future", "_seen")
 
     known_fields = RESULT_FIELDS | COMMON_FIELDS
     takes_own_fields: ClassVar[bool] = True
@@ -83,6 +85,8 @@ class BaseTask(dict[str, Any]):
     """The kind of task that a dict with a certain field describes."""
     _validator: FieldValidator
     _future: asyncio.Future[Any] | None
+    _calls: SimpleQueue[Any] | None
+    _seen: bool | None
 
     def __init_subclass__(cls, described_by: tuple[str, ...] = ()) -> None:
         BaseTask._kinds.update(dict.fromkeys(described_by, cls))
@@ -102,6 +106,8 @@ class BaseTask(dict[str, Any]):
             ) from None
         super().__init__(validated)
         _set_future(self, None)
+        _set_calls(self, None)
+        _set_seen(self, False)
         if "uid" not in validated:
             self["uid"] = f"task.{next(_uids):06d}"
 
@@ -179,6 +185,7 @@ class BaseTask(dict[str, Any]):
             SessionError: The task has not ended, and this thread runs an event loop, which must
                 not be blocked; or the task was not submitted.
         """
+        self.mark_seen()
         future = self._future
         if future is None:
             if not self.done:
@@ -187,7 +194,8 @@ class BaseTask(dict[str, Any]):
                 raise self["exception"]
         else:
             if not future.done():
-                _block_until_done(self["uid"], future, timeout)
+                calls = self._calls if timeout is None and is_in_task() else None
+                _block_until_done(self["uid"], future, timeout, calls)
             future.result()
         return self.get("return_value", self.get("stdout"))
 
@@ -201,6 +209,19 @@ class BaseTask(dict[str, Any]):
         """Remove a function that was added by `add_done_callback`; return how often it was."""
         return self._submitted_future().remove_done_callback(callback)
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether the program has asked for the task's result."""
+        return bool(self._seen)
+
+    def mark_seen(self) -> None:
+        """Note that the program has asked for the task's result, and learns of a failure."""
+        _set_seen(self, True)
+
+    def bind_calls(self, calls: SimpleQueue[Any]) -> None:
+        """Set the queue of calls that `result` makes in this thread; sessions call this."""
+        _set_calls(self, calls)
+
     def bind_future(self, future: asyncio.Future[Any]) -> None:
         """Set the future that `await task` waits for; sessions call this."""
         _set_future(self, future)
@@ -211,6 +232,7 @@ class BaseTask(dict[str, Any]):
         return asyncio.shield(future).__await__()
 
     def _submitted_future(self) -> asyncio.Future[Any]:
+        self.mark_seen()
         future = self._future
         if future is None:
             raise self._not_submitted()
@@ -228,7 +250,7 @@ class BaseTask(dict[str, Any]):
         raise KeyError(field)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_future":
+        if name in ("_future", "_calls", "_seen"):
             return None
         try:
             return self[name]
@@ -298,8 +320,21 @@ def check_loop(uid: str, future: asyncio.Future[Any]) -> None:
     raise SessionError(f"task {uid} was submitted on another event loop; await it on that loop")
 
 
-def _block_until_done(uid: str, future: asyncio.Future[Any], timeout: float | None) -> None:
-    """Block this thread until a future is done that belongs to the loop of another thread."""
+def _block_until_done(
+    uid: str,
+    future: asyncio.Future[Any],
+    timeout: float | None,
+    calls: SimpleQueue[Any] | None = None,
+) -> None:
+    """Block this thread until a future is done that belongs to the loop of another thread.
+
+    Args:
+        uid: The task's uid.
+        future: The task's future.
+        timeout: Longest wait in seconds. None: no limit.
+        calls: Calls to make in this thread until then. A thread of a full pool may have to run the
+            task itself.
+    """
     loop = future.get_loop()
     if runs_a_loop():
         raise SessionError(
@@ -311,6 +346,11 @@ def _block_until_done(uid: str, future: asyncio.Future[Any], timeout: float | No
             f"task {uid} was submitted on an event loop that does not run any more; submit a task "
             "and wait for it in the same asyncio.run()"
         )
+    if calls is not None:
+        loop.call_soon_threadsafe(future.add_done_callback, lambda _: calls.put(None))
+        for call in iter(calls.get, None):
+            call()
+        return
     ended = threading.Event()
     loop.call_soon_threadsafe(future.add_done_callback, lambda _: ended.set())
     if not ended.wait(timeout):
@@ -332,6 +372,8 @@ def validation_error(uid: Any, message: str, field: str, value: Any) -> TaskVali
 
 
 _set_future = BaseTask._future.__set__  # type: ignore[union-attr]  # the slot, not the field
+_set_calls = BaseTask._calls.__set__  # type: ignore[union-attr]  # the slot, not the field
+_set_seen = BaseTask._seen.__set__  # type: ignore[union-attr]  # the slot, not the field
 
 
 def _rebuild(kind: type[T], fields: dict[str, Any]) -> T:

@@ -152,9 +152,25 @@ class TaskHistory:
             self.first_submitted = time.monotonic()
         self._counts[TaskStates.PENDING] += number
 
+    def record_cancelled_pause(self, task: Hashable) -> None:
+        """Count a task as CANCELED that was cancelled in the pause after a failed attempt.
+
+        Args:
+            task: Identifies the task; see `Attempt`.
+        """
+        record = self._attempts.get(task)
+        if record is None:
+            return
+        self._take_back(task)
+        failed = TaskRecord._make(record)
+        self.add(failed._replace(state=TaskStates.CANCELED, ended=time.monotonic(), reason=""))
+
     def take_back(self, attempt: Attempt) -> None:
         """Count the failure of the attempt before this one no more: the task is repeated."""
-        record = self._attempts.pop(attempt.task, None)
+        self._take_back(attempt.task)
+
+    def _take_back(self, task: Hashable) -> None:
+        record = self._attempts.pop(task, None)
         if record is None:
             return
         _, name, _, state, _, _, _, reason = record

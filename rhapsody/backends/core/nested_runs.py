@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["Once", "helping_queue", "in_task", "is_in_task", "run_calls_here"]
+__all__ = ["Once", "has_helper", "helping_queue", "in_task", "is_in_task", "run_calls_here"]
 
 _pool: ContextVar[object | None] = ContextVar("rhapsody_pool_of_task", default=None)
 _helper: ContextVar[tuple[object, SimpleQueue[Any]] | None] = ContextVar(
@@ -48,6 +48,11 @@ def run_calls_here(calls: SimpleQueue[Any]) -> Iterator[None]:
 def is_in_task() -> bool:
     """Return whether the caller is the code of a task that runs in a thread of a pool."""
     return _pool.get() is not None
+
+
+def has_helper() -> bool:
+    """Return whether a thread of a pool waits, or may wait, for the task submitted now."""
+    return _helper.get() is not None
 
 
 def helping_queue(pool: object) -> SimpleQueue[Any] | None:

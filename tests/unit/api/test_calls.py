@@ -233,3 +233,35 @@ async def test_repr_of_results_says_how_many_tasks_are_left() -> None:
         assert repr(results) == "<results of 3 calls of scale; 3 of its tasks have not ended>"
         held.release()
         await results
+
+
+async def test_failures_that_nobody_asked_for_are_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(text: str) -> None:
+        raise ValueError(text)
+
+    async with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+        seen = session.submit(fail, "seen")
+        unseen = [session.submit(fail, f"unseen {n}") for n in range(3)]
+        await session.wait_tasks(session.submit(len, ""))
+        with pytest.raises(ValueError, match="seen"):
+            await seen
+        del unseen
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [
+        "3 tasks of session.submit() failed, and nobody asked for the result; the first: "
+        "ValueError: unseen 0"
+    ]
+
+
+async def test_failures_that_were_waited_for_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        tasks = [session.submit(int, "x") for _ in range(3)]
+        await session.wait_tasks(tasks[0])
+        await asyncio.wait([tasks[1]])
+        async for _ in session.as_completed([tasks[2]]):
+            pass
+    assert "nobody asked" not in caplog.text

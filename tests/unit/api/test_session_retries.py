@@ -69,6 +69,7 @@ async def test_cancel_during_the_pause_ends_the_task() -> None:
         with pytest.raises(TaskCancelledError):
             await task
         assert flaky.calls == 1
+        assert session.get_statistics()["tasks"] == {"CANCELED": 1}
 
 
 async def test_close_during_the_pause_ends_the_task() -> None:
@@ -80,6 +81,7 @@ async def test_close_during_the_pause_ends_the_task() -> None:
             lambda: flaky.calls == 1 and not session._submissions.active[task.uid].at_backend
         )
     assert task.cancelled()
+    assert session.get_statistics()["tasks"] == {"CANCELED": 1}
 
 
 async def test_no_retry_starts_a_backend_again_while_the_session_closes() -> None:

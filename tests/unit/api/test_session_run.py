@@ -85,6 +85,19 @@ def test_run_inside_tasks_of_a_full_pool_does_not_deadlock(kind: str) -> None:
     assert [task["return_value"] for task in tasks] == [50] * 4
 
 
+def test_result_inside_tasks_of_a_full_pool_does_not_deadlock() -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def depth_below(levels: int) -> int:
+            if not levels:
+                return 0
+            below = [session.submit(depth_below, levels - 1), *session.map(depth_below, [0])]
+            return int(below[0].result()) + 1
+
+        tasks = [session.submit(depth_below, 20) for _ in range(4)]
+        assert [task.result() for task in tasks] == [20] * 4
+
+
 def test_run_inside_task_uses_only_threads_of_the_pool() -> None:
     def thread_name() -> str:
         return threading.current_thread().name

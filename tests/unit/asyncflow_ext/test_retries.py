@@ -8,7 +8,8 @@ from radical.asyncflow import InputFile, OutputFile
 from radical.asyncflow.errors import DependencyFailureError
 
 from asyncflow_ext import WorkflowEngine
-from rhapsody.backends import NoopExecutionBackend
+from asyncflow_ext.component import Stage
+from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from tests.support.engines import make_task
 from tests.support.scripted import ScriptedBackend
 from tests.support.waiting import until
@@ -190,3 +191,21 @@ async def test_many_retries_do_not_overflow() -> None:
     async with WorkflowEngine.create(backend=backend) as flow:
         with pytest.raises(OSError, match="broken"):
             await make_task(flow, retries=1100, backoff=0.0)()
+
+
+async def test_task_cancelled_in_the_pause_counts_as_cancelled() -> None:
+    backend = ConcurrentExecutionBackend()
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task(retries=1, backoff=50)
+        async def fail() -> None:
+            raise OSError("flaky")
+
+        task = fail()
+        await until(lambda: backend.history.counts == {"FAILED": 1})
+        await until(lambda: task.stage == Stage.PAUSING)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert backend.history.counts == {"CANCELED": 1}
+        assert backend.history.failures() == []

@@ -25,7 +25,7 @@ def row(number: int, value: bytes | None = b"value", state: str = "DONE") -> Row
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "folder" / "run.journal"
+    return tmp_path / "run.journal"
 
 
 @pytest.fixture
@@ -82,9 +82,10 @@ def test_missing_or_damaged_result_is_not_read(store: Store) -> None:
     assert store.read(b"%016d" % 9) is None
 
 
-def test_file_and_new_folder_are_for_the_owner_only(store: Store, path: Path) -> None:
+def test_file_and_folder_of_results_are_for_the_owner_only(store: Store, path: Path) -> None:
+    store.write([row(1, os.urandom(store_module.LARGEST_ROW + 1))], [CODE])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
 
 
 def test_second_user_of_a_file_learns_who_has_it(store: Store, path: Path) -> None:
@@ -140,7 +141,6 @@ def test_file_of_another_user_is_refused(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_file_that_is_no_database_is_refused(path: Path) -> None:
-    path.parent.mkdir()
     path.write_text("notes, and no journal at all" * 100)
     path.chmod(0o600)
     with pytest.raises(JournalError, match="is not a journal; choose another file"):
@@ -148,7 +148,6 @@ def test_file_that_is_no_database_is_refused(path: Path) -> None:
 
 
 def test_database_of_another_program_is_refused(path: Path) -> None:
-    path.parent.mkdir()
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE other (a)")
     database.commit()
@@ -174,8 +173,10 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 
 def test_file_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
-    with pytest.raises(JournalError, match="cannot be created"):
+    with pytest.raises(JournalError, match="has no folder"):
         Store(tmp_path / "a" / "run.journal")
+    with pytest.raises(JournalError, match="cannot be created"):
+        Store(tmp_path / ("a" * 300))
 
 
 def corrupt(path: Path) -> None:
@@ -237,3 +238,9 @@ def test_read_only_file_is_refused(path: Path) -> None:
     path.chmod(0o400)
     with pytest.raises(JournalError, match="cannot be written"):
         Store(path)
+
+
+def test_file_in_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"has no folder; make it first: mkdir -p .*/nope"):
+        Store(tmp_path / "nope" / "run.journal")
+    assert not list(tmp_path.iterdir())

@@ -177,6 +177,18 @@ def test_other_tasks_that_failed_for_the_same_reason_stay_counted() -> None:
     assert history.failures()[0].number == 1
 
 
+def test_task_that_is_cancelled_after_a_failed_attempt_is_cancelled_once() -> None:
+    failed = attempt(1)
+    history = failed.history
+    history.count_submitted(1)
+    history.record_end(failed, "FAILED", ValueError("no"))
+    for _ in range(2):
+        history.record_cancelled_pause("t")
+        assert history.counts == {"CANCELED": 1}
+    assert history.failures() == []
+    assert [(record.state, record.reason) for record in history.records()] == [("CANCELED", "")]
+
+
 def test_attempt_after_one_that_was_never_recorded_takes_nothing_back() -> None:
     history = ended(1, "FAILED", ValueError("no"))
     history.take_back(Attempt("other", 2, False))
