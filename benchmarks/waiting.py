@@ -31,9 +31,10 @@ def identity(number: int) -> int:
     return number
 
 
-def resident_bytes() -> int:
-    """Return the memory of this process that is in use."""
-    gc.collect()
+def resident_bytes(collect: bool = True) -> int:
+    """Return the memory of this process that is in use, if asked for after a collection."""
+    if collect:
+        gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
@@ -76,13 +77,14 @@ async def of_engine() -> list[Figure]:
                 await asyncio.sleep(0)
         while len(backend._works) <= TASKS:  # noqa: ASYNC110 - nothing tells when it has them
             await asyncio.sleep(0.01)
-        taken = resident_bytes() - before
+        taken = resident_bytes(collect=False) - before
         gate.set()
         for future in futures:  # not `gather`, which holds the loop by itself
             await future
         held = await holds.stop()
         await first
         del futures, future
+        await asyncio.sleep(0)  # the loop still refers to the last of them
         left = resident_bytes() - before
     return _figures("calls on the engine", taken, left, held)
 
@@ -96,12 +98,13 @@ async def of_session() -> list[Figure]:
         tasks = [ComputeTask(function=identity, args=(number,)) for number in range(TASKS)]
         holds = Holds()
         await session.submit_tasks(tasks)
-        taken = resident_bytes() - before
+        taken = resident_bytes(collect=False) - before
         gate.set()
         await session.wait_tasks(tasks)
         held = await holds.stop()
         await first
         del tasks
+        await asyncio.sleep(0)
         left = resident_bytes() - before
     return _figures("tasks of a session", taken, left, held)
 

@@ -32,7 +32,13 @@ from rhapsody.api.completion import AsCompleted
 from rhapsody.api.executor import SessionExecutor
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
-from rhapsody.api.submissions import AnyTask, Submissions, refuse_tasks_as_arguments
+from rhapsody.api.submissions import (
+    AnyTask,
+    Submissions,
+    after_part,
+    in_parts,
+    refuse_tasks_as_arguments,
+)
 from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.api.tasks.fields import is_uid
@@ -202,7 +208,11 @@ class Session:
             for backend, _ in batches:
                 self._reattach(backend)
             futures = await self._submissions.submit(batches, loop)
-        return [futures[task["uid"]] for task in tasks]
+        found: list[asyncio.Future[AnyTask]] = []
+        for part in in_parts(tasks):
+            found += [futures[task["uid"]] for task in part]
+            await after_part(tasks)
+        return found
 
     def _reattach(self, backend: Any) -> None:
         reattach = getattr(backend, "reattach", None)

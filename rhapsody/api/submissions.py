@@ -52,7 +52,7 @@ from rhapsody.validation import brief, must_be
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
 
-__all__ = ["AnyTask", "Submission", "Submissions"]
+__all__ = ["AnyTask", "Submission", "Submissions", "after_part", "in_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ LONGEST_REASON = 500
 
 AnyTask = MutableMapping[str, Any]
 
-AT_ONCE = 500
+AT_ONCE = 250
 """Tasks that are checked or submitted in one pass of the loop, which is held meanwhile."""
 
 

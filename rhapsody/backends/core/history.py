@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
+from math import isnan
 from traceback import TracebackException
 from typing import Any, NamedTuple, Protocol
 
@@ -78,7 +79,66 @@ class TaskRecord(NamedTuple):
         return self.ended - self.started
 
 
-FIELDS = len(TaskRecord._fields)
+TEXTS, TIMES = 5, 3
+"""How many fields of a record are texts, and how many are times."""
+
+
+class _Records:
+    """The latest records. Thread-safe.
+
+    Records outlive their tasks. An object for each record, or for each time, would be scattered
+    over the memory of the tasks, and keep it from being returned.
+
+    Args:
+        size: Maximum number of records.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._texts: deque[str] = deque(maxlen=size * TEXTS)
+        self._times = array("d")
+        self._oldest = 0  # the index of the oldest times, when all places are taken
+
+    def add(self, record: Sequence[Any]) -> None:
+        """Add a record, and drop the oldest one if there are too many."""
+        uid, name, place, state, submitted, started, ended, reason = record
+        times = submitted, NAN if started is None else started, NAN if ended is None else ended
+        with self._lock:
+            self._texts.extend((uid, name, place, state, reason))
+            if len(self._times) < self._size * TIMES:
+                self._times.extend(times)
+                return
+            first = self._oldest
+            self._times[first], self._times[first + 1], self._times[first + 2] = times
+            self._oldest = (first + TIMES) % len(self._times)
+
+    def grow(self, size: int) -> None:
+        """Keep at least this number of records from now on."""
+        with self._lock:
+            if size > self._size:
+                self._size = size
+                self._texts = deque(self._texts, maxlen=size * TEXTS)
+                self._times = self._times[self._oldest :] + self._times[: self._oldest]
+                self._oldest = 0
+
+    def columns(self, latest: int | None) -> list[list[Any]]:
+        """Return the latest records, or all, in their order: one list for each field."""
+        with self._lock:
+            texts, times, oldest = list(self._texts), self._times[:], self._oldest
+        times = times[oldest:] + times[:oldest]
+        if latest is not None:
+            texts, times = texts[-latest * TEXTS :], times[-latest * TIMES :]
+        uids, names, places, states, reasons = (texts[column::TEXTS] for column in range(TEXTS))
+        seconds = ([_known(time) for time in times[column::TIMES]] for column in range(TIMES))
+        return [uids, names, places, states, *seconds, reasons]
+
+
+NAN = float("nan")
+
+
+def _known(seconds: float) -> float | None:
+    return None if isnan(seconds) else seconds
 
 
 class RecordedTask(Protocol):
@@ -136,10 +196,7 @@ class TaskHistory:
         self.began = time.monotonic()
         self.first_submitted: float | None = None
         self._counts = dict.fromkeys(STATES, 0)
-        # The fields of all records in one deque: an object for each record would make the garbage
-        # collector run more often, which costs more than everything else here.
-        self._ended: deque[Any] = deque(maxlen=RECORDS * FIELDS)
-        self._earlier: deque[Any] = deque()  # records from before `keep`
+        self._ended = _Records(RECORDS)
         self._names: dict[str, dict[str, int]] = {}
         # The failed attempts of tasks that may be repeated, by task.
         self._attempts: dict[Hashable, tuple[Any, ...]] = {}
@@ -210,11 +267,11 @@ class TaskHistory:
         (self._names.get(name) or self._counts_of(name))[state] += 1
         attempt = work.attempt
         if attempt is None or attempt.is_last or state != TaskStates.FAILED:
-            self._ended.extend(record)
+            self._ended.add(record)
             return
         self._attempts[attempt.task] = record
         if len(self._attempts) > RECORDS:  # its owner has not repeated the oldest for long
-            self._ended.extend(self._attempts.pop(next(iter(self._attempts))))
+            self._ended.add(self._attempts.pop(next(iter(self._attempts))))
 
     def add(self, record: TaskRecord) -> None:
         """Add a task from another source; of one that is still active only its state."""
@@ -225,7 +282,7 @@ class TaskHistory:
             if record.state == TaskStates.FAILED:
                 reason = self._count_failure(record.uid, record.reason or "no reason was given")
                 record = record._replace(reason=reason)
-            self._ended.extend(record)
+            self._ended.add(record)
 
     def _failed(self, uid: str, error: BaseException | None, message: str | None) -> str:
         reason = "no reason was given"
@@ -259,9 +316,7 @@ class TaskHistory:
         Args:
             number: Maximum number of records.
         """
-        limit = number * FIELDS
-        if limit > (self._ended.maxlen or 0):
-            self._earlier, self._ended = self._ended, deque(maxlen=limit)
+        self._ended.grow(number)
 
     def record_batch(self, size: int) -> None:
         """Keep the time and the size of a batch of prompts that was sent."""
@@ -299,14 +354,11 @@ class TaskHistory:
 
     def columns(self, latest: int | None = None) -> list[list[Any]]:
         """Return the same as `records`, as one list for each field of a record."""
-        fields = _last(self._ended, None if latest is None else latest * FIELDS)
-        if latest is None or len(fields) < latest * FIELDS:
-            fields = _last(self._earlier, None) + fields
+        columns = self._ended.columns(latest)
         for failed in self._attempts.copy().values():
-            fields += failed
-        if latest is not None:
-            fields = fields[-latest * FIELDS :]
-        return [fields[column::FIELDS] for column in range(FIELDS)]
+            for column, value in zip(columns, failed, strict=True):
+                column.append(value)
+        return columns if latest is None else [column[-latest:] for column in columns]
 
     def active(self, works: Iterable[RecordedTask]) -> list[TaskRecord]:
         """Return records of active tasks, without tasks that another history records."""
@@ -348,15 +400,6 @@ def _values(work: RecordedTask, state: str, ended: float | None, reason: str) ->
     """Return the fields of a record as a plain tuple, which is faster to create."""
     name = task_name(work.task, work.kind)
     return work.uid, name, work.place, state, work.submitted, work.started, ended, reason
-
-
-def _last(values: deque[Any], number: int | None) -> list[Any]:
-    """Return the last values of a deque to which other threads append; None: all values."""
-    if number is not None:
-        for _ in range(3):
-            with suppress(RuntimeError):  # the deque changed meanwhile
-                return list(islice(reversed(values), number))[::-1]
-    return list(values.copy())  # atomic
 
 
 def _without_frames(error: BaseException | None) -> TracebackException | None:

@@ -70,6 +70,28 @@ def test_records_are_bounded_and_counts_are_not() -> None:
     assert [r.uid for r in history.records(2)] == [f"task.{RECORDS + n}" for n in (3, 4)]
 
 
+def test_records_keep_their_order_and_their_times() -> None:
+    history = ended(RECORDS + 5)
+    started = [record.started for record in history.records(3)]
+    assert started == [None] * 3
+    submitted = [record.submitted for record in history.records()]
+    assert submitted == sorted(submitted)
+
+
+def test_more_records_are_kept_from_then_on() -> None:
+    history = ended(RECORDS + 5)
+    history.keep(RECORDS + 10)
+    history.keep(1)
+    history.count_submitted(2)
+    for uid in ("later.1", "later.2"):
+        history.record_end(work(uid), "DONE", None)
+    records = history.records()
+    assert len(records) == RECORDS + 2
+    assert [records[0].uid, records[-1].uid] == ["task.5", "later.2"]
+    ends = [record.ended or 0.0 for record in records]
+    assert ends == sorted(ends)
+
+
 def test_failures_are_grouped_by_reason_without_uid() -> None:
     history = TaskHistory()
     for uid in ("x.1", "x.2"):
