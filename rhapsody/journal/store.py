@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from rhapsody.errors import JournalError
 
 __all__ = ["CodeRow", "Entry", "Row", "Store", "check_database"]
@@ -48,6 +50,9 @@ CREATE TABLE result (
     why TEXT, reason TEXT, size INTEGER, crc INTEGER, file TEXT, value BLOB);
 """
 
+
+ENDING_SECONDS = 5.0
+"""How long the threads of a killed program may keep the file, for example in a slow `fsync`."""
 
 DISK_FULL = "cannot be written because the disk is full; free some space"
 
@@ -144,10 +149,29 @@ class Store:
             )
         try:
             with self._explained():
-                self._open()
+                self._open_when_free()
         except BaseException:
             self._database.close()
             raise
+
+    def _open_when_free(self) -> None:
+        """Open the file; if the program that used it was killed, wait until it has ended."""
+        deadline = time.monotonic() + ENDING_SECONDS
+        while True:
+            try:
+                return self._open()
+            except sqlite3.OperationalError as error:
+                waits = _is_busy(error) and _has_been_killed(self._owner())
+                if not waits or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _owner(self) -> dict[str, Any]:
+        """Return the host and the pid of the program that uses the file; empty if unknown."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            held = json.loads(Path(self._owner_file).read_text())
+            return {"host": str(held["host"]), "pid": int(held["pid"])}
+        return {}
 
     def _open(self) -> None:
         database = self._database
@@ -195,10 +219,8 @@ class Store:
     def _explain(self, error: sqlite3.Error) -> str:
         text = str(error)
         if _is_busy(error):
-            owner = ""
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                held = json.loads(Path(self._owner_file).read_text())
-                owner = f" by process {held['pid']} on host {held['host']}"
+            held = self._owner()
+            owner = f" by process {held['pid']} on host {held['host']}" if held else ""
             return f"is in use{owner}; wait until that program has ended, or use another file"
         if "not a database" in text:
             return "is not a journal; choose another file"
@@ -405,6 +427,17 @@ def check_database(database: sqlite3.Connection, path: str) -> None:
             f"was written by {age} version of Rhapsody (format {found}; this one reads format "
             f"{FORMAT}); run it with that version, or use another file",
         )
+
+
+def _has_been_killed(owner: Mapping[str, Any]) -> bool:
+    """Return whether a program on this host does not run any more; threads of it may still end."""
+    if owner.get("host") != socket.gethostname():
+        return False
+    try:
+        status: str = psutil.Process(owner["pid"]).status()
+    except psutil.Error:
+        return True
+    return status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

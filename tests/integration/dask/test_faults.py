@@ -58,6 +58,39 @@ async def test_killed_worker_loses_no_result() -> None:
         assert {len(runner.reports.terminal(task["uid"])) for task in tasks} == {1}
 
 
+def number_ended(runner: DaskRunner) -> int:
+    return sum(report.state in ("DONE", "FAILED", "CANCELED") for report in runner.reports.log)
+
+
+async def square_async(number: int) -> int:
+    return square(number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_every_task_ends_once_while_workers_are_killed() -> None:
+    async with DaskExecutionBackend({"n_workers": 2, "threads_per_worker": 2}) as backend:
+        runner = DaskRunner(backend)
+        tasks = []
+        for number in range(0, 240, 3):
+            tasks += [
+                runner.function(square, number),
+                runner.function(square_async, number + 1),
+                runner.executable("sh", "-c", f"echo {number + 2}"),
+            ]
+        await runner.submit(*tasks)
+        assert backend._cluster is not None
+        workers = backend._cluster._cluster.workers
+        for ended in (20, 90, 160):
+            await until(lambda ended=ended: number_ended(runner) >= ended, 100)  # type: ignore[misc]
+            await until(lambda: any(nanny.pid for nanny in workers.values()), 100)
+            os.kill(next(nanny.pid for nanny in workers.values() if nanny.pid), signal.SIGKILL)
+        await until(lambda: number_ended(runner) == len(tasks), 100)
+        ends = [[report.state for report in runner.reports.terminal(t["uid"])] for t in tasks]
+        assert ends == [["DONE"]] * len(tasks)
+        assert [task["return_value"] for task in tasks[::3]] == [n * n for n in range(0, 240, 3)]
+
+
 async def test_worker_is_replaced_after_its_nanny_gave_up() -> None:
     async with DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1}) as backend:
         runner = DaskRunner(backend)

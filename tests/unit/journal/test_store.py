@@ -1,6 +1,8 @@
 """The file of a journal: what it keeps, who may use it, and which files are refused."""
 
+import json
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -101,6 +103,16 @@ store = Store(sys.argv[1])
 print("open", flush=True)
 sys.stdin.read()
 """
+
+
+def test_end_of_a_killed_program_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        killed.wait()
+    owner = {"host": socket.gethostname(), "pid": killed.pid}
+    Path(f"{path}.owner").write_text(json.dumps(owner))
+    monkeypatch.setattr("time.sleep", lambda _: store._database.close())
+    Store(path).close()  # would raise if it did not wait
 
 
 def test_file_of_a_killed_program_can_be_used(path: Path) -> None:
