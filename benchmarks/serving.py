@@ -14,20 +14,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from benchmarks.figures import Figure
 from benchmarks.timing import seconds_of
 from rhapsody.backends import DragonVllmInferenceBackend
 
 ROUNDS = 5
 BULK, URGENT = 400, 20
+MANY = 5000
+CHAT_SECONDS = 10.0
 SAMPLING: dict[str, Any] = {"max_tokens": 16, "ignore_eos": True, "temperature": 0}
 
 
 def backend(config: Path, **options: Any) -> DragonVllmInferenceBackend:
     """Return a backend on the embedded model."""
-    return DragonVllmInferenceBackend(
-        config, "tiny", engine="embedded", launcher="local", use_service=False, **options
-    )
+    fixed: dict[str, Any] = {"engine": "embedded", "launcher": "local", "use_service": False}
+    return DragonVllmInferenceBackend(config, "tiny", **{**fixed, **options})
 
 
 async def mixed(on: DragonVllmInferenceBackend, priority: int) -> tuple[float, float]:
@@ -60,7 +63,14 @@ async def measure() -> list[Figure]:
         few.write_text("max-num-seqs: 16\n")
         many = Path(folder) / "many.yaml"
         many.write_text("max-num-seqs: 256\n")
-        return [*await priorities(few), await spares(many), await routing(many)]
+        slow = Path(folder) / "slow.yaml"
+        slow.write_text("max-num-seqs: 64\ntoken-delay-ms: 10\n")
+        return [
+            *await priorities(few),
+            *await chats(slow),
+            await spares(many),
+            await routing(many),
+        ]
 
 
 async def priorities(config: Path) -> list[Figure]:
@@ -83,6 +93,46 @@ async def priorities(config: Path) -> list[Figure]:
             base=[seconds for _, seconds in plain],
         ),
     ]
+
+
+async def chats(config: Path) -> list[Figure]:
+    """Compare chats under many bulk prompts with chats on an idle server, and the bulk prompts."""
+    prompts = [f"What is {i}?" for i in range(MANY)]
+    on = backend(config, use_service=True, host="127.0.0.1", port=0)
+    async with on, aiohttp.ClientSession(on.get_endpoint()) as http:
+        idle = await chats_until(http, asyncio.ensure_future(asyncio.sleep(CHAT_SECONDS)))
+        alone = await seconds_of(on.generate(prompts, **SAMPLING))
+        bulk = asyncio.ensure_future(seconds_of(on.generate(prompts, **SAMPLING)))
+        loaded = await chats_until(http, bulk)
+    return [
+        Figure(
+            what=f"the 99th percentile of chats under {MANY} prompts",
+            over="an idle server",
+            ours=[statistics.quantiles(loaded, n=100)[-1]],
+            base=[statistics.quantiles(idle, n=100)[-1]],
+        ),
+        Figure(
+            what=f"{MANY} prompts under chats",
+            over="without chats",
+            ours=[await bulk],
+            base=[alone],
+        ),
+    ]
+
+
+async def chats_until(http: aiohttp.ClientSession, end: asyncio.Future[Any]) -> list[float]:
+    """Send chats one after the other, and return their times in seconds."""
+    body = {"messages": [{"role": "user", "content": "What is energy?"}], **SAMPLING}
+
+    async def chat() -> None:
+        async with http.post("/v1/chat/completions", json=body) as response:
+            response.raise_for_status()
+            await response.read()
+
+    times: list[float] = []
+    while not end.done():
+        times.append(await seconds_of(chat()))
+    return times
 
 
 async def spares(config: Path) -> Figure:
