@@ -12,10 +12,10 @@ from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.concurrent.executors import submit, thread_pool
 from rhapsody.backends.concurrent.local_queue import LocalQueue
 from rhapsody.backends.concurrent.threads import ThreadCalls
-from rhapsody.backends.core.accounts import PLAIN, Request
+from rhapsody.backends.core.accounts import Request
 from rhapsody.backends.core.nested_runs import helping_queue
 from rhapsody.backends.core.work import Work
-from rhapsody.errors import BackendError
+from rhapsody.errors import BackendError, ResourceError
 
 __all__ = ["ThreadPool", "default_threads"]
 
@@ -55,13 +55,24 @@ class ThreadPool(ThreadCalls):
     def add(self, work: Work, request: Request) -> None:
         """Queue a function; thread-safe.
 
+        If a task in one of the threads waits for it, that thread may run it, with the CPUs of the
+        task: they would otherwise wait for each other.
+
         Raises:
-            ResourceError: The machine can never meet the request.
+            ResourceError: The machine can never meet the request, or a task in a thread would wait
+                for a function that may need what the task has.
         """
+        if helping_queue(self.executor) is not None and (request.gpu_parts or request.exclusive):
+            asked = "gpu" if request.gpu_parts else "node"
+            raise ResourceError(
+                work.uid,
+                asked,
+                "a task in a thread of the same backend waits for it, and the two might wait for "
+                "each other; submit it outside of the task, or use a backend with processes",
+            )
         self._keep_context([work])
         self._queue.add(work, request)
-        if request == PLAIN:
-            self._let_caller_help([work])
+        self._let_caller_help([work])
 
     def _keep_context(self, works: Sequence[Work]) -> None:
         context = copy_context()

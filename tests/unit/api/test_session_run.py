@@ -98,6 +98,33 @@ def test_result_inside_tasks_of_a_full_pool_does_not_deadlock() -> None:
         assert [task.result() for task in tasks] == [20] * 4
 
 
+@pytest.mark.parametrize("how", ["run", "result"])
+def test_tasks_with_cpus_inside_tasks_of_a_full_pool_do_not_deadlock(how: str) -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def outer() -> int:
+            if how == "result":
+                return int(session.options(resources={"cpus": 2}).submit(pow, 3, 2).result())
+            inner = ComputeTask(function=pow, args=(3, 2), resources={"cpus": 2})
+            session.run([inner])
+            return int(inner["return_value"])
+
+        tasks = session.run([ComputeTask(function=outer) for _ in range(4)], timeout=30)
+    assert [task["return_value"] for task in tasks] == [9] * 4
+
+
+def test_exclusive_task_inside_a_task_of_the_same_pool_is_refused() -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def outer() -> str:
+            inner = ComputeTask(function=pow, args=(3, 2), resources={"exclusive": True})
+            session.run([inner], return_exceptions=True)
+            return str(inner["exception"])
+
+        (task,) = session.run([ComputeTask(function=outer)])
+    assert "the two might wait for each other" in task["return_value"]
+
+
 def test_run_inside_task_uses_only_threads_of_the_pool() -> None:
     def thread_name() -> str:
         return threading.current_thread().name
