@@ -356,3 +356,30 @@ async def test_results_outlive_the_backend() -> None:
     assert not os.path.exists(data.folders.memory)
     result += 1
     assert result.sum() == 2 * LENGTH
+
+
+@linux
+async def test_worker_killed_while_it_reads_its_argument_leaves_nothing(program: Program) -> None:
+    array = await program.run(make)
+    uids = [program.submit(read_for_ever, array) for _ in range(2)]
+    await until(lambda: len(program.manager.scheduler.pids()) == 2)
+    await until(lambda: all(_runs(program, uid) for uid in uids))
+    for pid in program.manager.scheduler.pids():
+        os.kill(pid, signal.SIGKILL)
+    for uid in uids:
+        assert isinstance(await program.end(uid), WorkerDied)
+    assert await program.run(total, array) == LENGTH
+    del array
+    await program.is_empty()
+
+
+def _runs(program: Program, uid: str) -> bool:
+    placed = program.manager.scheduler._placed
+    return any(
+        work.uid == uid and call_id in worker.running for work, (worker, call_id) in placed.items()
+    )
+
+
+def read_for_ever(array: Any) -> None:
+    while True:
+        array.sum()
