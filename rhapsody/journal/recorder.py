@@ -423,7 +423,8 @@ class Journal:
         if call.data is None:
             call.data = self._pickled(call, _kept(fields))
         data = call.data or None
-        self._end(call, DONE, "", data)
+        ran = getattr(fields.get("execution"), "running_seconds", None)
+        self._end(call, DONE, "", data, ran)
         if call.cache:
             if data is not None:
                 value = data if len(data) <= 4096 else None
@@ -453,7 +454,9 @@ class Journal:
             self._waiting[call.key] = waiting
             deliver(None)
 
-    def _end(self, call: Call, state: str, reason: str, data: bytes | None) -> None:
+    def _end(
+        self, call: Call, state: str, reason: str, data: bytes | None, ran: float | None = None
+    ) -> None:
         name = call.function.name
         began, call.began = call.began, 0.0
         call.make_base = None  # it holds the arguments
@@ -462,7 +465,7 @@ class Journal:
             return
         if state == DONE:
             self.recorded[name] += 1
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began if ran is None else ran  # without the queue
         number, why = call.function.number, call.why
         self._writer.add(Row(call.key, number, state, time.time(), seconds, why, reason, data))
 

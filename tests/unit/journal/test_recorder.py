@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rhapsody.backends.core.execution import Execution
 from rhapsody.errors import JournalError
 from rhapsody.journal import Journal
 from rhapsody.journal.key import Call
@@ -301,4 +302,16 @@ async def test_call_of_an_earlier_attempt_is_used_again(path: Path) -> None:
     first = journal.call(function, (1,), {})
     assert journal.call(function, (1,), {}, earlier=first) is first
     assert journal.call(function, (2,), {}, earlier=first) is not first
+    await journal.close()
+
+
+async def test_time_of_a_call_is_that_of_its_execution(path: Path) -> None:
+    journal = await open_journal(path)
+    made = call(journal, 1)
+    assert not journal.recall(made, lambda _: None)
+    execution = Execution(100.0, 108.0, 110.0, None, None, None, 1)  # it waited for 8 s
+    journal.done(made, {"return_value": 1, "execution": execution})
+    await journal.flush()
+    found = journal._store._database.execute("SELECT seconds FROM result").fetchall()
+    assert found == [(2.0,)]
     await journal.close()
