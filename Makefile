@@ -20,7 +20,7 @@ install := $(python) -m pip install -qq --disable-pip-version-check \
 version_of = $$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-core test-multinode coverage check hooks runtimes constraints bench soak docs clean right-python
+.PHONY: help run dist test test-core test-multinode coverage check hooks runtimes constraints bench soak docs clean right-python
 
 help:
 	@echo "make run            run the quickstart"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench          run the benchmarks and update docs/benchmarks.md, in half an hour"
 	@echo "make soak           run mixed tasks under Dragon while workers are killed, SOAK_MINUTES=30"
 	@echo "make docs           build the documentation into site/"
+	@echo "make dist           build a wheel into dist/"
 	@echo "make clean          remove the environments, caches and builds"
 
 run: $(VENV)/.installed-core
@@ -88,6 +89,10 @@ soak: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
+
+dist: $(VENV)/.installed-core
+	@$(python) -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 clean:
 	rm -rf quickstart-report.html .venv .venv-peer .venv-systems .venv-3.* .coverage build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis asyncflow.session.*

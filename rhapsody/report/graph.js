@@ -1,7 +1,7 @@
 // The graph of the run: a box for each function, or for each task, in layers from left to right.
 (() => {
   const svg = page.byId("graph");
-  const WIDE = 176, HIGH = 46, GAP_X = 70, GAP_Y = 18, MARGIN = 14;
+  const WIDE = 176, HIGH = 46, GAP_X = 96, GAP_Y = 18, MARGIN = 14;
   const SVG = svg.namespaceURI;
   const CLASSES = { DONE: "done", FAILED: "failed", CANCELED: "canceled", RUNNING: "running", PENDING: "pending", WAITING: "waiting" };
   let graph = null, single = false, shape = "", size = { width: 1, height: 1 };
@@ -104,8 +104,10 @@
       height: Math.max(HIGH, ...at.map(([, y]) => y + HIGH)) + MARGIN,
     };
     const root = made("g", {});
-    for (const [from, to, number, waiting] of lines) root.append(edge(at, from, to, number, waiting));
+    const labels = [];
+    for (const [from, to, number, waiting] of lines) root.append(edge(at, from, to, number, waiting, labels));
     all.forEach((box, i) => root.append(drawn(box, ...at[i])));
+    root.append(...labels);
     const focused = svg.contains(document.activeElement) ? document.activeElement.dataset.find : undefined;
     svg.replaceChildren(root);
     if (focused !== undefined) [...root.querySelectorAll("g[role]")].find((one) => one.dataset.find === focused)?.focus({ preventScroll: true });
@@ -114,7 +116,7 @@
     look();
   }
 
-  function edge(at, from, to, number, waiting) {
+  function edge(at, from, to, number, waiting, labels) {
     const group = made("g", { class: waiting ? "edge waits" : "edge" });
     const [x1, y1] = [at[from][0] + WIDE, at[from][1] + HIGH / 2];
     const [x2, y2] = [at[to][0], at[to][1] + HIGH / 2];
@@ -125,7 +127,12 @@
     } else if (x2 > x1) {
       const bend = Math.max((x2 - x1) / 2, 20);
       path = `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`;
-      label = [x1 + 0.72 * (x2 - x1), y1 + 0.81 * (y2 - y1) - 4];
+      // On the curve, in the gap before the next layer.
+      const t = x2 - x1 > GAP_X + 1 ? 0.18 : 0.5, u = 1 - t;
+      label = [
+        u ** 3 * x1 + 3 * u * u * t * (x1 + bend) + 3 * u * t * t * (x2 - bend) + t ** 3 * x2,
+        (u ** 3 + 3 * u * u * t) * y1 + (3 * u * t * t + t ** 3) * y2 - 4,
+      ];
     } else {
       // A result that goes back to an earlier function, below the boxes.
       const low = Math.max(at[from][1], at[to][1]) + HIGH + 12;
@@ -136,7 +143,7 @@
     if (from !== to) group.append(made("path", { d: `M${x2},${y2} l-7,-4 v8 z`, class: "tip" }));
     if (!single) {
       const text = waiting ? `${waiting.toLocaleString("en")} of ${number.toLocaleString("en")} wait` : number.toLocaleString("en");
-      group.append(made("text", { x: label[0], y: label[1], "text-anchor": "middle", class: "count" }, text));
+      labels.push(made("text", { x: label[0], y: label[1], "text-anchor": "middle", class: "count" }, text));
     }
     return group;
   }
@@ -146,15 +153,14 @@
     const group = made("g", { class: "box", transform: `translate(${x},${y})`, tabindex: "0", role: "button", "aria-label": box.title });
     group.dataset.find = box.find;
     group.append(made("title", {}, box.title), made("rect", { width: WIDE, height: HIGH, rx: 6, class: "back" }));
-    group.append(made("text", { x: 10, y: 18, class: "name" }, shorter(box.name, single ? 24 : 16)));
-    if (!single) group.append(made("text", { x: WIDE - 10, y: 18, "text-anchor": "end", class: "count" }, shorter(box.note, 14)));
-    else group.append(made("text", { x: 10, y: 31, class: "count" }, shorter(box.note, 26)));
+    group.append(made("text", { x: 10, y: 17, class: "name" }, shorter(box.name, 24)));
+    group.append(made("text", { x: 10, y: 30, class: "count" }, shorter(box.note, 28)));
     let left = 10;
     box.counts.forEach((count, i) => {
       if (!count) return;
       // Also one failure among 200,000 tasks is seen.
       const wide = Math.max((count / total) * (WIDE - 20), 2);
-      group.append(made("rect", { x: left, y: HIGH - 13, width: Math.min(wide, WIDE - 10 - left), height: 6, class: CLASSES[graph.states[i]] }));
+      group.append(made("rect", { x: left, y: HIGH - 11, width: Math.min(wide, WIDE - 10 - left), height: 6, class: CLASSES[graph.states[i]] }));
       left = Math.min(left + wide, WIDE - 12);
     });
     const find = () => page.find && page.find(box.find);
