@@ -39,6 +39,7 @@ E = TypeVar("E")
 PromptFunction = Callable[..., Coroutine[Any, Any, Any]]
 
 OPTIONS = SAMPLING_FIELDS | {
+    "adapter",
     "backend",
     "kind",
     "model",
@@ -103,11 +104,11 @@ class AITaskDecorator:
     With `kind="embed"`, `"score"` or `"classify"` it returns texts or pairs as for `AITask`, and
     the result is what `AITask` has as `response`.
 
-    The options are `kind`, `backend`, `model`, `system_prompt`, `timeout` (seconds), `priority`,
-    sampling parameters such as `temperature`, and `on_text`, which is called on the caller's loop
-    with each piece of the response as it is generated. If `response_format` is a pydantic model
-    class, the result is an instance of it. On Rhapsody's engine the decorator also accepts
-    `retries` and `backoff` (seconds), and `journal`, `cache` and `version` for its journal;
+    The options are `kind`, `backend`, `model`, `adapter`, `system_prompt`, `timeout` (seconds),
+    `priority`, sampling parameters such as `temperature`, and `on_text`, which is called on the
+    caller's loop with each piece of the response as it is generated. If `response_format` is a
+    pydantic model class, the result is an instance of it. On Rhapsody's engine the decorator also
+    accepts `retries` and `backoff` (seconds), and `journal`, `cache` and `version` for its journal;
     `retries` cannot be combined with `on_text`, since a retry would repeat text that `on_text` has
     received.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.prompts import PromptBackend
+from rhapsody.errors import BackendError
 from rhapsody.inference.clients import parse_keys
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.configuration.dragon import ModelConfig, model_parameters
 from rhapsody.inference.kinds import KINDS
+from rhapsody.inference.replicas.adapters import Adapters
 from rhapsody.inference.service import InferenceService
 
 __all__ = ["DragonVllmInferenceBackend"]
@@ -168,6 +170,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         )
         self.config.keys()  # refuses invalid ones
         self._service: InferenceService | None = None
+        self._adapter_paths: dict[str, str] = {}
 
     @property
     def service(self) -> InferenceService | None:
@@ -186,10 +189,54 @@ class DragonVllmInferenceBackend(PromptBackend):
             return frozenset(KINDS)
         return self._service.pool.kinds if self._service is not None else None
 
+    @property
+    def adapters(self) -> Collection[str] | None:
+        """The names of the model's LoRA adapters."""
+        if self._service is not None:
+            return self._service.adapters.names
+        return () if self.config.engine == "embedded" else None
+
+    async def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Load a LoRA adapter on all servers of the model, or on none. Starts the backend.
+
+        Servers that start later, such as those restarted after a fault, load it before they take
+        prompts. It needs `enable-lora: true` in the `config_file`.
+
+        Args:
+            name: The name by which tasks (`AITask(..., adapter=name)`) and HTTP clients
+                (`model=name`) use it.
+            path: Its folder, with `adapter_config.json`, which all nodes must see.
+
+        Raises:
+            ConfigurationError: The name is taken, the folder has no adapter, or the servers take
+                no adapters.
+            ReplicaError: A server did not load it.
+        """
+        await self.initialize()
+        await service_loop().run(self._running_adapters().load(name, os.fspath(path)))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Unload a LoRA adapter from all servers. Prompts with it that are in progress may fail.
+
+        Args:
+            name: The name that it was loaded by.
+
+        Raises:
+            ConfigurationError: No adapter of this name was loaded.
+            ReplicaError: A server did not unload it.
+        """
+        await self.initialize()
+        await service_loop().run(self._running_adapters().unload(name))
+
+    def _running_adapters(self) -> Adapters:
+        if self._service is None:
+            raise BackendError(self.name, "it was shut down")
+        return self._service.adapters
+
     async def start(self) -> None:
         """Start the model's servers, and the HTTP server in server mode."""
         service = await InferenceService.create(
-            self.config, lambda size: self.history.record_batch(size)
+            self.config, lambda size: self.history.record_batch(size), self._adapter_paths
         )
         self._service = service
         _running.add(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -56,6 +56,11 @@ class PromptBackend(BaseBackend):
         return GENERATE_KINDS
 
     @property
+    def adapters(self) -> Collection[str] | None:
+        """The names of the model's LoRA adapters; None if only the server knows them."""
+        return None
+
+    @property
     def replicas(self) -> list[dict[str, Any]]:
         """The servers: index, address, state, in_flight (prompts), and more of a server of ours."""
         replicas: list[dict[str, Any]] = self.get_statistics().get("replicas", [])
@@ -70,6 +75,7 @@ class PromptBackend(BaseBackend):
         if work.task.get("on_text") is not None:
             _check_stream(work.uid, work.task)
         self._check_model(work.uid, work.task)
+        self._check_adapter(work.uid, work.task)
 
     def _check_kind(self, uid: str, task: Mapping[str, Any]) -> None:
         kinds, kind = self.ai_kinds, kind_of(task)
@@ -88,6 +94,16 @@ class PromptBackend(BaseBackend):
                 uid, f"backend '{self.name}' serves the model '{known}', not '{model}'"
             )
 
+    def _check_adapter(self, uid: str, task: Mapping[str, Any]) -> None:
+        adapter, known = task.get("adapter"), self.adapters
+        if adapter is not None and known is not None and adapter not in known:
+            names = ", ".join(f"'{name}'" for name in sorted(known)) or "none"
+            raise UnsupportedTaskError(
+                uid,
+                f"backend '{self.name}' has no adapter '{adapter}', it has {names}; load it with "
+                "backend.load_adapter(name, path)",
+            )
+
     async def execute(self, work: Work) -> dict[str, Any]:
         """Complete the task's prompts. `on_text` is called on the owner's loop.
 
@@ -99,6 +115,7 @@ class PromptBackend(BaseBackend):
         task, sent = work.task, partial(self._sent, work)
         self._check_model(work.uid, task)
         self._check_kind(work.uid, task)
+        self._check_adapter(work.uid, task)
         return await run_prompt(self._running_service(), task, sent, _text_feed(work))
 
     def _sent(self, work: Work, server: Any) -> None:

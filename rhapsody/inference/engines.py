@@ -21,6 +21,9 @@ NO_DOMAIN = "set-allowed-media-domains.invalid"
 
 POLICY = "scheduling-policy"
 
+LORA, LORA_VARIABLE = "enable-lora", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""The gateway does not forward the routes that this variable opens."""
+
 CPU_ADVICE = {
     r"(?i)kv.?cache|cache blocks|memory": "on the CPU, the environment variable "
     "VLLM_CPU_KVCACHE_SPACE is the memory for the KV cache in GiB; set it to what is free"
@@ -40,6 +43,7 @@ class ServerCommand:
         limit: Prompts that it works on at a time; None if only the server knows.
         fetches_media: Whether the server fetches images from any URL, and cannot be told not to.
         has_priorities: Whether the server handles requests by their `priority`, lower first.
+        takes_adapters: Whether the server loads LoRA adapters while it runs.
         advice: What users can do about errors in the server's log, by a regular expression.
     """
 
@@ -48,6 +52,7 @@ class ServerCommand:
     limit: int | None = None
     fetches_media: bool = False
     has_priorities: bool = True
+    takes_adapters: bool = False
     advice: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +100,9 @@ def vllm(
         options[MEDIA_DOMAINS] = [NO_DOMAIN]
     if not known.names or POLICY in known.names:
         options.setdefault(POLICY, "priority")
+    takes_adapters = options.get(LORA) is True
+    if takes_adapters:
+        environment[LORA_VARIABLE] = "True"
     arguments = [
         *(sys.executable, "-m", "rhapsody.inference.vllm.server", "serve", model_name),
         *("--served-model-name", model_name),
@@ -107,5 +115,6 @@ def vllm(
         environment,
         fetches_media=not has_option,
         has_priorities=options.get(POLICY) == "priority",
+        takes_adapters=takes_adapters,
         advice=CPU_ADVICE if on_cpu else {},
     )

@@ -42,6 +42,7 @@ class PromptService(Protocol):
         on_sent: Callable[[Any], None] | None = None,
         on_text: Callable[[str], Any] | None = None,
         priority: int = 0,
+        adapter: str | None = None,
     ) -> Completion:
         """Complete one prompt.
 
@@ -52,6 +53,7 @@ class PromptService(Protocol):
             on_sent: Called with the server each time the prompt is sent to one.
             on_text: Called with each piece of the response as it arrives.
             priority: Prompts of higher priority are sent first.
+            adapter: The LoRA adapter to respond with; None: the model itself.
 
         Raises:
             PromptError: The server refused the prompt.
@@ -93,11 +95,19 @@ async def run_prompt(
     sampling = {k: task[k] for k in SAMPLING_FIELDS & task.keys() if task[k] is not None}
     response_format = sampling.get("response_format")
     if not is_one_prompt(prompt):
-        outcomes = await complete_all(service, prompt, system_prompt, sampling, on_sent, priority)
+        outcomes = await complete_all(
+            service, prompt, system_prompt, sampling, on_sent, priority, task.get("adapter")
+        )
         each = [parsed_outcome(outcome, response_format) for outcome in outcomes]
         return _result_fields(each, single=False)
     completion = await service.complete(
-        prompt, system_prompt, with_schema(sampling), on_sent, on_text, priority
+        prompt,
+        system_prompt,
+        with_schema(sampling),
+        on_sent,
+        on_text,
+        priority,
+        task.get("adapter"),
     )
     return _result_fields([(completion, parsed_response(completion, response_format))], single=True)
 
@@ -111,7 +121,9 @@ async def _take_turn(
     if task.get("tool_choice") is not None:
         options["tool_choice"] = task["tool_choice"]
     turn = ChatTurn(task["prompt"], options)
-    completion = await service.complete(turn, None, None, sent, None, task.get("priority") or 0)
+    completion = await service.complete(
+        turn, None, None, sent, None, task.get("priority") or 0, task.get("adapter")
+    )
     message = completion.message or {"role": "assistant", "content": completion.texts[0]}
     called = bool(message.get("tool_calls"))
     wanted = None if called else sampling.get("response_format")
@@ -126,7 +138,7 @@ async def _pool(
     kind = kind_of(task)
     inputs, single = pooling_inputs(kind, task["prompt"])
     priority = task.get("priority") or 0
-    outcomes = await complete_all(service, inputs, None, {}, sent, priority)
+    outcomes = await complete_all(service, inputs, None, {}, sent, priority, task.get("adapter"))
     if single and isinstance(outcomes[0], BaseException):
         raise outcomes[0]
     errors = [one if isinstance(one, BaseException) else None for one in outcomes]
@@ -152,6 +164,7 @@ async def complete_all(
     sampling: Mapping[str, Any],
     on_sent: Callable[[Any], None] | None = None,
     priority: int = 0,
+    adapter: str | None = None,
 ) -> list[Completion | BaseException]:
     """Complete prompts that share their parameters.
 
@@ -162,6 +175,7 @@ async def complete_all(
         sampling: The sampling parameters.
         on_sent: Called with the server each time a prompt is sent to one.
         priority: Prompts of higher priority are sent first.
+        adapter: The LoRA adapter to respond with.
 
     Returns:
         The completion or the error of each prompt, in order.
@@ -169,7 +183,7 @@ async def complete_all(
     sampling = with_schema(sampling)
     return await gather_outcomes(
         (
-            service.complete(prompt, system_prompt, sampling, on_sent, priority=priority)
+            service.complete(prompt, system_prompt, sampling, on_sent, None, priority, adapter)
             for prompt in prompts
         ),
         at_once=service.window,

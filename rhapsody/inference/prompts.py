@@ -120,6 +120,7 @@ class PromptRequest:
         on_sent: Called with the replica each time the prompt is sent to one.
         priority: Prompts of higher priority are handled first.
         order: Its place among others; None: by its priority and arrival.
+        adapter: The LoRA adapter to respond with; None: the model itself.
     """
 
     __slots__ = (
@@ -144,6 +145,7 @@ class PromptRequest:
         on_sent: Callable[[Any], None] | None = None,
         priority: int = 0,
         order: int | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.priority = priority
         self.order = order_of(priority) if order is None else order
@@ -155,6 +157,8 @@ class PromptRequest:
             "stream": on_text is not None,
             "order": self.order,
         }
+        if adapter is not None:
+            self.body["adapter"] = adapter
         self.attempts = 0
         self.replica: Any = None
         self._on_sent = on_sent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from rhapsody.inference.http.served_model import ServedModel
 from rhapsody.inference.launchers.factory import ReplicaFactory
 from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.prompts import Completion, Prompt, PromptRequest
+from rhapsody.inference.replicas.adapters import Adapters
 from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.inference.replicas.scaler import Scaler
@@ -47,7 +48,9 @@ class InferenceService:
         command: ServerCommand,
         factory: ReplicaFactory,
         on_batch: Callable[[int], None],
+        adapters: Adapters | None = None,
     ) -> None:
+        self.adapters = adapters or Adapters(config.model_name, {}, refusal_of(config, command))
         self.config = config
         self._factory = factory
         self._on_batch = on_batch
@@ -80,13 +83,17 @@ class InferenceService:
 
     @classmethod
     async def create(
-        cls, config: InferenceConfig, on_batch: Callable[[int], None]
+        cls,
+        config: InferenceConfig,
+        on_batch: Callable[[int], None],
+        adapter_paths: MutableMapping[str, str] | None = None,
     ) -> InferenceService:
         """Check the configuration and make a service. No process is started.
 
         Args:
             config: What to serve.
             on_batch: Called with the number of prompts in each batch that is sent.
+            adapter_paths: The folders of the LoRA adapters that the servers load, by name.
 
         Raises:
             ConfigurationError: The configuration is impossible.
@@ -95,8 +102,10 @@ class InferenceService:
         """
         # The checks resolve host names and read files, which blocks.
         command = await asyncio.to_thread(config.check)
-        factory = await asyncio.to_thread(ReplicaFactory.create, config, command)
-        return cls(config, command, factory, on_batch)
+        paths = {} if adapter_paths is None else adapter_paths
+        adapters = Adapters(config.model_name, paths, refusal_of(config, command))
+        factory = await asyncio.to_thread(ReplicaFactory.create, config, command, adapters)
+        return cls(config, command, factory, on_batch, adapters)
 
     async def start(self) -> None:
         """Start the replicas, wait until they are ready, and open the gateway.
@@ -169,6 +178,7 @@ class InferenceService:
         on_sent: Callable[[Replica], None] | None = None,
         on_text: Callable[[str], Any] | None = None,
         priority: int = 0,
+        adapter: str | None = None,
     ) -> Completion:
         """Complete one prompt. It waits while `max_pending` prompts are pending.
 
@@ -181,6 +191,7 @@ class InferenceService:
             on_sent: Called with the replica each time the prompt is sent to one.
             on_text: Called with each piece of the response as it arrives.
             priority: Prompts of higher priority are handled first.
+            adapter: The LoRA adapter to respond with; None: the model itself.
 
         Raises:
             PromptError: The server refused the prompt.
@@ -190,7 +201,7 @@ class InferenceService:
         await self.admission.enter()
         try:
             return await self.complete_admitted(
-                prompt, system_prompt, sampling, on_sent, on_text, priority
+                prompt, system_prompt, sampling, on_sent, on_text, priority, adapter=adapter
             )
         finally:
             self.admission.leave()
@@ -204,11 +215,14 @@ class InferenceService:
         on_text: Callable[[str], Any] | None = None,
         priority: int = 0,
         order: int | None = None,
+        adapter: str | None = None,
     ) -> Completion:
         """Complete one prompt that `admission` has let in. Arguments as for `complete`."""
         if self.pool.failure is not None:
             raise self.pool.failure
-        request = PromptRequest(prompt, system_prompt, sampling, on_text, on_sent, priority, order)
+        request = PromptRequest(
+            prompt, system_prompt, sampling, on_text, on_sent, priority, order, adapter
+        )
         since = time.monotonic()
         usage, outcome = None, "error"
         self._open.add(request)
@@ -251,3 +265,18 @@ class InferenceService:
             "replicas": [replica.as_dict() for replica in self.pool.replicas],
             **({"scaling": asdict(scaling)} if scaling is not None else {}),
         }
+
+
+def refusal_of(config: InferenceConfig, command: ServerCommand) -> str | None:
+    """Return why the servers of a model take no adapters; None if they do."""
+    if command.takes_adapters:
+        return None
+    if config.engine == "embedded":
+        return (
+            "the embedded model has no weights that an adapter could change; serve a model with "
+            "engine='vllm'"
+        )
+    return (
+        f"the servers of '{config.model_name}' take no adapters; set enable-lora: true in the "
+        "config_file"
+    )

@@ -10,7 +10,7 @@ from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
 __all__ = ["prompt_arguments"]
 
-FIELDS = (*sorted(SAMPLING_FIELDS), "model", "prompt", "system_prompt", "tools")
+FIELDS = (*sorted(SAMPLING_FIELDS), "adapter", "model", "prompt", "system_prompt", "tools")
 
 
 def prompt_arguments(model: str | None, fields: Mapping[str, Any]) -> tuple[Any, ...]:

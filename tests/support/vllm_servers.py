@@ -1,6 +1,7 @@
 """Real vLLM servers on the CPU, with a tiny model of random weights."""
 
 import functools
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -41,6 +42,27 @@ def tiny_llama() -> str:
     from rhapsody.testing.tiny_llama import make_tiny_llama
 
     return str(make_tiny_llama(Path(tempfile.mkdtemp(prefix="tiny-llama-"))))
+
+
+def make_adapter(folder: Path, rank: int = 8) -> Path:
+    """Write a LoRA adapter of the tiny model, with random weights that change its responses."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for layer in range(2):
+        for name in ("q_proj", "v_proj"):
+            module = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{module}.lora_A.weight"] = torch.randn(rank, 128, generator=generator)
+            weights[f"{module}.lora_B.weight"] = torch.randn(128, rank, generator=generator)
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "bias": "none"}
+    config["target_modules"] = ["q_proj", "v_proj"]
+    config["base_model_name_or_path"] = tiny_llama()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def vllm_backend(**options: Any) -> DragonVllmInferenceBackend:

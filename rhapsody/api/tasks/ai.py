@@ -54,6 +54,7 @@ class AITask(BaseTask, described_by=("prompt",)):
         n: Responses per prompt; with more than one, each response is a list.
         kind: "generate", "embed", "score" or "classify". None: "generate". The other kinds take no
             sampling parameters.
+        adapter: Name of a LoRA adapter of the model, which responds then. None: the model itself.
         uid: Unique name. None: a generated name.
         backend: Name of the inference backend. None: the session's first one.
         timeout: Longest time from submission to the response, in seconds.
@@ -86,7 +87,7 @@ class AITask(BaseTask, described_by=("prompt",)):
     known_fields = (
         BaseTask.known_fields
         | SAMPLING_FIELDS
-        | {"inference_endpoint", "kind", "model", "on_text", "prompt"}
+        | {"adapter", "inference_endpoint", "kind", "model", "on_text", "prompt"}
         | {"stop_sequences", "system_prompt"}
     )
 
@@ -104,6 +105,7 @@ class AITask(BaseTask, described_by=("prompt",)):
         seed: int | None = None,
         n: int | None = None,
         kind: str | None = None,
+        adapter: str | None = None,
         uid: str | None = None,
         backend: str | None = None,
         timeout: float | None = None,
@@ -125,6 +127,7 @@ class AITask(BaseTask, described_by=("prompt",)):
             "seed": seed,
             "n": n,
             "kind": kind,
+            "adapter": adapter,
             "backend": backend,
             "timeout": timeout,
             "priority": priority,

@@ -150,6 +150,7 @@ class AIFields(CommonFields, total=False):
         Field(description=" or ".join(map(repr, KINDS))),
     ]
     model: Annotated[StrictStr, Field(description="the name of a model")]
+    adapter: Annotated[NonEmptyStr, Field(description="the name of an adapter")]
     system_prompt: Annotated[StrictStr, Field(description="a string")]
     temperature: Annotated[StrictFloat, Field(ge=0, description="a number of at least 0")]
     max_tokens: Count

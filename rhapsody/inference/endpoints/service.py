@@ -115,6 +115,7 @@ class EndpointService:
         on_sent: Callable[[Any], None] | None = None,
         on_text: Callable[[str], Any] | None = None,
         priority: int = 0,
+        adapter: str | None = None,
     ) -> Completion:
         """Complete one prompt. It waits while `max_pending` prompts are pending.
 
@@ -126,6 +127,7 @@ class EndpointService:
             on_text: Called with each piece of the response as it arrives.
             priority: Prompts of higher priority are sent first. The endpoint is not told, because
                 not every server takes priorities.
+            adapter: The name of a LoRA adapter, which is sent as the model.
 
         Raises:
             PromptError: The endpoint refused the prompt.
@@ -134,7 +136,7 @@ class EndpointService:
         await self.admission.enter()
         since = time.monotonic()
         usage, outcome = None, "error"
-        request = PromptRequest(prompt, None, None, on_text, on_sent, priority)
+        request = PromptRequest(prompt, None, None, on_text, on_sent, priority, adapter=adapter)
         try:
             completion = await self._try(prompt, system_prompt, dict(sampling or {}), request)
             usage, outcome = completion.usage, "done"
@@ -167,7 +169,11 @@ class EndpointService:
                 self._on_sent(1)
                 request.sent_to(endpoint)
                 completion = await endpoint.complete(
-                    self.model, prompt, system_prompt, sampling, request
+                    request.body.get("adapter", self.model),
+                    prompt,
+                    system_prompt,
+                    sampling,
+                    request,
                 )
                 self._outage_since = None
                 return completion

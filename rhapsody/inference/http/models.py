@@ -53,7 +53,7 @@ class Models:
         """Return the model of a request.
 
         Args:
-            name: The field `model` of the request; None: it has none.
+            name: The field `model` of the request, which may be an adapter's; None: it has none.
 
         Raises:
             BodyError: The field is missing, and there are several models.
@@ -61,17 +61,18 @@ class Models:
         """
         if name is None and self.one is not None:
             return self.one
-        known = ", ".join(sorted(self._models))
+        known = ", ".join(sorted({name for one in self._models.values() for name in one.names}))
         if name is None:
             raise BodyError(f"'model' is missing; this server has the models {known}", "model")
-        if name not in self._models:
+        found = next((one for one in self._models.values() if name in one.names), None)
+        if found is None:
             raise PromptError(
                 f"The model `{name:.200}` does not exist; this server has {known}",
                 404,
                 "NotFoundError",
                 param="model",
             )
-        return self._models[name]
+        return found
 
     def check_open(self) -> None:
         """Raise ReplicaError unless at least one model accepts prompts."""

@@ -62,11 +62,13 @@ NOT_FORWARDED = frozenset(
 STATEFUL = re.compile(
     r"/v1/(files|batches|conversations|assistants|threads|vector_stores|uploads|fine_tuning)(/|\Z)"
     r"|/v1/responses/."
-    r"|/v1/(un)?load_lora_adapter\Z"
 )
 """Routes whose responses depend on earlier requests to the same replica."""
 STATEFUL_FIELDS = ("previous_response_id", "background", "conversation")
 """Fields of a body of /v1/responses that depend on earlier requests as well."""
+
+ADAPTER_ROUTES = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""They take a path of the server's machine, and change the answers for all clients."""
 
 MODELS = "/v1/models/"
 
@@ -122,6 +124,7 @@ class Proxy:
         Raises:
             BodyError: The server would fetch media from a URL, and cannot be told not to; or the
                 priority is invalid.
+            HTTPForbidden: The route loads an adapter.
             HTTPNotFound: The path contains `.` or `..`.
             HTTPNotImplemented: The request needs state of one replica, and there are several.
             OverloadedError: `max_pending` prompts are pending.
@@ -130,6 +133,11 @@ class Proxy:
         # A replica has private routes outside /v1, which `..` could reach.
         if any(part in (".", "..") for part in request.path.split("/")):
             raise web.HTTPNotFound
+        if request.path in ADAPTER_ROUTES:
+            raise web.HTTPForbidden(
+                text="adapters are loaded by the program that serves the model, with "
+                "backend.load_adapter(name, path)"
+            )
         self._check_stateless(request, data)
         if self._fetches_media and (url := remote_media(data)) is not None:
             raise BodyError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import starmap
 from typing import Any, Protocol
 
@@ -31,6 +31,14 @@ __all__ = ["PromptService", "ServedModel"]
 UNAVAILABLE, HEALTHY = "unavailable", "healthy"
 
 
+class HasNames(Protocol):
+    """The LoRA adapters of a model."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Their names."""
+
+
 class PromptService(execution.PromptService, Protocol):
     """The interface of an inference service that the gateway uses."""
 
@@ -41,6 +49,10 @@ class PromptService(execution.PromptService, Protocol):
     """Whether the servers fetch images from any URL, and cannot be told not to."""
     has_priorities: bool
     """Whether the servers handle requests by their priority."""
+
+    @property
+    def adapters(self) -> HasNames:
+        """The LoRA adapters of the model."""
 
     @property
     def healthy(self) -> bool:
@@ -57,6 +69,7 @@ class PromptService(execution.PromptService, Protocol):
         *,
         priority: int = 0,
         order: int | None = None,
+        adapter: str | None = None,
     ) -> Completion:
         """Complete one prompt that `admission` has let in."""
 
@@ -80,6 +93,15 @@ class ServedModel:
     def name(self) -> str:
         """The name of the model."""
         return self._config.model_name
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the model and of its adapters."""
+        service = self._find_service()
+        return {self.name, *(service.adapters.names if service is not None else ())}
+
+    def _adapter(self, name: str | None) -> str | None:
+        return None if name == self.name else name
 
     @property
     def max_pending(self) -> int:
@@ -159,6 +181,7 @@ class ServedModel:
                     body.sampling(),
                     priority=priority,
                     order=client.order(priority),
+                    adapter=self._adapter(body.model),
                 )
                 client.add_usage(completion.usage)
                 response.set_completion(position, completion)
@@ -175,8 +198,12 @@ class ServedModel:
             admission.leave(admitted)  # prompts that did not start
         return response.encode(time.monotonic() - since)
 
-    async def run(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    async def run(self, task: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
         """Complete the prompts of a task, see `run_prompt`.
+
+        Args:
+            task: The fields of the task.
+            name: The name of the model, or of one of its adapters.
 
         Raises:
             PromptError: The task has media from a URL, which the servers would fetch.
@@ -184,7 +211,7 @@ class ServedModel:
         service = self._service
         if service.fetches_media and (url := remote_media(json.dumps(task["prompt"]).encode())):
             raise PromptError(f"media from the URL {url!r:.80} are refused", 400)
-        return await run_prompt(service, task)
+        return await run_prompt(service, {**task, "adapter": self._adapter(name or self.name)})
 
     def health(self) -> dict[str, Any]:
         """Return the state of the model and of its replicas."""

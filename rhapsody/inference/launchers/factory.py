@@ -17,6 +17,7 @@ from rhapsody.inference.launchers.group import GroupLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.pacing import Pace
 from rhapsody.inference.protocol.process import HANG_VARIABLE, KEY_VARIABLE
+from rhapsody.inference.replicas.adapters import Adapters
 from rhapsody.inference.replicas.launcher import Launcher
 from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.replicas.replica import Replica
@@ -36,6 +37,7 @@ class ReplicaFactory:
         nodes: The nodes that replicas may run on.
         places: The node and the GPUs of each of the first replicas, spares last.
         scratch: The directory for sockets and logs, which `close` removes.
+        adapters: The adapters of the model, which each server loads.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class ReplicaFactory:
         nodes: Sequence[Node],
         places: Sequence[Place],
         scratch: Scratch,
+        adapters: Adapters | None = None,
     ) -> None:
+        self._prepare = adapters.prepare if adapters is not None else None
         self._config = config
         self._command = command
         self._nodes = list(nodes)
@@ -57,7 +61,9 @@ class ReplicaFactory:
         self._folder = Path.cwd()
 
     @classmethod
-    def create(cls, config: InferenceConfig, command: ServerCommand) -> ReplicaFactory:
+    def create(
+        cls, config: InferenceConfig, command: ServerCommand, adapters: Adapters | None = None
+    ) -> ReplicaFactory:
         """Make a factory, and take the GPUs of the first replicas. May take a second.
 
         Raises:
@@ -71,7 +77,7 @@ class ReplicaFactory:
         except BaseException:
             CLAIMS.release(places)
             raise
-        return cls(config, command, nodes, places, scratch)
+        return cls(config, command, nodes, places, scratch, adapters)
 
     @property
     def tasks_wait(self) -> bool:
@@ -137,6 +143,7 @@ class ReplicaFactory:
             self._command.advice,
             self._folder / f"{self._config.engine}-server-{index}.log",
             spare=spare,
+            prepare=self._prepare,
         )
 
     def _launcher(self, place: Place) -> Launcher:

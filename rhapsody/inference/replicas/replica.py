@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Replica:
         advice: What to do about errors in the server's log, by a regular expression.
         kept_log: File for the log of a server that could not start; None: none is kept.
         spare: Whether it takes prompts only in place of another one.
+        prepare: Called with it when its server has started, before it takes prompts.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Replica:
         advice: Mapping[str, str] | None = None,
         kept_log: Path | None = None,
         spare: bool = False,
+        prepare: Callable[[Replica], Awaitable[None]] | None = None,
     ) -> None:
+        self._prepare = prepare
         self.index = index
         self.spare = spare
         self.draining = False
@@ -240,6 +243,8 @@ class Replica:
                 answer = await response.json()
                 self.limit = int(answer["max_num_seqs"])
                 self.kinds = frozenset(answer["kinds"])
+        if self._prepare is not None:
+            await self._prepare(self)
 
     async def _check_health(self, seconds: float) -> Health:
         assert self._session is not None
@@ -461,6 +466,22 @@ class Replica:
     async def metrics(self) -> str | None:
         """Return the server's own metrics as text; None if it gives none."""
         return await self._get("/metrics")
+
+    async def command(self, path: str, body: Mapping[str, Any]) -> str | None:
+        """Send an administrator's command, and return why the server refused it; None: it did not.
+
+        Raises:
+            aiohttp.ClientError: The connection to the server was lost.
+        """
+        headers = {"Content-Type": "application/json"}
+        data = json.dumps(body).encode()
+        async with self._request("POST", path, headers, data) as response:
+            text = await response.text()
+            if response.status == 200:
+                return None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = json.loads(text)["error"]["message"]
+        return f"{text:.500}"
 
     async def models(self) -> list[dict[str, Any]] | None:
         """Return the models that the server lists; None if it does not answer."""

@@ -16,6 +16,7 @@ from rhapsody.inference.protocol.batch import Event, delta_event, done_event, to
 from rhapsody.inference.protocol.errors import RequestError
 from rhapsody.inference.vllm.pooling import AskRoute, Pooler, PreparedInput
 from rhapsody.inference.vllm.versions import (
+    adapters_of,
     ai_kinds,
     chat_options,
     engine_prompt,
@@ -43,6 +44,8 @@ class PreparedPrompt:
     params: Any
     stream: bool
     order: int = 0
+    adapter: Any = None
+    """The engine's request of a LoRA adapter; None: the model itself."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class EngineAdapter:
         chat_template: The server's chat template; None: the tokenizer's own.
         template_arguments: The server's default arguments for the template.
         pooler: Handles the other kinds than generate; None: there are none.
+        adapters: The engine's requests of the loaded LoRA adapters, by name.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class EngineAdapter:
         chat_template: str | None,
         template_arguments: Mapping[str, Any],
         pooler: Pooler | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
+        self._adapters = {} if adapters is None else adapters
         self._engine = engine
         self._tokenizer = tokenizer
         # A fast tokenizer raises "Already borrowed" if two threads use it at a time, so each
@@ -107,7 +113,8 @@ class EngineAdapter:
         # A copy: threads of vLLM use the original.
         tokenizer = copy.deepcopy(await tokenizer_of(state.engine_client))
         pooler = Pooler(state.engine_client, *await ai_kinds(state.engine_client), ask)
-        return cls(state.engine_client, tokenizer, *chat_options(state), pooler)
+        adapters = adapters_of(state)
+        return cls(state.engine_client, tokenizer, *chat_options(state), pooler, adapters)
 
     async def prepare(
         self, items: Sequence[Mapping[str, Any]]
@@ -172,13 +179,28 @@ class EngineAdapter:
         if kind == CHAT:
             options = dict(item.get("options") or {})
             priority = {"priority": order} if order else {}
+            if item.get("adapter") is not None:
+                options["model"] = item["adapter"]
             return PreparedChat({**options, **priority, "messages": messages})
+        adapter = self._adapter_of(item)
         if kind != "generate":
-            return self._pooler.prepare(item, tokenizer, order)
+            return self._pooler.prepare(item, tokenizer, order, adapter)
         stream = bool(item.get("stream"))
         token_ids = self._tokens_of(tokenizer, prompt, messages)
         params = self._params_of(item.get("sampling") or {}, len(token_ids), stream)
-        return PreparedPrompt(token_ids, params, stream, order)
+        return PreparedPrompt(token_ids, params, stream, order, adapter)
+
+    def _adapter_of(self, item: Mapping[str, Any]) -> Any:
+        """Return the engine's request of a prompt's adapter. Raises RequestError if unknown."""
+        name = item.get("adapter")
+        if name is None:
+            return None
+        if name not in self._adapters:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise RequestError(
+                f"The adapter {name!r:.80} is not loaded; loaded: {known}.", "adapter", code=404
+            )
+        return self._adapters[name]
 
     def _tokens_of(self, tokenizer: Any, prompt: Any, messages: Any) -> list[int]:
         if prompt is not None:
@@ -261,6 +283,7 @@ class EngineAdapter:
             prepared.params,
             f"rhapsody-{prompt_id}",
             priority=prepared.order,
+            **({} if prepared.adapter is None else {"lora_request": prepared.adapter}),
         )
         completions = _Completions(len(prepared.token_ids), prepared.params.n)
         async with aclosing(outputs):

@@ -26,12 +26,14 @@ class PreparedInput:
         token_ids: The tokens of its texts. A score by a model that reads pairs has none.
         texts: Its texts.
         order: Inputs with lower numbers are handled first.
+        adapter: The engine's request of a LoRA adapter; None: the model itself.
     """
 
     kind: str
     token_ids: list[list[int]]
     texts: list[str]
     order: int
+    adapter: Any = None
 
 
 class Pooler:
@@ -62,13 +64,16 @@ class Pooler:
                 "kind",
             )
 
-    def prepare(self, item: Mapping[str, Any], tokenizer: Any, order: int) -> PreparedInput:
+    def prepare(
+        self, item: Mapping[str, Any], tokenizer: Any, order: int, adapter: Any = None
+    ) -> PreparedInput:
         """Check and tokenize one input of a batch.
 
         Args:
             item: The input.
             tokenizer: The tokenizer of this thread.
             order: Its place among others.
+            adapter: The engine's request of its LoRA adapter.
 
         Raises:
             RequestError: The input is invalid, or not of a kind that the model takes.
@@ -84,7 +89,7 @@ class Pooler:
         tokens: list[list[int]] = []
         if kind != "score" or self._embeds:
             tokens = [[int(token) for token in tokenizer.encode(text)] for text in checked]
-        return PreparedInput(kind, tokens, checked, order)
+        return PreparedInput(kind, tokens, checked, order, adapter)
 
     async def event(self, prompt_id: str, prepared: PreparedInput) -> Event:
         """Return the last event of an input.
@@ -100,7 +105,7 @@ class Pooler:
             return await self._score_pair(prompt_id, prepared)
         task = "classify" if prepared.kind == "classify" else "embed"
         rows = [
-            await self._encode(f"rhapsody-{prompt_id}-{n}", task, token_ids, prepared.order)
+            await self._encode(f"rhapsody-{prompt_id}-{n}", task, token_ids, prepared)
             for n, token_ids in enumerate(prepared.token_ids)
         ]
         row = _cosine(*rows) if prepared.kind == "score" else rows[0]
@@ -111,12 +116,17 @@ class Pooler:
         usage = token_usage(sum(map(len, prepared.token_ids)), 0)
         return numbers_event(prompt_id, row.astype("<f4").tobytes(), usage, labels)
 
-    async def _encode(self, request_id: str, task: str, token_ids: list[int], order: int) -> Any:
+    async def _encode(
+        self, request_id: str, task: str, token_ids: list[int], prepared: PreparedInput
+    ) -> Any:
         from vllm import PoolingParams
 
         params = PoolingParams(task=task)
         prompt = engine_prompt(token_ids)
-        outputs = self._engine.encode(prompt, params, request_id, priority=order)
+        adapter = {} if prepared.adapter is None else {"lora_request": prepared.adapter}
+        outputs = self._engine.encode(
+            prompt, params, request_id, priority=prepared.order, **adapter
+        )
         data: Any = None
         async with aclosing(outputs):
             async for output in outputs:
@@ -129,7 +139,10 @@ class Pooler:
 
         assert self.ask is not None
         query, document = prepared.texts
-        answer = await self.ask("/score", {"text_1": query, "text_2": document})
+        body = {"text_1": query, "text_2": document}
+        if prepared.adapter is not None:
+            body["model"] = prepared.adapter.lora_name
+        answer = await self.ask("/score", body)
         row = np.array([answer["data"][0]["score"]], "<f4")
         usage = token_usage((answer.get("usage") or {}).get("prompt_tokens") or 0, 0)
         return numbers_event(prompt_id, row.tobytes(), usage)

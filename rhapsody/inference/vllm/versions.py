@@ -12,13 +12,14 @@ import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "Arguments",
+    "adapters_of",
     "ai_kinds",
     "arguments_known",
     "chat_options",
@@ -174,6 +175,16 @@ def chat_options(state: Any) -> tuple[str | None, dict[str, Any]]:
     template = getattr(chat, "chat_template", None)
     # vLLM < 0.13 has no such arguments.
     return template, dict(getattr(chat, "default_chat_template_kwargs", None) or {})
+
+
+def adapters_of(state: Any) -> Mapping[str, Any]:
+    """Return the engine's requests of the LoRA adapters that are loaded, by name.
+
+    Args:
+        state: The server application's state. The mapping changes as adapters are loaded.
+    """
+    found = getattr(getattr(state, "openai_serving_models", None), "lora_requests", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 async def ai_kinds(engine: Any) -> tuple[list[str], bool]:

@@ -163,8 +163,7 @@ async def post(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> 
     [
         ("GET", "/v1/responses/resp_1", None),
         ("POST", "/v1/responses", {"input": "hi", "previous_response_id": "resp_1"}),
-        ("POST", "/v1/files", None),
-        ("POST", "/v1/load_lora_adapter", {"lora_name": "x"}),
+        ("POST", "/v1/assistants", None),
     ],
 )
 async def test_stateful_routes_are_refused_with_several_servers(

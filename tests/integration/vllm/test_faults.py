@@ -10,14 +10,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
 from rhapsody.backends.core.service_loop import service_loop
-from rhapsody.errors import ReplicaError
+from rhapsody.errors import ConfigurationError, ReplicaError, UnsupportedTaskError
 from tests.support.processes import wait_gone
-from tests.support.vllm_servers import set_environment, tiny_llama, vllm_backend
+from tests.support.vllm_servers import (
+    GREEDY,
+    make_adapter,
+    set_environment,
+    tiny_llama,
+    vllm_backend,
+)
 from tests.support.waiting import until, until_blocking
 
 SECRET = "hf_0123456789secret"
@@ -29,12 +36,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def drilled() -> Iterator[Backend]:
-    """One server for both tests that restart it."""
+def drilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """One server for all tests that restart it, with an adapter."""
+    folder = tmp_path_factory.mktemp("lora")
+    config = folder / "config.yaml"
+    config.write_text("enforce-eager: true\nenable-lora: true\nmax-lora-rank: 8\n")
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch)
-        backend = vllm_backend(health_interval=0.5, hang_timeout=3)
-        service_loop().run_blocking(backend.initialize())
+        backend = vllm_backend(
+            config_file=config, health_interval=0.5, hang_timeout=3, use_service=True
+        )
+        adapter = make_adapter(folder / "tuned")
+        service_loop().run_blocking(backend.load_adapter("tuned", adapter))
         yield backend
         service_loop().run_blocking(backend.shutdown())
 
@@ -65,6 +78,34 @@ async def test_prompts_complete_after_the_engine_is_killed(drilled: Backend) -> 
 
 async def test_hanging_engine_is_replaced(drilled: Backend) -> None:
     await complete_through(drilled, 100, signal.SIGSTOP)
+
+
+async def test_restarted_server_has_its_adapters(drilled: Backend, tmp_path: Path) -> None:
+    if not drilled.replicas[0]["restarts"]:
+        await complete_through(drilled, 10, signal.SIGKILL)
+    task = {"prompt": "What is heat?", **GREEDY}
+    plain = await drilled.run_one(task)
+    tuned = await drilled.run_one({**task, "adapter": "tuned"})
+    assert tuned["response"] != plain["response"]
+
+    url = f"{drilled.get_endpoint()}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
+        assert "tuned" in [model.id async for model in client.models.list()]
+        chat = await client.chat.completions.create(
+            model="tuned", messages=[{"role": "user", "content": "What is heat?"}], **GREEDY
+        )
+    assert chat.choices[0].message.content == tuned["response"]
+
+    with pytest.raises(UnsupportedTaskError, match="no adapter 'other', it has 'tuned'"):
+        await drilled.run_one({**task, "adapter": "other"})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ReplicaError, match="did not load the adapter 'broken'"):
+        await drilled.load_adapter("broken", tmp_path)
+    assert list(drilled.adapters or ()) == ["tuned"]
+    with pytest.raises(ConfigurationError, match="the name 'tuned' is taken"):
+        await drilled.load_adapter("tuned", tmp_path)
+    await drilled.unload_adapter("tuned")
+    assert not drilled.adapters
 
 
 async def test_failed_start_gives_the_reason_without_secrets(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "unknown ai_task option 'temprature'; did you mean 'temperature'",
     ),
-    ({"nonsense": 1}, TypeError, r"unknown ai_task option 'nonsense'; known: backend, "),
+    ({"nonsense": 1}, TypeError, r"unknown ai_task option 'nonsense'; known: adapter, backend, "),
     ({"temperature": -1}, TaskValidationError, "'temperature' must be .* got -1"),
     ({"timeout": "soon"}, TaskValidationError, "'timeout' must be .* got 'soon'"),
     ({"backend": 7}, TaskValidationError, "'backend' must be the name of a backend"),

@@ -38,6 +38,14 @@ async def test_task_of_another_model_fails(server: OpenAIServer) -> None:
         assert "serves the model 'scripted', not 'other'" in str(task.exception)
 
 
+async def test_adapter_is_sent_as_the_model(server: OpenAIServer) -> None:
+    async with Session([EndpointInferenceBackend(server.url)]) as session:
+        task = AITask(prompt="hi", adapter="tuned")
+        await session.submit_tasks(task)
+        assert (await task).response == "HI"
+    assert server.bodies[-1]["model"] == "tuned"
+
+
 async def test_generate_and_stream_need_no_session(server: OpenAIServer) -> None:
     backend = EndpointInferenceBackend(server.url)
     try:

@@ -1,6 +1,7 @@
 """The parameters of the inference backend."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rhapsody.backends.ai.config import (
     HardwareConfig,
     ModelConfig,
 )
-from rhapsody.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError, UnsupportedTaskError
 from tests.support.inference import embedded
 
 
@@ -115,3 +116,11 @@ def test_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="RHAPSODY_API_KEY"):
         embedded()
     assert embedded(api_key="given").config.api_key == "given"
+
+
+async def test_embedded_model_has_no_adapters(tmp_path: Path) -> None:
+    async with embedded() as backend:
+        with pytest.raises(ConfigurationError, match="the embedded model has no weights"):
+            await backend.load_adapter("tuned", tmp_path)
+        with pytest.raises(UnsupportedTaskError, match="has no adapter 'tuned', it has none"):
+            await backend.run_one({"prompt": "hi", "adapter": "tuned"})

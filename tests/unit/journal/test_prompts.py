@@ -27,6 +27,7 @@ def test_fields_that_change_the_response_belong_to_the_key() -> None:
         key(prompt="How?"),
         key(prompt=[{"role": "user", "content": "Why?"}]),
         key(system_prompt="Be brief."),
+        key(adapter="tuned"),
         key(temperature=0.1),
         key(n=2),
         key(logprobs=1),

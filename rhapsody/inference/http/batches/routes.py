@@ -223,7 +223,8 @@ class _ClientTarget:
     def model_for(self, name: Any) -> str:
         """Return the model that a request names."""
         try:
-            return self._models.choose(None if name is None else str(name)).name
+            model = self._models.choose(None if name is None else str(name))
+            return model.name if name is None else str(name)
         except (BodyError, PromptError) as error:
             raise LineError(str(error)) from error
 
@@ -232,7 +233,8 @@ class _ClientTarget:
         await self._client.enter()
         limits = self._client.limits
         priority = PRIORITY if limits is None else min(PRIORITY, limits.max_priority)
-        fields = await self._models.choose(model).run({**task, "priority": priority})
+        task = {**task, "priority": priority}
+        fields = await self._models.choose(model).run(task, model)
         self._client.add_usage(fields["usage"])
         return fields
 

@@ -37,6 +37,7 @@ class EchoService:
         self.fetches_media = False
         self.has_priorities = True
         self.priorities: list[int] = []
+        self.adapters_used: list[str | None] = []
         self.healthy = True
         self.open = True
         self.seen: list[tuple[Any, str | None, dict[str, Any]]] = []
@@ -46,6 +47,9 @@ class EchoService:
             raise ReplicaError("the service is draining")
 
     window = 4
+
+    class adapters:  # noqa: N801
+        names = ("tuned",)
 
     async def complete(self, prompt: Any, *_: Any, **__: Any) -> Completion:
         return await self.complete_admitted(prompt)
@@ -61,8 +65,10 @@ class EchoService:
         *,
         priority: int = 0,
         order: int | None = None,
+        adapter: str | None = None,
     ) -> Completion:
         self.priorities.append(priority)
+        self.adapters_used.append(adapter)
         self.seen.append((prompt, system_prompt, dict(sampling or {})))
         if prompt == "bad":
             raise PromptError("it is bad", 400, "BadRequestError")
@@ -444,3 +450,14 @@ async def test_keys_can_be_replaced_while_the_server_runs(service: EchoService) 
             async with http.get("/metrics", headers=bearer(key)) as response:
                 assert response.status == status
     await gateway.stop()
+
+
+async def test_adapter_is_chosen_by_the_field_model(
+    http: aiohttp.ClientSession, service: EchoService
+) -> None:
+    for model in ("tuned", "tiny"):
+        assert (await generate(http, prompts=["a"], model=model))[0] == 200
+    assert service.adapters_used == ["tuned", None]
+    status, body = await generate(http, prompts=["a"], model="other")
+    assert status == 404
+    assert "this server has tiny, tuned" in body["error"]["message"]

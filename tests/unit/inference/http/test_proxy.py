@@ -242,7 +242,6 @@ async def test_interrupted_response_closes_the_connection() -> None:
         ("/v1/responses/resp_1", None, 501),
         ("/v1/responses", {"previous_response_id": "resp_1"}, 501),
         ("/v1/responses", {"input": "hi"}, 200),
-        ("/v1/load_lora_adapter", {}, 501),
         ("/v1/filesystem", None, 200),
     ],
 )
@@ -304,3 +303,13 @@ async def test_header_of_vllm_cannot_set_the_priority() -> None:
     ):
         headers = (await response.json())["headers"]
     assert "x-vllm-priority" not in {name.lower() for name in headers}
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+async def test_clients_cannot_load_adapters(path: str) -> None:
+    body = {"lora_name": "x", "lora_path": "/"}
+    async with (
+        client_of(pool_of(FakeReplica(0))) as client,
+        client.post(path, json=body) as response,
+    ):
+        assert response.status == 403

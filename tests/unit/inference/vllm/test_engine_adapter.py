@@ -78,6 +78,7 @@ class Engine:
     closed: bool = False
     policy: str = "priority"
     priorities: list[int] = field(default_factory=list)
+    adapters: list[Any] = field(default_factory=list)
 
     @property
     def vllm_config(self) -> Any:
@@ -90,8 +91,9 @@ class Engine:
         )
 
     async def generate(
-        self, prompt: Any, params: Any, name: str, priority: int
+        self, prompt: Any, params: Any, name: str, priority: int, lora_request: Any = None
     ) -> AsyncGenerator[Any, None]:
+        self.adapters.append(lora_request)
         self.requests.append((prompt, params, name))
         self.priorities.append(priority)
         try:
@@ -386,3 +388,23 @@ async def test_order_is_the_priority_of_the_engine_if_it_has_priorities(
 
 async def test_order_must_be_an_integer() -> None:
     assert (await refusal(prompt="hi", order="first")).param == "order"
+
+
+async def test_adapter_of_a_prompt_goes_to_the_engine() -> None:
+    loaded = SimpleNamespace(lora_name="tuned")
+    engine = Engine([[Output(0, "text", [1], "stop")]])
+    on = EngineAdapter(engine, Tokenizer(), None, {}, adapters={"tuned": loaded})
+    for name in ("tuned", None):
+        prepared = await prepare_one(on, prompt="hi", adapter=name)
+        assert [event["type"] async for event in on.events("p", prepared)] == ["done"]
+    assert engine.adapters == [loaded, None]
+    error = await refusal(on, prompt="hi", adapter="other")
+    assert (error.code, error.message) == (404, "The adapter 'other' is not loaded; loaded: tuned.")
+
+
+async def test_chat_with_tools_names_its_adapter_as_the_model() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    [prepared] = await prepare(
+        adapter(), {"messages": messages, "kind": "chat", "options": {}, "adapter": "tuned"}
+    )
+    assert prepared.body["model"] == "tuned"
