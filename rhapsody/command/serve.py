@@ -79,6 +79,14 @@ def serve(
     tp_size: Annotated[
         int, typer.Option(help="GPUs that one server spans.", rich_help_panel=PLACEMENT)
     ] = 1,
+    nodes_per_replica: Annotated[
+        int | None,
+        typer.Option(
+            help="Nodes that one server spans. Default: 1, or as many as --tp-size needs.",
+            rich_help_panel=PLACEMENT,
+            show_default=False,
+        ),
+    ] = None,
     offset: Annotated[
         int, typer.Option(help="First node to use, from 0.", rich_help_panel=PLACEMENT)
     ] = 0,
@@ -183,6 +191,7 @@ def serve(
         "num_nodes": num_nodes,
         "num_gpus": 1 if num_gpus is None else num_gpus,
         "tp_size": tp_size,
+        "nodes_per_replica": nodes_per_replica,
         "offset": offset,
         "max_batch_size": max_batch_size,
         "max_batch_wait_ms": max_batch_wait_ms,

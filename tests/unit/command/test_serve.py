@@ -148,3 +148,17 @@ def test_replicas_are_a_number_or_bounds(text: str, parsed: object) -> None:
 def test_invalid_replicas_are_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--replicas must be a number such as 2"):
         parse_replicas(text)
+
+
+def test_impossible_placement_is_refused_in_one_line() -> None:
+    command = ["serve", "demo", "--engine", "embedded", "--nodes-per-replica", "2"]
+    run = subprocess.run(
+        [sys.executable, "-m", "rhapsody", *command],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "the embedded model runs in one process" in run.stderr
+    assert "Traceback" not in run.stderr
