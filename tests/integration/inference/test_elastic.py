@@ -24,9 +24,14 @@ async def test_replicas_follow_the_load_and_no_prompt_is_lost(start: Any, tmp_pa
     config = slow(tmp_path, 5, **{"max-num-seqs": 8})
     backend = await start(replicas=(0, 2), config_file=config, **QUICK)
     assert backend.replicas == []
+    # The load lasts until the second server is ready, however long that takes.
+    endless = [asyncio.ensure_future(backend.generate("hi", **ENDLESS)) for _ in range(16)]
     prompts = [f"What is {number}?" for number in range(200)]
     generating = asyncio.ensure_future(backend.generate(prompts, max_tokens=20, ignore_eos=True))
     await until(lambda: states(backend) == ["READY", "READY"])
+    for one in endless:
+        one.cancel()
+    await asyncio.gather(*endless, return_exceptions=True)
     assert len(await generating) == 200
     await until(lambda: backend.replicas == [])
     scaling = backend.get_statistics()["scaling"]
@@ -49,7 +54,7 @@ async def test_chat_starts_a_server_and_waits_for_it(start: Any) -> None:
 
 
 async def test_server_killed_while_it_drains_loses_no_prompt(start: Any, tmp_path: Path) -> None:
-    config = slow(tmp_path, 10, **{"max-num-seqs": 8})
+    config = slow(tmp_path, 30, **{"max-num-seqs": 8})
     backend = await start(replicas=(0, 1), config_file=config, **QUICK)
     generating = asyncio.ensure_future(backend.generate("hi", max_tokens=100, ignore_eos=True))
     await until(lambda: backend.replicas and backend.replicas[0]["in_flight"] == 1)

@@ -29,7 +29,7 @@ async def test_interrupted_run_continues(tmp_path: Path) -> None:
     to = tmp_path / "out.csv"
     rows = [{"n": number, "prompt": f"What is {number}?"} for number in range(40)]
     options: dict[str, Any] = {"to": to, "max_tokens": 4, "at_once": 8}
-    config = slow(tmp_path, 20, **{"max-num-seqs": 2})
+    config = slow(tmp_path, 60, **{"max-num-seqs": 2})
     async with Session([embedded(config_file=config)]) as session:
         running = asyncio.ensure_future(session.generate_from(rows, **options))
         await until(lambda: to.exists() and to.read_text().count("\n") > 4)

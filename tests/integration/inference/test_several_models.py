@@ -185,7 +185,7 @@ async def test_pending_prompts_finish_at_a_shutdown_that_drains() -> None:
     gateway = await gateway_of("small", "large")
     large = gateway.backends[1]
     asking = asyncio.ensure_future(large.generate("Hello", max_tokens=300, ignore_eos=True))
-    await until(lambda: gateway.get_statistics()["pending_prompts"] == 1)
+    await until(lambda: asking.done() or gateway.get_statistics()["pending_prompts"] == 1)
     await gateway.shutdown(drain_seconds=60)
     assert len(await asking) == 1
     assert gateway.get_endpoint() is None
