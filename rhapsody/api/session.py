@@ -19,7 +19,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import copy_context
 from pathlib import Path
@@ -32,6 +32,7 @@ from rhapsody.api.completion import AsCompleted
 from rhapsody.api.executor import SessionExecutor
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
+from rhapsody.api.session_loop import SessionLoop
 from rhapsody.api.submissions import (
     AnyTask,
     Submissions,
@@ -108,8 +109,8 @@ class Session:
         self.backends: dict[str, Any] = {}
         self.closed = False
         self._close_task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._submissions = Submissions(self._reattach)
+        self._loop = SessionLoop(self.uid, self._submissions)
         self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
         self._runs: dict[str, BackendRun] = {}
         self._poll_interval = 5.0
@@ -202,7 +203,7 @@ class Session:
         """
         self._check_ready()
         tasks = _as_list(tasks)
-        loop = self._bind_loop(asyncio.get_running_loop())
+        loop = self._loop.bind(asyncio.get_running_loop())
         with self._submissions.reserve() as uids:
             batches = await self._submissions.group(tasks, Router(self.backends), uids)
             for backend, _ in batches:
@@ -302,7 +303,8 @@ class Session:
             SessionError: A task was not submitted to this session, or on another event loop.
         """
         given = [tasks] if isinstance(tasks, MutableMapping) else tasks
-        return AsCompleted(self._submissions.find, self._call_on_loop, given)
+        # The iterator keeps the session, whose tasks it waits for.
+        return AsCompleted(lambda task: self._submissions.find(task), self._loop.call, given)
 
     def cancel_all(self) -> list[Any]:
         """Ask the backends to cancel all tasks that have not ended, and return these tasks.
@@ -313,10 +315,10 @@ class Session:
 
         def collect() -> None:
             tasks.extend(s.task for s in self._submissions.active.values())
-            self._submissions.cancel_soon(tasks)
+            if tasks:
+                self._submissions.cancel_soon(tasks)
 
-        if self._loop is not None:
-            self._call_on_loop(collect)
+        self._loop.call(collect)
         return tasks
 
     def submit_soon(self, task: ComputeTask) -> None:
@@ -330,11 +332,11 @@ class Session:
         refuse_tasks_as_arguments(task)
         submit, context = self._submissions.submit_soon, copy_context()
         if runs_a_loop():
-            loop = self._bind_loop(asyncio.get_running_loop())
+            loop = self._loop.bind(asyncio.get_running_loop())
             self._reattach(backend)
             submit(task, backend, loop.create_future(), context)
             return
-        loop = self._bind_loop(self._loop_of_threads())
+        loop = self._loop.bind_for_threads()
         future = loop.create_future()
         task.bind_future(future)
         calls: SimpleQueue[Any] = SimpleQueue()
@@ -346,7 +348,7 @@ class Session:
     def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
         """Ask the backends to cancel tasks, and return at once; thread-safe."""
         given = list(tasks)
-        self._call_on_loop(lambda: self._submissions.cancel_soon(given))
+        self._loop.call(lambda: self._submissions.cancel_soon(given))
 
     def backend_for(self, task: AnyTask) -> Any:
         """Return the backend that gets a task.
@@ -362,38 +364,6 @@ class Session:
     def add_executor(self, executor: SessionExecutor) -> None:
         """Shut an executor down when the session closes; `executor` uses it."""
         self._executors.add(executor)
-
-    def _loop_of_threads(self) -> asyncio.AbstractEventLoop:
-        """Return the loop of tasks that threads without a loop submit."""
-        if self._loop is not None and self._loop.is_running():
-            return self._loop
-        from rhapsody.backends.core.service_loop import service_loop
-
-        return service_loop().loop
-
-    def _call_on_loop(self, func: Callable[[], None]) -> None:
-        """Call a function on the session's loop, and wait for its end."""
-        loop = self._loop
-        if runs_a_loop() or loop is None:
-            func()
-            return
-        if not loop.is_running():
-            raise SessionError(
-                f"session {self.uid} was used on an event loop that does not run any more; use it "
-                "and wait for its tasks in the same asyncio.run()"
-            )
-        done: Future[None] = Future()
-
-        def call() -> None:
-            try:
-                func()
-            except Exception as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        loop.call_soon_threadsafe(call)
-        done.result()
 
     async def stream(self, task: AnyTask) -> AsyncGenerator[str, None]:
         """Submit an AI task and yield its response piece by piece, while the model writes it.
@@ -640,18 +610,6 @@ class Session:
             raise SessionError("the session has no backends; pass some to Session([...])")
         if self._submissions.reached is not None:
             raise self._submissions.reached
-
-    def _bind_loop(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-        if self._loop is not loop:
-            if self._loop is not None and not self._loop.is_closed() and self._submissions.active:
-                raise SessionError(
-                    f"session {self.uid} has active tasks on another event loop (`run` has its "
-                    "own loop); use it from one loop at a time"
-                )
-            self._loop = loop
-            if self._submissions.walltime is not None:
-                self._submissions.walltime.bind(loop)
-        return loop
 
     async def close(self) -> None:
         """Cancel tasks that have not ended and shut the session's backends down. Idempotent."""

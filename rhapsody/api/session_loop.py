@@ -1,0 +1,87 @@
+"""The event loop that the tasks of a session belong to, and calls on it from other threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from rhapsody.api.submissions import Submissions
+from rhapsody.api.tasks.base import runs_a_loop
+from rhapsody.errors import SessionError
+
+__all__ = ["SessionLoop"]
+
+
+class SessionLoop:
+    """The event loop of a session: that of its first use, until it has no active tasks.
+
+    Args:
+        uid: The session's uid, for messages.
+        submissions: The session's tasks.
+    """
+
+    def __init__(self, uid: str, submissions: Submissions) -> None:
+        self._uid = uid
+        self._submissions = submissions
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """Use this loop from now on, and return it.
+
+        Raises:
+            SessionError: Active tasks belong to another loop.
+        """
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed() and self._submissions.active:
+                raise SessionError(
+                    f"session {self._uid} has active tasks on another event loop (`run` has its "
+                    "own loop); use it from one loop at a time"
+                )
+            self._loop = loop
+            if self._submissions.walltime is not None:
+                self._submissions.walltime.bind(loop)
+        return loop
+
+    def bind_for_threads(self) -> asyncio.AbstractEventLoop:
+        """Use and return the loop of tasks that threads without a loop submit.
+
+        Raises:
+            SessionError: Active tasks belong to another loop.
+        """
+        if self._loop is not None and self._loop.is_running():
+            return self.bind(self._loop)
+        from rhapsody.backends.core.service_loop import service_loop
+
+        return self.bind(service_loop().loop)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function on the loop, and wait for its end.
+
+        Without a loop, or in a thread that runs one, the function is called here.
+
+        Raises:
+            SessionError: The loop does not run any more.
+            Exception: The function raised it.
+        """
+        loop = self._loop
+        if runs_a_loop() or loop is None:
+            function()
+            return
+        if not loop.is_running():
+            raise SessionError(
+                f"session {self._uid} was used on an event loop that does not run any more; use it "
+                "and wait for its tasks in the same asyncio.run()"
+            )
+        done: Future[None] = Future()
+
+        def call() -> None:
+            try:
+                function()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        loop.call_soon_threadsafe(call)
+        done.result()
