@@ -179,11 +179,12 @@ class LivePage:
         self, request: web.Request, handler: Callable[[web.Request], Any]
     ) -> web.StreamResponse:
         """Refuse requests without the token, and mark every response."""
-        given = request.path.split("/")[1]
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
-            return web.Response(status=403, text="The address of the page has no valid token.\n")
+        _, _, path = request.path.partition("/")  # of `OPTIONS *` it is empty
+        given = path.partition("/")[0].encode("utf-8", "replace")
         response: web.StreamResponse
         try:
+            if not hmac.compare_digest(given, self._token.encode()):
+                raise web.HTTPForbidden(reason="The address of the page has no valid token.")
             response = await handler(request)
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=f"{error.reason}\n")
@@ -221,6 +222,8 @@ class LivePage:
         return json.dumps({**found, "seconds": time.thread_time() - began})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
+        if self._closed:
+            return web.Response(status=410, text="The page is closed.\n")
         if len(self._viewers) >= MOST_VIEWERS:
             return web.Response(status=503, text=f"{MOST_VIEWERS} pages are open already.\n")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_headers()})
@@ -233,7 +236,7 @@ class LivePage:
             if self._publisher is None or self._publisher.done():
                 self._logs_at = 0.0
                 self._publisher = asyncio.create_task(self._publish(), name="rhapsody-live-page")
-            elif not self._closed:
+            else:
                 for name, text in await asyncio.to_thread(self._all):
                     await response.write(_event(name, text))
             while True:

@@ -75,6 +75,49 @@ async def test_only_who_knows_the_token_reads_the_page(client: aiohttp.ClientSes
         assert socket.gethostbyname("127.0.0.1") in page.url
 
 
+async def test_request_without_a_path_is_refused_without_an_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        port = int(session.serve_page().url.split(":")[2].partition("/")[0])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"OPTIONS * HTTP/1.1\r\nHost: page\r\nConnection: close\r\n\r\n")
+        response = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        await writer.wait_closed()
+    assert response.startswith(b"HTTP/1.1 403 ")
+    assert b"Content-Security-Policy: default-src 'none'" in response
+    assert "Error handling request" not in caplog.text
+
+
+async def test_page_that_closes_takes_no_new_viewers(
+    client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, may_end = threading.Event(), threading.Event()
+
+    def charts(*_: Any) -> str:
+        called.set()
+        may_end.wait(30)
+        return "null"
+
+    async with Session([NoopExecutionBackend()]) as session:
+        page = session.serve_page()
+        async with opened(client, page) as response:
+            events = Events(response)
+            await events.next("summary")
+            monkeypatch.setattr("rhapsody.report.live_page.charts_json", charts)
+            closing = asyncio.ensure_future(page.stop())
+            try:
+                await asyncio.to_thread(called.wait, 30)
+                async with client.get(f"{page.url}events") as late:
+                    status = late.status
+            finally:
+                may_end.set()
+            await events.next("end")
+        await closing
+    assert status == 410
+
+
 async def test_page_allows_only_its_own_script_and_no_other_host(
     client: aiohttp.ClientSession,
 ) -> None:
