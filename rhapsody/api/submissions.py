@@ -187,6 +187,7 @@ class Submissions:
         self.journal: SessionJournal | None = None
         self.walltime: SessionWalltime | None = None
         self.closing = False
+        self._run_end: WalltimeReached | None = None
         # The uids of submissions whose tasks are being checked.
         self._entering: list[set[str]] = []
         watch_tasks(self, lambda submissions: len(submissions.active))
@@ -347,7 +348,7 @@ class Submissions:
             context: The context of the call, in which a function in a thread runs.
         """
         self.add(task, backend, future)
-        if isinstance(task, BaseTask) and len(self._failed) < MOST_FAILED:
+        if isinstance(task, BaseTask):
             future.add_done_callback(partial(self._note_failure, task))
         if getattr(backend, "carries_contexts", False):
             task[CONTEXT_KEY] = context
@@ -359,7 +360,9 @@ class Submissions:
         self._queued.setdefault(backend.name, (backend, []))[1].append(task)
 
     def _note_failure(self, task: BaseTask, _: Any) -> None:
-        if task.get("state") == TaskStates.FAILED and not task.is_seen:
+        if len(self._failed) >= MOST_FAILED or task.is_seen:
+            return
+        if task.get("state") == TaskStates.FAILED:
             self._failed[task] = f"{type(task['exception']).__name__}: {task.get('stderr') or ''}"
 
     def log_unseen_failures(self) -> None:
@@ -415,14 +418,25 @@ class Submissions:
             self.telemetry.on_task_created(task)
         return future
 
-    def _cancel_if_closing(self, batch: list[AnyTask]) -> None:
-        """Cancel retries, and tasks that another thread submits while the session closes."""
-        if self.closing:
+    def _cancel_if_late(self, batch: list[AnyTask]) -> None:
+        """Cancel tasks that come after the end of the run, or while the session closes.
+
+        They are retries, tasks of other threads, and parts of a submission that has not returned.
+        """
+        if self._run_end is not None:
+            self._end_with(self._run_end, batch)
+        elif self.closing:
             for task in batch:
                 self.on_state(task, TaskStates.CANCELED)
 
+    def _end_with(self, error: WalltimeReached, tasks: Iterable[AnyTask]) -> None:
+        for task in tasks:
+            if task["uid"] in self.active:
+                task["exception"] = error
+                self.on_state(task, TaskStates.CANCELED)
+
     async def _hand_over(self, backend: Any, batch: list[AnyTask]) -> None:
-        self._cancel_if_closing(batch)
+        self._cancel_if_late(batch)
         submissions = [self.active.get(task["uid"]) for task in batch]
         if None in submissions:  # cancelled meanwhile
             batch = [task for task in batch if task["uid"] in self.active]
@@ -587,9 +601,8 @@ class Submissions:
 
     def end_run(self, error: WalltimeReached) -> None:
         """End every active task with an error: its batch job ends."""
-        for submission in list(self.active.values()):
-            submission.task["exception"] = error
-            self.on_state(submission.task, TaskStates.CANCELED)
+        self._run_end = error
+        self._end_with(error, [submission.task for submission in self.active.values()])
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that no backend has: those of this pass, and those that are repeated."""

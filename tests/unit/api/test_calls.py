@@ -255,6 +255,17 @@ async def test_failures_that_nobody_asked_for_are_logged_once(
     ]
 
 
+async def test_bounded_number_of_unseen_failures_is_kept(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.api.submissions.MOST_FAILED", 2)
+    async with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+        tasks = [session.submit(int, "x") for _ in range(5)]
+        await session.wait_tasks(session.submit(len, ""))
+        del tasks
+    assert "2 tasks of session.submit() failed" in caplog.text
+
+
 async def test_failures_that_were_waited_for_are_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import rhapsody.walltime.guard
 from rhapsody.api import ComputeTask, JournalError, Session, WalltimeReached
+from rhapsody.api.submissions import AT_ONCE
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.journal.store import Store
 from rhapsody.walltime import END_VARIABLE
@@ -57,6 +58,26 @@ async def test_running_task_finishes_and_what_is_left_raises(tmp_path: Path) -> 
             await equal
         assert len(backend.batches) == 1
     assert END_VARIABLE not in os.environ
+
+
+async def test_tasks_that_are_being_submitted_when_the_run_ends_end_with_it() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with Session([backend], walltime=LONG) as session:
+        guard = session._submissions.walltime
+        assert guard is not None
+        guard.bind(asyncio.get_running_loop())
+        await until(lambda: END_VARIABLE in os.environ)
+        tasks = [executable() for _ in range(8 * AT_ONCE)]
+        submission = asyncio.ensure_future(session.submit_tasks(tasks))
+        while not session._submissions.active:  # noqa: ASYNC110 - it counts passes of the loop
+            await asyncio.sleep(0)
+        guard.begin("of a test")
+        await asyncio.wait_for(submission, 20)
+        with pytest.raises(WalltimeReached):
+            await asyncio.wait_for(session.wait_tasks(tasks), 20)
+        assert {task.state for task in tasks} == {"CANCELED"}
+        assert all(isinstance(task.exception, WalltimeReached) for task in tasks)
+        assert backend.batches == []
 
 
 async def test_run_ends_if_its_journal_cannot_be_written(
