@@ -12,9 +12,21 @@ from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import SessionError
 
 
+class Owner:
+    """What a session is to its submissions."""
+
+    def reattach(self, backend: Any) -> None:
+        """Do nothing: no backend was shut down."""
+
+
 @pytest.fixture
-def submissions() -> Submissions:
-    return Submissions(lambda backend: None)
+def owner() -> Owner:
+    return Owner()
+
+
+@pytest.fixture
+def submissions(owner: Owner) -> Submissions:
+    return Submissions(owner.reattach)
 
 
 @pytest.fixture
