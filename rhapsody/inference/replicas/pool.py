@@ -157,9 +157,11 @@ class ReplicaPool:
         while replica.in_flight and replica.draining:
             self._changed.clear()
             await self._changed.wait()
-        if replica.draining:
-            await self.remove(replica)
-        return replica.draining
+        if not replica.draining:
+            return False
+        replica.state = "STOPPED"  # from here on it cannot be needed again
+        await self.remove(replica)
+        return True
 
     async def remove(self, replica: Replica) -> None:
         """Stop a server, also if it is starting, and forget it."""

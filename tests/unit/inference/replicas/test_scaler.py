@@ -188,6 +188,27 @@ async def test_draining_replica_takes_prompts_again_if_it_is_needed(elastic: Any
     await until(lambda: not one.pool.replicas)
 
 
+async def test_prompt_that_comes_while_a_drained_replica_stops_starts_another(
+    elastic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await elastic(0, 1, Source(gpus=1), down=0.0)
+    stopping, may_stop = asyncio.Event(), asyncio.Event()
+
+    async def stop(self: FakeReplica, state: str = "DEAD") -> None:
+        stopping.set()
+        await may_stop.wait()
+        self.state = state
+
+    monkeypatch.setattr(FakeReplica, "stop", stop)
+    await completed(one.pool)
+    await asyncio.wait_for(stopping.wait(), 20)
+    completing = asyncio.ensure_future(completed(one.pool))
+    await until(lambda: one.scaling.wanted == 1)
+    may_stop.set()
+    assert await completing == "from 1"
+    await until(lambda: not one.pool.replicas and not one.source.used)
+
+
 async def test_replica_that_dies_while_it_drains_is_not_restarted(elastic: Any) -> None:
     one = await elastic(0, 1)
     await completed(one.pool)
