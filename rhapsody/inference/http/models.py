@@ -19,8 +19,9 @@ __all__ = ["Models", "requested_model"]
 
 LARGE_BODY_BYTES = 1024 * 1024
 """A larger body is parsed in a thread."""
-FORM_FIELD = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,500})\r\n')
-"""The field `model` of a form, as audio is sent (RFC 7578)."""
+FORM_FIELD = re.compile(rb'name="model"\r\n(?:[^\r\n]{1,500}\r\n){0,8}\r\n([^\r\n]{0,500})\r\n')
+"""The field `model` of a form, as audio is sent (RFC 7578). All repetitions are bounded, so that
+the time of a search does not grow with the square of the size."""
 
 
 class Models:
