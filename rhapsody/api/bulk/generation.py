@@ -22,7 +22,7 @@ from rhapsody.errors import (
     TaskValidationError,
     UnsupportedTaskError,
 )
-from rhapsody.inference.bulk.run import AT_ONCE, PRIORITY
+from rhapsody.inference.bulk.run import AT_ONCE, PRIORITY, ending_error
 from rhapsody.inference.bulk.window import Window
 from rhapsody.inference.kinds import SCORE, Classification
 from rhapsody.validation import must_be
@@ -203,10 +203,10 @@ class Generation:
         try:
             if error is None:
                 self._settle(place, plain(task["response"]), None)
-            elif isinstance(error, ROW_ERRORS):
+            elif isinstance(ending := ending_error(error), ROW_ERRORS):
                 self._settle(place, None, str(error))
             else:
-                self._window.fail(error)
+                self._window.fail(ending)
         except Exception as failure:  # the file cannot be written
             self._window.fail(failure)
 

@@ -99,6 +99,8 @@ def read_request(custom_id: str, line: Mapping[str, Any], model: str) -> Request
     messages = given.pop("messages", None)
     if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
         raise LineError(f"'messages' must be a non-empty list of messages, got {messages!r:.80}")
+    if given.get("tools") and given.get("n", 1) != 1:
+        raise LineError(f"'n' must be 1 in a request with 'tools', got {given['n']!r:.80}")
     return Request(custom_id, url, {**given, "prompt": messages})
 
 

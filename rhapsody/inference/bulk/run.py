@@ -10,12 +10,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from rhapsody.errors import PartialFailureError, PromptError, UnsupportedTaskError
+from rhapsody.errors import (
+    PartialFailureError,
+    PromptError,
+    ReplicaError,
+    UnsupportedTaskError,
+)
 from rhapsody.inference.bulk.lines import LineError, error_line, read_request, response_line
 from rhapsody.inference.bulk.results import Result
 from rhapsody.inference.bulk.window import Window
 
-__all__ = ["AT_ONCE", "MAX_LINE_BYTES", "PRIORITY", "BulkRun", "Finished", "Target", "read_lines"]
+__all__ = [
+    "AT_ONCE",
+    "MAX_LINE_BYTES",
+    "PRIORITY",
+    "BulkRun",
+    "Finished",
+    "Target",
+    "ending_error",
+    "has_request",
+    "read_lines",
+]
 
 AT_ONCE = 2048
 """Lines in progress, so that memory does not grow with the file."""
@@ -27,6 +42,15 @@ LINES_AT_A_TIME = 64
 
 LINE_ERRORS = (LineError, PromptError, PartialFailureError, UnsupportedTaskError)
 """Errors of one request. Others end the run: no server is left, or the file cannot be written."""
+
+
+def ending_error(error: BaseException) -> BaseException:
+    """Return the error of a lost server if it is among those of a list of prompts, else the error.
+
+    A request that was answered in part because a server was lost must be sent again.
+    """
+    errors = error.errors if isinstance(error, PartialFailureError) else ()
+    return next((one for one in errors if isinstance(one, ReplicaError)), error)
 
 
 class Target(Protocol):
@@ -111,7 +135,7 @@ class BulkRun:
         window = Window(self._at_once)
         try:
             async for number, line in lines:
-                if line is None or line.strip():
+                if has_request(line):
                     window.add(asyncio.create_task(self._handle(number, line)))
                 await window.wait_room()
             await window.wait_all()
@@ -139,6 +163,8 @@ class BulkRun:
             task = {"uid": f"line-{number}", "priority": PRIORITY, **request.task}
             written = response_line(request, await self._target.run(model, task), model)
         except LINE_ERRORS as error:
+            if (ending := ending_error(error)) is not error:
+                raise ending from error
             if custom_id in self._finished:
                 self.counts["before"] += 1
                 return
@@ -153,6 +179,11 @@ class BulkRun:
             raise LineError(f"the 'custom_id' {given!r:.80} of line {number} {fault}")
         self._seen.add(given)
         return given
+
+
+def has_request(line: bytes | None) -> bool:
+    """Return whether a line, as `read_lines` yields it, is not blank."""
+    return line is None or bool(line.strip())
 
 
 def _parsed(number: int, text: bytes | None) -> Mapping[str, Any]:

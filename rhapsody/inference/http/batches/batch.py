@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +28,7 @@ class Batch:
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self.fields = fields
+        self._saving = threading.Lock()
 
     @classmethod
     def new(cls, owner: str, endpoint: str, input_file: str, window: str, metadata: Any) -> Batch:
@@ -98,8 +100,9 @@ class Batch:
         return {name: value for name, value in self.fields.items() if not name.startswith("_")}
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder. This may block."""
-        write_json(folder / f"{self.id}.json", self.fields)
+        """Write it into a folder. This may block, and be called from several threads."""
+        with self._saving:
+            write_json(folder / f"{self.id}.json", self.fields)
 
 
 def load_batches(folder: Path) -> list[Batch]:

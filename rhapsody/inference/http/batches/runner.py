@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rhapsody.errors import PromptError, ReplicaError, RhapsodyError
 from rhapsody.inference.bulk.results import Result, Results, read_results
-from rhapsody.inference.bulk.run import BulkRun, Finished, Target, read_lines
+from rhapsody.inference.bulk.run import BulkRun, Finished, Target, has_request, read_lines
 from rhapsody.inference.http.batches.batch import Batch, load_batches
 from rhapsody.inference.http.batches.files import FileStore, not_found
 
@@ -58,8 +58,7 @@ class Batches:
         for batch in await asyncio.to_thread(load_batches, self._folder):
             self._batches[batch.id] = batch
             if batch.status == "cancelling":
-                batch.enter("cancelled")
-                await self._save(batch)
+                await self._finish(batch, "cancelled")
             elif not batch.ended:
                 self._start(batch)
 
@@ -112,13 +111,15 @@ class Batches:
         )
 
     async def cancel(self, batch: Batch) -> dict[str, Any]:
-        """Ask a batch to end, unless it has ended, and return its description."""
-        if not batch.ended and batch.status != "cancelling":
-            batch.enter("cancelling")
-            await self._save(batch)
-            if (task := self._running.get(batch.id)) is not None:
-                task.cancel()
-        return batch.shown()
+        """Ask a batch to end, unless all its requests have ended, and return its description."""
+        if batch.ended or batch.status in ("cancelling", "finalizing"):
+            return batch.shown()
+        batch.enter("cancelling")
+        shown = batch.shown()
+        if (task := self._running.get(batch.id)) is not None:
+            task.cancel()
+        await self._save(batch)
+        return shown
 
     def _start(self, batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(self._run(batch))
@@ -160,7 +161,7 @@ class Batches:
         if fields["_results"] is None:
             fields["_results"] = await asyncio.to_thread(self._create_results, batch)
         source = self._files.path(fields["input_file_id"])
-        fields["request_counts"]["total"] = await asyncio.to_thread(_count_lines, source)
+        fields["request_counts"]["total"] = await _count_requests(source)
         await self._save(batch)
         outputs = [self._files.path(file_id) for file_id in fields["_results"]]
         finished, counts = Finished(), fields["request_counts"]
@@ -197,7 +198,8 @@ class Batches:
         """Let the owner find the files of results that are not empty, and remove the others."""
         results = batch.fields["_results"] or ()
         for name, file_id in zip(("output", "error"), results, strict=False):
-            if self._files.path(file_id).stat().st_size:
+            path = self._files.path(file_id)
+            if path.exists() and path.stat().st_size:
                 batch.fields[f"{name}_file_id"] = file_id
                 await asyncio.to_thread(self._files.keep, file_id)
             else:
@@ -210,13 +212,8 @@ class Batches:
         await asyncio.to_thread(batch.save, self._folder)
 
 
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        count, last = 0, b"\n"
-        while part := file.read(1024 * 1024):
-            count += part.count(b"\n")
-            last = part[-1:]
-        return count + (last != b"\n")
+async def _count_requests(path: Path) -> int:
+    return sum([has_request(line) async for _, line in read_lines(path)])
 
 
 def _read_finished(path: Path, finished: Finished) -> int:

@@ -12,6 +12,7 @@ from rhapsody.api.bulk.generation import Generation, RowCounts, plain
 from rhapsody.api.tasks import AITask
 from rhapsody.errors import (
     ConfigurationError,
+    PartialFailureError,
     PromptError,
     ReplicaError,
     TaskCancelledError,
@@ -46,6 +47,9 @@ class Model:
         task, future = self._open.pop(self._pick(len(self._open)))
         if "bad" in task["prompt"]:
             future.set_exception(PromptError("it is bad", 400))
+        elif "part" in task["prompt"]:
+            lost = ReplicaError("no server is left")
+            future.set_exception(PartialFailureError(["a", None], [None, lost]))
         elif "lost" in task["prompt"]:
             future.set_exception(ReplicaError("no server is left"))
         elif "endless" not in task["prompt"]:
@@ -148,9 +152,10 @@ async def test_column_with_the_name_of_a_result_is_refused(to: Path) -> None:
         await generate(Model(), [{"index": 1, "prompt": "a"}], to)
 
 
-async def test_run_ends_if_no_server_is_left_and_continues_later(to: Path) -> None:
+@pytest.mark.parametrize("text", ["lost", "part of it"])
+async def test_run_ends_if_no_server_is_left_and_continues_later(to: Path, text: str) -> None:
     with pytest.raises(ReplicaError, match="no server is left"):
-        await generate(Model(), ["a", "endless", "lost"], to)
+        await generate(Model(), ["a", "endless", text], to)
     assert [one["index"] for one in results(to)] == [0]
     assert await generate(Model(), ["a", "b", "c"], to) == (2, 0, 1)
 

@@ -74,6 +74,7 @@ def test_embeddings_have_their_encoding(encoding: str) -> None:
         ({"url": CHAT, "body": {"messages": MESSAGES, "stream": True}}, "'stream' must be false"),
         ({"url": CHAT, "body": {"messages": MESSAGES, "model": "x"}}, "the served one is 'm'"),
         ({"url": CHAT, "body": {"messages": MESSAGES, "seeds": 1}}, "did you mean 'seed'"),
+        ({"url": CHAT, "body": {"messages": MESSAGES, "tools": [{}], "n": 2}}, "'n' must be 1"),
         ({"url": "/v1/embeddings", "body": {"encoding_format": "x"}}, "'encoding_format' must be"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.errors import PromptError, ReplicaError
+from rhapsody.errors import PartialFailureError, PromptError, ReplicaError
 from rhapsody.inference.bulk.run import BulkRun, Finished, read_lines
 
 CHAT = "/v1/chat/completions"
@@ -37,6 +37,8 @@ class Model:
             raise PromptError("it is bad", 400)
         if text == "lost":
             raise ReplicaError("no server is left")
+        if text == "lost in part":
+            raise PartialFailureError(["a", None], [None, ReplicaError("no server is left")])
         return FIELDS
 
 
@@ -96,9 +98,10 @@ async def test_other_route_is_an_error_of_its_line(tmp_path: Path) -> None:
     assert written == {"a": True}
 
 
-async def test_run_ends_if_no_server_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["lost", "lost in part"])
+async def test_run_ends_if_no_server_is_left(tmp_path: Path, text: str) -> None:
     with pytest.raises(ReplicaError, match="no server is left"):
-        await run_all(tmp_path, line("a", "lost"), line("b"))
+        await run_all(tmp_path, line("a", text), line("b"))
 
 
 async def test_line_that_is_too_long_is_skipped(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One batch, and the file that keeps it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rhapsody.inference.http.batches.batch import Batch, load_batches
@@ -22,6 +23,14 @@ def test_states_have_times() -> None:
 def test_owner_sees_no_private_fields() -> None:
     assert not [name for name in new().shown() if name.startswith("_")]
     assert new().shown()["metadata"] == {"run": "3"}
+
+
+def test_batch_is_saved_by_several_threads(tmp_path: Path) -> None:
+    batch = new()
+    with ThreadPoolExecutor(8) as pool:
+        for saving in [pool.submit(batch.save, tmp_path) for _ in range(500)]:
+            saving.result()
+    assert load_batches(tmp_path)[0].fields == batch.fields
 
 
 def test_batch_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

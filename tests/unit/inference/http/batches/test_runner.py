@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,80 @@ async def test_batch_continues_after_a_restart(
     counts = again.find("alice", batch.id).fields["request_counts"]
     assert counts == {"total": 3, "completed": 2, "failed": 1}
     assert sorted(model.asked) == ["bad", "c", "first"]
+
+
+async def test_blank_lines_are_not_counted(tmp_path: Path, files: FileStore, model: Model) -> None:
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a", "b")
+    with files.path(batch.fields["input_file_id"]).open("ab") as file:
+        file.write(b"\n  \n")
+    await batches.create(batch)
+    await until(lambda: batch.ended)
+    assert batch.fields["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+
+
+async def test_cancel_of_a_batch_that_ends_has_no_effect(
+    tmp_path: Path, files: FileStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
+    remove, removing, may_remove = files.remove, threading.Event(), threading.Event()
+
+    def slow_remove(file_id: str) -> None:
+        removing.set()
+        may_remove.wait(20)
+        remove(file_id)
+
+    monkeypatch.setattr(files, "remove", slow_remove)
+    await batches.create(batch)
+    await until(removing.is_set)
+    assert (await batches.cancel(batch))["status"] == "finalizing"
+    may_remove.set()
+    await until(lambda: batch.ended)
+    assert batch.status == "completed"
+
+
+async def test_batch_that_ends_while_its_cancel_is_saved_ends_once(
+    tmp_path: Path, files: FileStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.open.clear()
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
+    await batches.create(batch)
+    await until(lambda: batch.fields["request_counts"]["total"] == 1)
+    save, saving, may_save = batch.save, threading.Event(), threading.Event()
+
+    def slow_save(folder: Path) -> None:
+        saving.set()
+        may_save.wait(20)
+        save(folder)
+
+    monkeypatch.setattr(batch, "save", slow_save)
+    cancelling = asyncio.ensure_future(batches.cancel(batch))
+    await until(saving.is_set)
+    model.open.set()
+    await asyncio.sleep(0)
+    may_save.set()
+    await cancelling
+    await until(lambda: batch.ended)
+    assert batch.status == "cancelled"
+
+
+async def test_batch_whose_cancel_was_interrupted_keeps_its_results(
+    tmp_path: Path, files: FileStore, model: Model
+) -> None:
+    model.open.clear()
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "first", "b")
+    await batches.create(batch)
+    await until(lambda: batch.fields["request_counts"]["completed"] == 1)
+    await batches.stop()
+    batch.enter("cancelling")
+    batch.save(tmp_path)
+    files.remove(batch.fields["_results"][1])  # as the interrupted cancel may have done
+    files = FileStore(tmp_path)
+    again = batches_of(tmp_path, files, model)
+    await again.start()
+    found = again.find("alice", batch.id)
+    assert found.status == "cancelled"
+    assert ids(files, found.fields["output_file_id"]) == ["r0"]
+    assert found.fields["error_file_id"] is None
 
 
 async def test_batch_waits_while_there_is_no_server(
