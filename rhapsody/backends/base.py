@@ -162,20 +162,26 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         """Return the number of tasks whose end has not been reported yet."""
         return len(self._works)
 
-    def _key(self, attachment: Attachment, uid: str) -> Hashable:
-        """Return the key of a task: its uid, unless a task of another owner has that.
+    def _add(self, work: Work) -> bool:
+        """Count a task as active, unless its owner has an active one of the same uid; thread-safe.
 
-        AsyncFlow's uids restart with every engine. A tuple for each task would take more memory.
+        Its key is its uid, unless a task of another owner has that: AsyncFlow's uids restart with
+        every engine. A tuple for each task would take more memory.
         """
-        key = (id(attachment), uid)
-        other = self._works.get(uid)
-        if key in self._works or (other is not None and other.attachment is not attachment):
-            return key
-        return uid
+        key = (id(work.attachment), work.uid)
+        if key in self._works:
+            return False
+        other = self._works.setdefault(work.uid, work)
+        if other is work or other.attachment is work.attachment:
+            return other is work
+        work.key = key
+        return self._works.setdefault(key, work) is work
 
     def _find(self, uid: str) -> Work | None:
         """Return an active task of the current owner."""
-        return self._works.get(self._key(self._attachment, uid)) if self._attachment else None
+        attachment = self._attachment
+        work = self._works.get((id(attachment), uid)) or self._works.get(uid)
+        return work if work is not None and work.attachment is attachment else None
 
     def is_active(self, work: Work) -> bool:
         """Return whether the end of a task has not been reported yet."""
@@ -347,8 +353,7 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
                     attachment.history.take_back(work.attempt)
             try:
                 self.check(work)
-                work.key = self._key(attachment, work.uid)
-                if self._works.setdefault(work.key, work) is not work:
+                if not self._add(work):
                     raise UnsupportedTaskError(work.uid, "another active task has the same uid")
             except Exception as error:
                 with self._reporting:
@@ -407,12 +412,11 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         described = {"uid": "task", **task}
         work = Work(dict(described), attachment, self._work_dir)
         self.check(work)
-        work.key = self._key(attachment, work.uid)
         with self._reporting:
             self._history.count_submitted(1)
             if work.attempt is not None:
                 self._history.take_back(work.attempt)
-        self._works[work.key] = work
+        self._add(work)
         self.hand_over([work])
         try:
             await ended

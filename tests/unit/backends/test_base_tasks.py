@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import sys
 import threading
 from typing import Any
 
@@ -187,3 +188,26 @@ async def test_slow_text_of_an_exception_holds_no_other_task(engine: FakeEngine)
     await until(lambda: "exception" in bad)
     assert bad["stderr"] == "slow"
     assert backend.history.failures()[0].reason == "SlowText: slow"
+
+
+def test_tasks_of_several_threads_may_have_the_same_uid() -> None:
+    backend, ended = ProbeBackend(done_at_once), []
+
+    async def run_all() -> None:
+        for _ in range(100):
+            runs = [backend.run_one(task()) for _ in range(4)]
+            ended.extend(await asyncio.wait_for(asyncio.gather(*runs), LIMIT_S))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=asyncio.run, args=[run_all()]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(ended) == 1600
+    assert backend.count_active() == 0
+    asyncio.run(backend.shutdown())
