@@ -62,7 +62,10 @@ def is_quick(value: Any) -> bool:
 
 def _array_bytes(value: Any) -> int:
     """Return the size of an array, a tensor or a frame in bytes; 0 for other values."""
-    size = getattr(value, "nbytes", None)
+    try:
+        size = getattr(value, "nbytes", None)
+    except Exception:  # such as NotImplementedError of a sparse tensor
+        return 0
     if size is None and type(value).__module__.startswith("pandas."):
         size = 8 * getattr(value, "size", 0)
     return size if isinstance(size, int) else len(value) if isinstance(value, bytearray) else 0

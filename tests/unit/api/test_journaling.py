@@ -37,6 +37,25 @@ def make_array() -> Any:
     return np.arange(300_000)
 
 
+class Sparse:
+    """An array without a size in bytes, as a sparse tensor of PyTorch."""
+
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("nbytes is not defined for sparse tensors")
+
+
+def transposed(array: Sparse) -> Sparse:
+    return array
+
+
+async def test_array_without_a_size_is_recalled(path: Path) -> None:
+    tasks = [ComputeTask(function=transposed, args=[Sparse()]) for _ in range(2)]
+    recalled = [await asyncio.wait_for(run(path, task), 20) for task in tasks]
+    assert recalled == [[False], [True]]
+    assert isinstance(tasks[1].return_value, Sparse)
+
+
 async def test_function_is_recalled(path: Path) -> None:
     assert await run(path, ComputeTask(function=square, args=[3])) == [False]
     again, other = (ComputeTask(function=square, args=[n]) for n in (3, 4))

@@ -15,7 +15,15 @@ class Holder:
         self.value = value
 
 
-@pytest.mark.parametrize("value", [None, 1, "a", {"a": [1, 2]}, np.zeros(10), Holder(1)])
+class Sparse:
+    """An array without a size in bytes, as a sparse tensor of PyTorch."""
+
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("nbytes is not defined for sparse tensors")
+
+
+@pytest.mark.parametrize("value", [None, 1, "a", {"a": [1, 2]}, np.zeros(10), Holder(1), Sparse()])
 def test_small_value_is_quick(value: Any) -> None:
     assert is_quick(value)
 
