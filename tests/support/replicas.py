@@ -181,6 +181,8 @@ class ScriptedServer:
         self.finish = asyncio.Event()
         self.lines: Lines = done_lines
         self.status = 200
+        self.refused: str | None = None
+        """A batch with this prompt is refused as a whole."""
         self.text = ""
         self.exit = asyncio.Event()
         self.routes: list[web.RouteDef] = []
@@ -225,6 +227,8 @@ class ScriptedServer:
         prompts = (await request.json())["prompts"]
         self.batches.append(prompts)
         await self.accepting.wait()
+        if self.refused is not None and self.refused in [prompt["prompt"] for prompt in prompts]:
+            return web.Response(status=400, text="no")
         if self.status != 200:
             return web.Response(status=self.status, text="no")
         response = web.StreamResponse()

@@ -41,8 +41,15 @@ HEALTH_INTERVALS = 2.5
 HEALTH_FAILURES = 3
 """Refused health checks in a row after which a server counts as dead. One that does not respond may
 be busy, and counts as dead after `hang_timeout`."""
+REFUSED_FOR_ONE = (400, 413, 422)
+"""Statuses with which a server refuses a whole batch because of one prompt, such as one whose JSON
+is nested too deeply for it."""
 FULL_DISK_BYTES = 1024 * 1024
 """A file system with less room counts as full."""
+
+
+class _RefusedTogetherError(Exception):
+    """The server refused several prompts in one request. Alone, some may be accepted."""
 
 
 class Replica:
@@ -352,6 +359,11 @@ class Replica:
         pending = {request.id: request for request in requests}
         try:
             await self._stream_events(body, pending)
+        except _RefusedTogetherError:
+            pending.clear()
+            middle = len(requests) // 2
+            halves = self.send(requests[:middle]), self.send(requests[middle:])
+            return [request for lost in await asyncio.gather(*halves) for request in lost]
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             logger.warning(
                 "the connection to model server %d was lost with %d prompts in flight: %s",
@@ -370,6 +382,8 @@ class Replica:
     async def _stream_events(self, body: bytes, pending: dict[str, PromptRequest]) -> None:
         headers = {"Content-Type": "application/json"}
         async with self._request("POST", BATCH_PATH, headers, body) as response:
+            if response.status in REFUSED_FOR_ONE and len(pending) > 1:
+                raise _RefusedTogetherError
             if 400 <= response.status < 500:
                 await self._fail_refused(response, pending)
             elif response.status != 200:

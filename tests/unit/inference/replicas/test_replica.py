@@ -88,6 +88,22 @@ async def test_send_returns_all_prompts_after_server_error(
         request.close()
 
 
+async def test_prompt_for_which_a_batch_is_refused_fails_alone(
+    replica: Replica, server: ScriptedServer
+) -> None:
+    server.refused = "prompt 3"
+    requests = [PromptRequest(f"prompt {number}") for number in range(6)]
+    replica.reserve(requests)
+    assert await replica.send(requests) == []
+    outcomes = await asyncio.gather(
+        *(request.completion() for request in requests), return_exceptions=True
+    )
+    assert [type(one) is PromptError for one in outcomes] == [n == 3 for n in range(6)]
+    assert (replica.state, replica.in_flight) == ("READY", 0)
+    for request in requests:
+        request.close()
+
+
 async def test_refused_request_fails_its_prompts(replica: Replica, server: ScriptedServer) -> None:
     server.status = 413
     [request], sending = start_sending(replica, 1)
