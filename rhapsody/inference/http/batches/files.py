@@ -136,7 +136,7 @@ class FileStore:
         """Return the descriptions of a client's files, the newest first."""
         found = [
             _shown(file)
-            for file in self._files.values()
+            for file in list(self._files.values())  # other threads add and remove some
             if file["owner"] == owner
             and file["status"] == "processed"
             and purpose in (None, file["purpose"])

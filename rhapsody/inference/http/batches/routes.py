@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from rhapsody.errors import PromptError
 from rhapsody.inference.bulk.lines import CHAT, EMBEDDINGS, LineError
@@ -136,7 +137,8 @@ class BatchRoutes:
         except BaseException as error:
             if stored is not None:
                 self._files.remove(stored)
-            if isinstance(error, ValueError) and not isinstance(error, BodyError):
+            unreadable = isinstance(error, (ValueError, HttpProcessingError))
+            if unreadable and not isinstance(error, BodyError):
                 raise BodyError(f"the form cannot be read: {error}") from error
             raise
         return web.json_response(kept)
@@ -273,7 +275,7 @@ def _is_metadata(value: Any) -> bool:
 def _page(request: web.Request, entries: list[dict[str, Any]]) -> web.Response:
     """Return a part of a list: at most `limit` entries, from the one that follows `after`."""
     text, after = request.query.get("limit", "20"), request.query.get("after")
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
+    if not (text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= MAX_PAGE):
         raise BodyError(f"'limit' must be a whole number from 1 to {MAX_PAGE}", "limit")
     ids = [entry["id"] for entry in entries]
     if after is not None and after not in ids:

@@ -159,7 +159,12 @@ class Batches:
     async def _send_all(self, batch: Batch) -> None:
         fields = batch.fields
         if fields["_results"] is None:
-            fields["_results"] = await asyncio.to_thread(self._create_results, batch)
+            creating = asyncio.ensure_future(asyncio.to_thread(self._create_results, batch))
+            try:
+                fields["_results"] = await asyncio.shield(creating)
+            except asyncio.CancelledError:
+                fields["_results"] = await creating  # `_finish` removes them
+                raise
         source = self._files.path(fields["input_file_id"])
         fields["request_counts"]["total"] = await _count_requests(source)
         await self._save(batch)

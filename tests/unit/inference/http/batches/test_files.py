@@ -1,6 +1,8 @@
 """Files of HTTP clients in a folder."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,20 @@ def test_file_is_found_after_a_restart_and_an_incomplete_one_is_removed(tmp_path
     again = FileStore(tmp_path)
     assert [file["id"] for file in again.all_of("alice")] == [file_id]
     assert len(list(tmp_path.glob("*.data"))) == 1
+
+
+def test_files_are_listed_while_a_thread_creates_some(tmp_path: Path) -> None:
+    files = FileStore(tmp_path)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            creating = pool.submit(lambda: [stored(files) for _ in range(400)])
+            while not creating.done():
+                files.all_of("alice")
+        assert len(creating.result()) == len(files.all_of("alice")) == 400
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:

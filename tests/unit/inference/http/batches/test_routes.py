@@ -67,6 +67,9 @@ async def test_wrong_uploads_are_refused_and_leave_nothing(client: Client, tmp_p
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     status, message = await refused(client, "/v1/files", data=b"no form", headers=headers)
     assert status == 400
+    data = b"--x\r\nno header\r\n\r\ntext\r\n--x--\r\n"
+    status, message = await refused(client, "/v1/files", data=data, headers=headers)
+    assert (status, message[:25]) == (400, "the form cannot be read: ")
     assert not list((tmp_path / "batches").glob("file-*"))
 
 
@@ -120,6 +123,6 @@ async def test_lists_have_pages(client: Client) -> None:
     async with client.get("/v1/files", params={"after": first["last_id"]}) as response:
         second = json.loads(await response.text())
     assert (len(second["data"]), second["has_more"]) == (1, False)
-    for wrong in ({"limit": "0"}, {"limit": "x"}, {"after": "file-0"}):
+    for wrong in ({"limit": "0"}, {"limit": "9" * 5000}, {"limit": "x"}, {"after": "file-0"}):
         async with client.get("/v1/files", params=wrong) as response:
             assert response.status == 400

@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -185,6 +185,29 @@ async def test_batch_that_ends_while_its_cancel_is_saved_ends_once(
     await cancelling
     await until(lambda: batch.ended)
     assert batch.status == "cancelled"
+
+
+async def test_batch_that_is_cancelled_as_it_begins_leaves_no_files(
+    tmp_path: Path, files: FileStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
+    create, creating, may_create = files.create, threading.Event(), threading.Event()
+
+    def slow_create(*arguments: str) -> tuple[str, BinaryIO]:
+        creating.set()
+        may_create.wait(20)
+        return create(*arguments)
+
+    monkeypatch.setattr(files, "create", slow_create)
+    await batches.create(batch)
+    await until(creating.is_set)
+    cancelling = asyncio.ensure_future(batches.cancel(batch))
+    await until(lambda: batch.status == "cancelling")
+    await asyncio.sleep(0)
+    may_create.set()
+    await cancelling
+    await until(lambda: batch.status == "cancelled")
+    await until(lambda: len(files.all_of("alice")) == 1)
 
 
 async def test_batch_whose_cancel_was_interrupted_keeps_its_results(
