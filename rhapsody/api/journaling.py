@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import types
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -18,6 +19,7 @@ from rhapsody.backends.protocol import (
     task_kind,
     task_name,
 )
+from rhapsody.errors import describe_error
 from rhapsody.journal.files import FileDigests, missing_files, resolved
 from rhapsody.journal.key import Call, JournaledFunction
 from rhapsody.journal.options import input_files, key_options
@@ -27,6 +29,8 @@ from rhapsody.journal.recorder import Journal
 from rhapsody.report.runs import RecalledTasks
 
 __all__ = ["SessionJournal"]
+
+logger = logging.getLogger(__name__)
 
 Task = MutableMapping[str, Any]
 Fields = Mapping[str, Any]
@@ -107,12 +111,20 @@ class SessionJournal:
         self, task: Task, backend: Any, inputs: list[str], outputs: list[str]
     ) -> None:
         loop = asyncio.get_running_loop()
-        call = None
-        with suppress(OSError, ValueError):  # the task itself will say what is missing
-            call = await self._call_in_thread(task, backend, inputs)
-        if call is not None and _captures(task):
-            outputs = [*outputs, *self.journal.captured_files(call)]
-        missing = await loop.run_in_executor(None, missing_files, outputs)
+        call, missing = None, []
+        try:
+            with suppress(OSError, ValueError):  # the task itself will say what is missing
+                call = await self._call_in_thread(task, backend, inputs)
+            if call is not None and _captures(task):
+                outputs = [*outputs, *self.journal.captured_files(call)]
+            missing = await loop.run_in_executor(None, missing_files, outputs)
+        except Exception as error:  # of code of the user, such as that of a callable object
+            call = None
+            logger.error(
+                "task %s runs without the journal, which cannot read it: %s",
+                task["uid"],
+                describe_error(error),
+            )
         if task["uid"] not in self._waiting:  # it was cancelled
             return
         rerun = f"its output {missing[0]} is missing" if missing else ""

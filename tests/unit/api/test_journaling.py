@@ -37,6 +37,25 @@ def make_array() -> Any:
     return np.arange(300_000)
 
 
+class Proxy:
+    """A callable object that raises as a proxy without an object does."""
+
+    def __call__(self, text: str) -> int:
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no object") if name == "__wrapped__" else AttributeError(name)
+
+
+async def test_callable_object_that_cannot_be_read_runs(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = ComputeTask(function=Proxy(), args=["x" * 10**6])
+    assert await asyncio.wait_for(run(path, task), 20) == [False]
+    assert task.return_value == 10**6
+    assert f"task {task.uid} runs without the journal, which cannot read it" in caplog.text
+
+
 class Sparse:
     """An array without a size in bytes, as a sparse tensor of PyTorch."""
 
