@@ -21,7 +21,7 @@ SHELL = {
     *("&", "cd", "done", "exit", "export", "fi", "if", "kill", "module", "source", "trap", "umask"),
     *("wait", "while"),
 }
-OTHER_PROGRAMS = {"curl", "hf", "hostname", "openssl", "sbatch", "ssh", "tail"}
+OTHER_PROGRAMS = {"apptainer", "curl", "hf", "hostname", "openssl", "sbatch", "ssh", "tail"}
 """External programs that the pages use, whose arguments are not checked."""
 
 
