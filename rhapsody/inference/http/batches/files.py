@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from rhapsody.errors import ConfigurationError, PromptError
 
-__all__ = ["MAX_FILE_BYTES", "FileStore", "lock_folder", "not_found"]
+__all__ = ["MAX_FILES", "MAX_FILE_BYTES", "FileStore", "lock_folder", "not_found"]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """The largest file that a client may send, as in OpenAI's API."""
@@ -44,7 +44,7 @@ class FileStore:
         self._max_folder_bytes = max_folder_bytes
         self._files: dict[str, dict[str, Any]] = {}
         for path in folder.glob("file-*.json"):
-            with contextlib.suppress(ValueError, OSError):
+            with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
                 file = json.loads(path.read_text())
                 if FILE_ID.fullmatch(file["id"]):
                     file["bytes"] = self.path(file["id"]).stat().st_size
@@ -82,7 +82,7 @@ class FileStore:
             "status": "pending",
             "owner": owner,
         }
-        return file_id, self.path(file_id).open("wb")
+        return file_id, open(self.path(file_id), "wb", opener=_open_private)
 
     def grow(self, file_id: str, size: int, *, bounded: bool = False) -> None:
         """Count bytes before they are written.
@@ -164,8 +164,14 @@ def _shown(file: dict[str, Any]) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, which others see complete or not at all."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value))
+    with open(part, "w", encoding="utf-8", opener=_open_private) as file:
+        file.write(json.dumps(value))
     part.replace(path)
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open a file that other users of this machine cannot read."""
+    return os.open(path, flags, 0o600)
 
 
 def lock_folder(folder: Path) -> int:

@@ -17,7 +17,7 @@ from rhapsody.inference.bulk.lines import CHAT, EMBEDDINGS, LineError
 from rhapsody.inference.bulk.run import AT_ONCE, PRIORITY
 from rhapsody.inference.clients import Client, Clients
 from rhapsody.inference.http.batches.batch import Batch
-from rhapsody.inference.http.batches.files import FileStore, lock_folder
+from rhapsody.inference.http.batches.files import MAX_FILES, FileStore, lock_folder
 from rhapsody.inference.http.batches.runner import BATCHES_AT_ONCE, Batches
 from rhapsody.inference.http.bodies import BodyError
 from rhapsody.inference.http.models import Models
@@ -30,7 +30,8 @@ CHUNK_BYTES = 1024 * 1024
 CHUNK_SECONDS = 60.0
 """Longest time until the next part of a file arrives."""
 PURPOSE = "batch"
-MAX_PAGE = 100
+PAGE, MAX_PAGE = 20, 100
+"""Entries of a list, and the most that a client may ask for, as in OpenAI's API."""
 MAX_METADATA = 16
 
 ClientOf = Callable[[web.Request], Client]
@@ -171,7 +172,10 @@ class BatchRoutes:
 
     async def _list_files(self, request: web.Request) -> web.Response:
         owner, purpose = self._client_of(request).name, request.query.get("purpose")
-        return _page(request, self._files.all_of(owner, purpose))
+        files, order = self._files.all_of(owner, purpose), request.query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise BodyError(f"'order' must be 'asc' or 'desc', got {order!r:.80}", "order")
+        return _page(request, files if order == "desc" else files[::-1], MAX_FILES, MAX_FILES)
 
     async def _get_file(self, request: web.Request) -> web.Response:
         found = self._files.find(self._client_of(request).name, request.match_info["id"])
@@ -203,7 +207,8 @@ class BatchRoutes:
         return web.json_response(await self._batches.create(_new_batch(owner, body)))
 
     async def _list_batches(self, request: web.Request) -> web.Response:
-        return _page(request, self._batches.all_of(self._client_of(request).name))
+        batches = self._batches.all_of(self._client_of(request).name)
+        return _page(request, batches, PAGE, MAX_PAGE)
 
     async def _get_batch(self, request: web.Request) -> web.Response:
         return web.json_response(self._find_batch(request).shown())
@@ -272,11 +277,13 @@ def _is_metadata(value: Any) -> bool:
     )
 
 
-def _page(request: web.Request, entries: list[dict[str, Any]]) -> web.Response:
+def _page(
+    request: web.Request, entries: list[dict[str, Any]], limit: int, most: int
+) -> web.Response:
     """Return a part of a list: at most `limit` entries, from the one that follows `after`."""
-    text, after = request.query.get("limit", "20"), request.query.get("after")
-    if not (text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= MAX_PAGE):
-        raise BodyError(f"'limit' must be a whole number from 1 to {MAX_PAGE}", "limit")
+    text, after = request.query.get("limit", str(limit)), request.query.get("after")
+    if not (text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise BodyError(f"'limit' must be a whole number from 1 to {most}", "limit")
     ids = [entry["id"] for entry in entries]
     if after is not None and after not in ids:
         raise BodyError(f"'after' must be the id of an entry, got {after!r:.80}", "after")

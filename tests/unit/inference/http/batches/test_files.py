@@ -41,6 +41,20 @@ def test_file_is_found_after_a_restart_and_an_incomplete_one_is_removed(tmp_path
     assert len(list(tmp_path.glob("*.data"))) == 1
 
 
+def test_other_users_cannot_read_files_in_a_folder_that_was_there(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    stored(FileStore(tmp_path))
+    modes = [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()]
+    assert modes == [0o600, 0o600]
+
+
+def test_damaged_descriptions_are_left_out(tmp_path: Path) -> None:
+    file_id = stored(FileStore(tmp_path))
+    for number, text in enumerate(["", "[]", "{}", '{"id": 3}', "\xff"]):
+        (tmp_path / f"file-{number}.json").write_bytes(text.encode("latin-1"))
+    assert [file["id"] for file in FileStore(tmp_path).all_of("alice")] == [file_id]
+
+
 def test_files_are_listed_while_a_thread_creates_some(tmp_path: Path) -> None:
     files = FileStore(tmp_path)
     interval = sys.getswitchinterval()

@@ -113,6 +113,23 @@ async def test_body_that_is_no_object_is_refused(client: Client) -> None:
     assert (await refused(client, "/v1/batches", json=[]))[0] == 400
 
 
+async def test_files_are_listed_as_in_openais_api(client: Client) -> None:
+    for _ in range(22):
+        async with client.post("/v1/files", data=form()) as response:
+            assert response.status == 200
+
+    async def listed(**query: str) -> list[str]:
+        async with client.get("/v1/files", params=query) as response:
+            return [file["id"] for file in (await response.json())["data"]]
+
+    newest_first = await listed()
+    assert len(newest_first) == 22
+    assert await listed(limit="10000") == await listed(order="desc") == newest_first
+    assert await listed(order="asc") == newest_first[::-1]
+    async with client.get("/v1/files", params={"order": "x"}) as response:
+        assert (response.status, "'order' must be" in await response.text()) == (400, True)
+
+
 async def test_lists_have_pages(client: Client) -> None:
     for _ in range(3):
         async with client.post("/v1/files", data=form()) as response:
