@@ -63,11 +63,26 @@ PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 
 
 def has_own_text(error: BaseException) -> bool:
-    """Return whether the text of an error is made by code of the user, which may be slow."""
+    """Return whether the text of an error, or of a cause, is made by code of the user.
+
+    Such code may be slow.
+    """
+    left, seen = [error], set()
+    while left:
+        error = left.pop()
+        if not _has_plain_text(error):
+            return True
+        seen.add(id(error))
+        causes = (error.__cause__, error.__context__)
+        left += [cause for cause in causes if cause is not None and id(cause) not in seen]
+    return False
+
+
+def _has_plain_text(error: BaseException) -> bool:
     kind = type(error)
     if kind.__module__ == "builtins" or kind.__str__ is BaseException.__str__:
-        return not all(type(value) in PLAIN for value in error.args)
-    return kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+        return all(type(value) in PLAIN for value in error.args)
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def describe_error(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rhapsody.backends.core.attachable import Attachable
 from rhapsody.backends.core.attachment import Attachment, ignore
-from rhapsody.backends.core.history import STATES, TaskHistory, TaskRecord
+from rhapsody.backends.core.history import STATES, ErrorText, TaskHistory, TaskRecord
 from rhapsody.backends.core.html import as_html, state_cells
 from rhapsody.backends.core.lifecycle import Lifecycle
 from rhapsody.backends.core.renamed import RenamedMethods
@@ -30,7 +30,6 @@ from rhapsody.errors import (
     TaskTimeoutError,
     UnsupportedTaskError,
     has_own_text,
-    message_of,
 )
 from rhapsody.garbage import watch_tasks
 
@@ -229,9 +228,9 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     ) -> bool:
         """Report a task FAILED; make the text of the user's own exceptions in another thread."""
 
-        def texts() -> tuple[dict[str, Any], str]:
+        def texts() -> tuple[dict[str, Any], ErrorText]:
             found = fields()
-            return found, message_of(found["exception"])  # `_report_end` holds a lock
+            return found, ErrorText.of(found["exception"])  # `_report_end` holds a lock
 
         if not (has_own_text(error) and service_loop().is_current):
             return self._report_end(work, TaskStates.FAILED, *texts())
@@ -265,13 +264,13 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         work: Work,
         state: str,
         fields: dict[str, Any] | None = None,
-        message: str | None = None,
+        text: ErrorText | None = None,
     ) -> bool:
         with self._reporting:
             if not self.is_active(work):
                 return False
             del self._works[work.key]
-            work.mark_ended(state, fields.get("exception") if fields else None, message)
+            work.mark_ended(state, fields.get("exception") if fields else None, text)
             fields = {**(fields or {}), "execution": work.execution()}
             work.attachment.post(work.task, fields, state)
         if work.timer is not None or work.queue_timer is not None:

@@ -6,13 +6,14 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from math import isnan
 from traceback import TracebackException
 from typing import Any, NamedTuple, Protocol
 
 from rhapsody.backends.protocol import Attempt, Task, TaskStates, task_name
-from rhapsody.errors import message_of
+from rhapsody.errors import has_own_text, message_of
 
 __all__ = ["STATES", "Failure", "RecordedTask", "TaskHistory", "TaskRecord", "percentile"]
 
@@ -182,6 +183,26 @@ class Failure(NamedTuple):
         return text if len(text) <= TRACEBACK_CHARACTERS else f"... {text[-TRACEBACK_CHARACTERS:]}"
 
 
+class ErrorText(NamedTuple):
+    """The text of an exception, for which code of the user may be called.
+
+    Attributes:
+        message: Its message.
+        raised: Returns it without its frames.
+    """
+
+    message: str
+    raised: Callable[[], TracebackException | None]
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorText:
+        """Return the text; the user's code is not called any more after that."""
+        if not has_own_text(error):
+            return cls(message_of(error), partial(_without_frames, error))
+        raised = _without_frames(error)
+        return cls(message_of(error), lambda: raised)
+
+
 class TaskHistory:
     """Counts the tasks of one owner by state, and keeps the latest records.
 
@@ -249,7 +270,7 @@ class TaskHistory:
         work: RecordedTask,
         state: str,
         error: BaseException | None,
-        message: str | None = None,
+        text: ErrorText | None = None,
     ) -> None:
         """Count a task's end and keep its record.
 
@@ -257,11 +278,11 @@ class TaskHistory:
             work: The task, still in its previous state.
             state: DONE, FAILED or CANCELED.
             error: The exception of a failed task.
-            message: Its text. None: it is made here.
+            text: Its text. None: it is made here.
         """
         self._counts[work.state] -= 1
         self._counts[state] += 1
-        reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error, message)
+        reason = "" if state != TaskStates.FAILED else self._failed(work.uid, error, text)
         record = _values(work, state, time.monotonic(), reason)
         name = record[1]
         (self._names.get(name) or self._counts_of(name))[state] += 1
@@ -284,13 +305,12 @@ class TaskHistory:
                 record = record._replace(reason=reason)
             self._ended.add(record)
 
-    def _failed(self, uid: str, error: BaseException | None, message: str | None) -> str:
-        reason = "no reason was given"
-        if error is not None:
-            text = message_of(error) if message is None else message
-            message = text.replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
-            reason = f"{type(error).__name__}: {message}"
-        return self._count_failure(uid, reason, error)
+    def _failed(self, uid: str, error: BaseException | None, text: ErrorText | None) -> str:
+        if error is None:
+            return self._count_failure(uid, "no reason was given")
+        text = text or ErrorText(message_of(error), partial(_without_frames, error))
+        message = text.message.replace(str(uid) or "<uid>", "<uid>")[:REASON_CHARACTERS]
+        return self._count_failure(uid, f"{type(error).__name__}: {message}", text.raised)
 
     def _counts_of(self, name: str) -> dict[str, int]:
         """Return the counts of a name, or of all further names together."""
@@ -298,14 +318,16 @@ class TaskHistory:
             name = OTHER_NAMES
         return self._names.setdefault(name, dict.fromkeys(TaskStates.terminal_states, 0))
 
-    def _count_failure(self, uid: str, reason: str, error: BaseException | None = None) -> str:
+    def _count_failure(
+        self, uid: str, reason: str, raised: Callable[[], TracebackException | None] | None = None
+    ) -> str:
         """Count a failure, and return the reason under which it is counted."""
         known = self._failures.get(reason)
         if known is None and len(self._failures) >= REASONS:
             reason = "other reasons"
             known = self._failures.get(reason)
         if known is None:
-            self._failures[reason] = Failure(reason, 1, uid, _without_frames(error))
+            self._failures[reason] = Failure(reason, 1, uid, raised() if raised else None)
         else:
             self._failures[reason] = known._replace(number=known.number + 1)
         return reason
@@ -402,10 +424,8 @@ def _values(work: RecordedTask, state: str, ended: float | None, reason: str) ->
     return work.uid, name, work.place, state, work.submitted, work.started, ended, reason
 
 
-def _without_frames(error: BaseException | None) -> TracebackException | None:
+def _without_frames(error: BaseException) -> TracebackException | None:
     """Return what is needed to format a traceback later, without the objects in its frames."""
-    if error is None:
-        return None
     try:
         return TracebackException.from_exception(error, lookup_lines=False, limit=-40)
     except Exception:  # the attributes of the user's own exceptions may raise

@@ -15,7 +15,7 @@ from typing import Any
 from rhapsody.backends.core.accounts import Grant
 from rhapsody.backends.core.attachment import Attachment
 from rhapsody.backends.core.execution import Execution, Location
-from rhapsody.backends.core.history import TaskHistory
+from rhapsody.backends.core.history import ErrorText, TaskHistory
 from rhapsody.backends.protocol import (
     ATTEMPT_KEY,
     CONTEXT_KEY,
@@ -120,10 +120,10 @@ class Work:
         self.attachment.history.count_started()
 
     def mark_ended(
-        self, state: str, error: BaseException | None, message: str | None = None
+        self, state: str, error: BaseException | None, text: ErrorText | None = None
     ) -> None:
         """Set a terminal state and record it, with the exception of a failed task and its text."""
-        self.attachment.history.record_end(self, state, error, message)
+        self.attachment.history.record_end(self, state, error, text)
         self.state = state
 
     def execution(self) -> Execution:

@@ -7,6 +7,7 @@ import os
 from typing import Any, Generic, TypeVar
 
 from rhapsody.backends.base import BaseBackend
+from rhapsody.backends.core.history import ErrorText
 from rhapsody.backends.core.work import Work, is_async
 from rhapsody.backends.protocol import FUNCTION, TaskStates
 from rhapsody.backends.workers.manager import WorkerManager
@@ -63,11 +64,11 @@ class WorkerBackend(BaseBackend, Generic[M]):
         work: Work,
         state: str,
         fields: dict[str, Any] | None = None,
-        message: str | None = None,
+        text: ErrorText | None = None,
     ) -> bool:
         if state != TaskStates.CANCELED:
             fields = {**(fields or {}), **self._captured_output(work)}
-        reported = super()._report_end(work, state, fields, message)
+        reported = super()._report_end(work, state, fields, text)
         future = work.future
         if future is not None and not isinstance(future, asyncio.Task) and not future.done():
             future.set_result(None)

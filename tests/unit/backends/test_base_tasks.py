@@ -190,6 +190,38 @@ async def test_slow_text_of_an_exception_holds_no_other_task(engine: FakeEngine)
     assert backend.history.failures()[0].reason == "SlowText: slow"
 
 
+class NotingText(Exception):
+    """An exception that notes whether its text was made on the service loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_loop: list[bool] = []
+
+    def __str__(self) -> str:
+        self.on_loop.append(service_loop().is_current)
+        return "noted"
+
+
+@pytest.mark.parametrize("is_cause", [False, True])
+async def test_text_of_an_exception_is_never_made_on_the_service_loop(
+    engine: FakeEngine, is_cause: bool
+) -> None:
+    noting = NotingText()
+
+    async def fail(work: Work) -> dict[str, Any]:
+        if is_cause:
+            raise ValueError("plain") from noting
+        raise noting
+
+    backend, failed = ProbeBackend(fail), task()
+    engine.attach(backend)
+    await engine.run(backend, failed)
+    [failure] = backend.history.failures()
+    assert "NotingText: noted" in failure.traceback
+    assert noting.on_loop
+    assert not any(noting.on_loop)
+
+
 def test_tasks_of_several_threads_may_have_the_same_uid() -> None:
     backend, ended = ProbeBackend(done_at_once), []
 
