@@ -172,6 +172,8 @@ class Results:
         return result if self._are_chunks else (result,)
 
     def _cancel_rest(self) -> None:
+        for task in self._tasks:  # its failure is not news: the iteration has ended without it
+            task.mark_seen()
         left, self._tasks = [task for task in self._tasks if not task.done], []
         if left:
             self._owner.cancel_soon(left)

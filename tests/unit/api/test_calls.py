@@ -255,6 +255,17 @@ async def test_failures_that_nobody_asked_for_are_logged_once(
     ]
 
 
+async def test_failures_after_the_one_that_map_raised_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        results = session.map(int, ["x", "y", "z"])
+        await session.wait_tasks(session.submit(len, ""))
+        with pytest.raises(ValueError, match="'x'"):
+            await results
+    assert "nobody asked" not in caplog.text
+
+
 async def test_bounded_number_of_unseen_failures_is_kept(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
