@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from rhapsody.inference.bulk.run import AT_ONCE, PRIORITY, ending_error
 from rhapsody.inference.bulk.window import Window
 from rhapsody.inference.kinds import SCORE, Classification
 from rhapsody.validation import must_be
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Generation", "PromptOf", "RowCounts"]
 
@@ -99,9 +102,15 @@ class Generation:
         at_once = AT_ONCE if at_once is None else at_once
         if not isinstance(at_once, int) or at_once < 1:
             raise ConfigurationError(must_be("at_once", "a whole number of at least 1", at_once))
+        if isinstance(columns, str):
+            raise ConfigurationError(must_be("columns", "a list of names, or None", columns))
         self._owner = owner
         self._prompt = prompt
         self._columns = columns
+        self._absent = set(columns or ())
+        """Chosen columns that no row had so far."""
+        self._known: tuple[str, ...] = ()
+        """The columns of the latest row."""
         self._in_order = in_order
         self._options = {"priority": PRIORITY, **options}
         AITask(("a", "b") if options.get("kind") == SCORE else "a", **self._options)  # checks them
@@ -122,12 +131,20 @@ class Generation:
         path = Path(to)
         finished = Finished(retry_errors)
         results = await asyncio.to_thread(_open, rows, path, finished)
+        if finished.errors:
+            logger.warning(
+                "Errors of an earlier run in %s: %d. Their rows are not run again; pass "
+                "retry_errors=True to run them",
+                path,
+                finished.errors,
+            )
         with contextlib.closing(results):
             try:
                 await self._run_all(rows, finished, results)
             finally:
                 await self._cancel_rest()
             await asyncio.to_thread(results.complete)
+        self._log_absent_columns()
         return RowCounts(self._done, self._failed, self._before)
 
     async def _run_all(self, rows: Any, finished: Finished, results: RowResults) -> None:
@@ -162,7 +179,17 @@ class Generation:
                 f"the rows have a column '{clash[0]}', as the results do; rename it, or choose the "
                 "columns that go into the results by columns=[...]"
             )
+        self._known = tuple(row)
+        self._absent.difference_update(row)
         return {name: row[name] for name in names if name in row}
+
+    def _log_absent_columns(self) -> None:
+        if self._known and self._absent:
+            logger.warning(
+                "No row has the column '%s', which 'columns' asks for; the last row has %s",
+                min(self._absent),
+                ", ".join(map(str, self._known)),
+            )
 
     def _task_of(self, place: _Place, row: Row | RowError) -> AITask | None:
         """Return the task of a row; None if the row has an error, which is its result then."""

@@ -34,6 +34,8 @@ class Finished:
     def __init__(self, retry_errors: bool) -> None:
         self._retry_errors = retry_errors
         self._marks = bytearray()
+        self.errors = 0
+        """Results that are an error and whose rows are not run again."""
 
     def __contains__(self, index: int) -> bool:
         return index < len(self._marks) and bool(self._marks[index])
@@ -48,6 +50,7 @@ class Finished:
         if index >= len(self._marks):
             self._marks.extend(bytes(index + 1 - len(self._marks)))
         self._marks[index] = 1
+        self.errors += bool(error)
         return True
 
 

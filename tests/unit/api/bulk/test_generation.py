@@ -129,6 +129,21 @@ async def test_finished_rows_are_not_run_again(to: Path) -> None:
     assert sorted(one["response"] for one in results(to)) == ["A", "C", "GOOD"]
 
 
+async def test_errors_that_are_not_run_again_are_logged(
+    to: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await generate(Model(), ["a", "bad"], to)
+    assert not caplog.records
+    await generate(Model(), ["a", "bad"], to)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Errors of an earlier run in {to}: 1. Their rows are not run again; pass "
+        "retry_errors=True to run them"
+    ]
+    caplog.clear()
+    await generate(Model(), ["a", "good"], to, retry_errors=True)
+    assert not caplog.records
+
+
 async def test_rows_in_progress_are_bounded(to: Path) -> None:
     model = Model()
     assert await generate(model, map(str, range(500)), to, at_once=10) == (500, 0, 0)
@@ -145,6 +160,16 @@ async def test_results_are_in_order_if_asked(to: Path) -> None:
 async def test_only_chosen_columns_are_kept(to: Path) -> None:
     await generate(Model(), [{"id": 1, "prompt": "a", "index": 5}], to, columns=["id"])
     assert list(results(to)[0]) == ["index", "id", "response", "error"]
+
+
+async def test_chosen_column_that_no_row_has_is_logged(
+    to: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "a"}, {"id": 1, "prompt": "b"}]
+    await generate(Model(), rows, to, columns=["id", "ids"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "No row has the column 'ids', which 'columns' asks for; the last row has id, prompt"
+    ]
 
 
 async def test_column_with_the_name_of_a_result_is_refused(to: Path) -> None:
@@ -182,6 +207,7 @@ async def test_results_cannot_replace_the_rows(to: Path) -> None:
         ({"max_length": 3}, TaskValidationError, "max_tokens"),
         ({"at_once": 0}, ConfigurationError, "'at_once' must be"),
         ({"prompt": 3}, ConfigurationError, "'prompt' must be a template"),
+        ({"columns": "id"}, ConfigurationError, "'columns' must be a list of names"),
     ],
 )
 async def test_invalid_argument_is_refused_before_the_first_row(
