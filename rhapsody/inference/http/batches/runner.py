@@ -79,8 +79,8 @@ class Batches:
         if len(self._batches) >= MAX_BATCHES:
             self._forget_oldest()
         self._batches[batch.id] = batch
+        self._start(batch)  # first: a client that disconnects cancels what follows
         await self._save(batch)
-        self._start(batch)
         return batch.shown()
 
     def _forget_oldest(self) -> None:
@@ -200,6 +200,17 @@ class Batches:
         return ids
 
     async def _finish(self, batch: Batch, status: str | None = None) -> None:
+        """End a batch; if its files cannot be written, as failed."""
+        try:
+            await self._keep_results(batch)
+            if status is not None:
+                batch.enter(status)
+            await self._save(batch)
+        except OSError as error:
+            logger.error("batch %s cannot be kept: %s", batch.id, error)
+            batch.fail(str(error))
+
+    async def _keep_results(self, batch: Batch) -> None:
         """Let the owner find the files of results that are not empty, and remove the others."""
         results = batch.fields["_results"] or ()
         for name, file_id in zip(("output", "error"), results, strict=False):
@@ -209,9 +220,6 @@ class Batches:
                 await asyncio.to_thread(self._files.keep, file_id)
             else:
                 await asyncio.to_thread(self._files.remove, file_id)
-        if status is not None:
-            batch.enter(status)
-        await self._save(batch)
 
     async def _save(self, batch: Batch) -> None:
         await asyncio.to_thread(batch.save, self._folder)

@@ -100,6 +100,44 @@ async def test_file_without_lines_is_not_kept(
     assert len(files.all_of("alice")) == 2
 
 
+async def test_batch_whose_client_disconnects_runs(
+    tmp_path: Path, files: FileStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
+    save, saving, may_save = batch.save, threading.Event(), threading.Event()
+
+    def slow_save(folder: Path) -> None:
+        saving.set()
+        may_save.wait(20)
+        save(folder)
+
+    monkeypatch.setattr(batch, "save", slow_save)
+    creating = asyncio.ensure_future(batches.create(batch))
+    await until(saving.is_set)
+    creating.cancel()
+    may_save.set()
+    await until(lambda: batch.status == "completed")
+
+
+async def test_batch_fails_if_its_results_cannot_be_kept(
+    tmp_path: Path, files: FileStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.open.clear()
+    batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
+    await batches.create(batch)
+    await until(lambda: batch.fields["request_counts"]["total"] == 1)
+
+    def keep(file_id: str) -> dict[str, Any]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files, "keep", keep)
+    model.open.set()
+    await until(lambda: batch.ended)
+    assert batch.status == "failed"
+    assert batch.fields["errors"]["data"][0]["message"] == "no space left"
+    assert not batches.uses(batch.fields["input_file_id"])
+
+
 async def test_cancelled_batch_keeps_its_results(
     tmp_path: Path, files: FileStore, model: Model
 ) -> None:
