@@ -22,6 +22,8 @@ OWN_COLUMNS = (INDEX, RESPONSE, ERROR)
 NOUN = "a result of generate_from"
 GROUP_ROWS = 10_000
 """Rows of a group in a Parquet file."""
+UNENCODABLE = "replace"
+"""Lone surrogates, which the text of a JSON string may have and UTF-8 has not, become "?"."""
 
 
 class Finished:
@@ -118,7 +120,7 @@ class _CsvResults:
         self._columns: list[str] | None = None
         if path.exists():
             self._read(path, finished)
-        self._file = path.open("a", newline="", encoding="utf-8")
+        self._file = path.open("a", newline="", encoding="utf-8", errors=UNENCODABLE)
 
     def _read(self, path: Path, finished: Finished) -> None:
         """Copy the complete records that stay, and replace the file."""
@@ -217,5 +219,13 @@ class _ParquetResults(_JsonResults):
 
     def _tables(self, pa: Any, schema: Any = None) -> Iterator[Any]:
         with self._lines.open("rb") as lines:
-            while group := [json.loads(line) for line in islice(lines, GROUP_ROWS)]:
+            while group := [_encodable(line) for line in islice(lines, GROUP_ROWS)]:
                 yield pa.Table.from_pylist(group, schema=schema)
+
+
+def _encodable(line: bytes) -> Any:
+    """Return the value of a line whose texts UTF-8 can encode."""
+    value = json.loads(line)
+    if b"\\ud" not in line:
+        return value
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", UNENCODABLE))

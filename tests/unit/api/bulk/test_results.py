@@ -117,3 +117,20 @@ def test_parquet_is_written_after_the_last_row(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["out.parquet"]
     with pytest.raises(ConfigurationError, match="exists and is complete"):
         open_results(path, Finished(False))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_text_that_utf8_cannot_encode_is_written(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"out{suffix}"
+    results = open_results(path, Finished(False))
+    results.write(0, {"a": "x\ud800"}, "\U0001f600\udc00 is it", None)
+    results.complete()
+    if suffix == ".csv":
+        [row] = read(path)
+    else:
+        from pyarrow import parquet
+
+        [row] = parquet.read_table(path).to_pylist()
+    assert (row["a"], row["response"]) == ("x?", "\U0001f600? is it")
