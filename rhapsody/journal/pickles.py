@@ -40,6 +40,13 @@ def is_quick(value: Any) -> bool:
     Args:
         value: A result, or the arguments of a call. A future among them counts by its key.
     """
+    try:
+        return _is_small(value)
+    except Exception:  # of code of the user, such as a property
+        return False
+
+
+def _is_small(value: Any) -> bool:
     values, items, size = [value], QUICK_ITEMS, QUICK_BYTES
     while values:
         value = values.pop()

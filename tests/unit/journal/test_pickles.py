@@ -23,6 +23,17 @@ class Sparse:
         raise RuntimeError("nbytes is not defined for sparse tensors")
 
 
+class Unbound:
+    """A proxy without an object."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("no object")
+
+
+def test_value_that_cannot_be_read_is_not_quick() -> None:
+    assert not is_quick([Unbound()])
+
+
 @pytest.mark.parametrize("value", [None, 1, "a", {"a": [1, 2]}, np.zeros(10), Holder(1), Sparse()])
 def test_small_value_is_quick(value: Any) -> None:
     assert is_quick(value)
