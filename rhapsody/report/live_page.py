@@ -93,6 +93,7 @@ class LivePage:
     async def _start(self) -> web.AppRunner:
         app = web.Application(middlewares=[self._guard])
         prefix = f"/{self._token}"
+        app.router.add_get(prefix, self._page_itself)
         app.router.add_get(f"{prefix}/", self._page)
         app.router.add_get(f"{prefix}/events", self._events)
         app.router.add_get(f"{prefix}/charts", self._send_charts)
@@ -191,6 +192,10 @@ class LivePage:
         if not response.prepared:
             response.headers.update(_headers())
         return response
+
+    async def _page_itself(self, _: web.Request) -> web.Response:
+        """Redirect to the address with a slash, to which those in the page are relative."""
+        return web.Response(status=308, headers={"Location": f"/{self._token}/"})
 
     async def _page(self, request: web.Request) -> web.Response:
         html = await asyncio.to_thread(live_page, self._source)
@@ -426,6 +431,8 @@ def serve_if_wanted(source: PageSource) -> LivePage | None:
     if wanted in ("", "0"):
         return None
     try:
+        if not wanted.isdecimal():
+            raise ValueError("the variable must be 1, or the number of a port such as 8050")
         page = LivePage(source, 0 if wanted == "1" else int(wanted))
     except (ValueError, RhapsodyError) as error:
         logger.warning(

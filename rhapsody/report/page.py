@@ -109,8 +109,10 @@ def write_file(path: str | os.PathLike[str], text: str) -> Path:
     try:
         temporary.write_bytes(page)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(target)  # the name that the caller knows
         raise
     return Path(path)
 

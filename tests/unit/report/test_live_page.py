@@ -71,6 +71,8 @@ async def test_only_who_knows_the_token_reads_the_page(client: aiohttp.ClientSes
             assert (status, session.uid in text) == (403, False)
         status, text = await get(client, page.url)
         assert (status, session.uid in text) == (200, True)
+        status, text = await get(client, page.url.rstrip("/"))  # typed without the last slash
+        assert (status, session.uid in text) == (200, True)
         assert (await get(client, f"{page.url}nothing"))[0] == 404
         assert socket.gethostbyname("127.0.0.1") in page.url
 
@@ -270,6 +272,7 @@ def test_wrong_variable_does_not_stop_the_program(
     with Session([NoopExecutionBackend()]) as session:
         assert serve_if_wanted(session._page_source()) is None
     assert "RHAPSODY_PAGE=yes: there is no live page" in caplog.text
+    assert "must be 1, or the number of a port such as 8050" in caplog.text
 
 
 async def test_session_that_nobody_holds_closes_its_page(client: aiohttp.ClientSession) -> None:

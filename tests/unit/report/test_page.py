@@ -256,5 +256,7 @@ async def test_report_through_a_link_keeps_the_link(tmp_path: Path) -> None:
 
 
 def test_unwritable_path_is_an_error(tmp_path: Path) -> None:
-    with Session([NoopExecutionBackend()]) as session, pytest.raises(OSError, match="absent"):
-        session.report(tmp_path / "absent" / "run.html")
+    path = tmp_path / "absent" / "run.html"
+    with Session([NoopExecutionBackend()]) as session, pytest.raises(FileNotFoundError) as caught:
+        session.report(path)
+    assert caught.value.filename == str(path)
