@@ -772,6 +772,10 @@ class Session:
 
 
 def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
+    if not isinstance(tasks, Iterable):
+        raise TaskValidationError(
+            None, f"tasks must be a task or a list of tasks, got {type(tasks).__name__}"
+        )
     return [tasks] if isinstance(tasks, MutableMapping) else list(tasks)
 
 

@@ -108,7 +108,10 @@ class DaskExecutionBackend(BaseBackend):
                 "give only one of the three"
             )
         if resources is not None and not isinstance(resources, Mapping):
-            raise ConfigurationError(f"resources must be a dict, got {resources!r}")
+            raise ConfigurationError(
+                f"resources must be a dict, got {resources!r}; cluster= takes an existing cluster "
+                "or its address"
+            )
         if refused := {"asynchronous", "loop"} & set(resources or ()):
             raise ConfigurationError(
                 f"resources cannot set {', '.join(sorted(refused))}; the backend sets it"

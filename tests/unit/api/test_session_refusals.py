@@ -38,6 +38,13 @@ async def test_invalid_task_prevents_submission_of_all(bad: Any, words: str) -> 
         await session.submit_tasks([good()])  # the refused call reserved nothing
 
 
+async def test_function_instead_of_tasks_is_refused() -> None:
+    function: Any = work
+    async with Session([NoopExecutionBackend()]) as session:
+        with pytest.raises(TaskValidationError, match="must be a task or a list of tasks, got fun"):
+            await session.submit_tasks(function)
+
+
 async def test_unsupported_kind_is_refused_with_list_of_backends() -> None:
     async with Session([Compute("cpu")]) as session:
         with pytest.raises(TaskValidationError, match="runs prompt tasks; it has 'cpu'"):

@@ -41,7 +41,7 @@ def test_import_of_class_does_not_import_dask() -> None:
     [
         ({"resources": {"n_workers": 1}, "cluster": "tcp://x:1"}, "only one of the three"),
         ({"cluster": "tcp://x:1", "client": object()}, "only one of the three"),
-        ({"resources": 4}, "resources must be a dict, got 4"),
+        ({"resources": 4}, "resources must be a dict, got 4; cluster= takes an existing cluster"),
         ({"resources": {"asynchronous": False}}, "resources cannot set asynchronous"),
         ({"resources": {"loop": None}}, "resources cannot set loop"),
     ],
