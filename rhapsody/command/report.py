@@ -65,6 +65,7 @@ def _fetch(url: str) -> str:
         with urllib.request.urlopen(address, timeout=LONGEST_WAIT) as response:
             page: str = response.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 403:
             raise RhapsodyError(
                 f"{url} is not the address of a live page: its token is missing or wrong; pass the "
