@@ -137,7 +137,7 @@ async def test_page_allows_only_its_own_script_and_no_other_host(
 
 
 async def test_summary_shows_counts_failures_and_graph(client: aiohttp.ClientSession) -> None:
-    async with Session([ConcurrentExecutionBackend()]) as session:
+    async with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
         page = session.serve_page()
         await run(session, *[ComputeTask(function=broken, args=[f"run {n}"]) for n in range(3)])
         async with opened(client, page) as response:
