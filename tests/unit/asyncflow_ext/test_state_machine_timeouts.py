@@ -316,7 +316,7 @@ async def test_task_that_fails_in_every_attempt_is_recorded_once(engine: Workflo
     ]
 
 
-async def test_task_cancelled_before_its_next_attempt_is_recorded_as_failure(
+async def test_task_cancelled_before_its_next_attempt_is_recorded_as_canceled(
     engine: WorkflowEngine,
 ) -> None:
     @engine.function_task(retries=1, backoff=60)
@@ -326,8 +326,8 @@ async def test_task_cancelled_before_its_next_attempt_is_recorded_as_failure(
     future = failing()
     await until(lambda: future.stage is Stage.PAUSING)
     future.cancel()
-    assert engine.backend.history.counts == {"FAILED": 1}
-    assert [record.state for record in engine.backend.history.records()] == ["FAILED"]
+    assert engine.backend.history.counts == {"CANCELED": 1}
+    assert [record.state for record in engine.backend.history.records()] == ["CANCELED"]
 
 
 @pytest.mark.parametrize("kind", ["function_task", "executable_task"])
