@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -214,9 +213,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
     def _serve_if_wanted(self) -> None:
         from rhapsody.report.live_page import serve_if_wanted
 
-        if (page := serve_if_wanted(page_source(self))) is not None:
+        if (page := serve_if_wanted(self, page_source(self))) is not None:
             self._pages.append(page)
-            weakref.finalize(self, page.close_soon).atexit = False
 
     def serve_page(self, port: int = 0, title: str | None = None) -> LivePage:
         """Serve the report as a live page, at an address of this machine with a secret in it.

@@ -63,11 +63,9 @@ def flow_page(flow: Any, port: int = 0, title: str | None = None) -> LivePage:
         ConfigurationError: No backend of the engine keeps a history. Rhapsody's backends do.
         ResourceError: The port is in use.
     """
-    from rhapsody.report.live_page import LivePage
+    from rhapsody.report.live_page import serve_page
 
-    page = LivePage(page_source(flow, title), port)
-    weakref.finalize(flow, page.close_soon).atexit = False
-    return page
+    return serve_page(flow, page_source(flow, title), port)
 
 
 def page_source(flow: Any, title: str | None = None) -> PageSource:

@@ -134,8 +134,8 @@ class Session:
         if os.environ.get("RHAPSODY_PAGE"):
             from rhapsody.report.live_page import serve_if_wanted
 
-            if (page := serve_if_wanted(self._page_source())) is not None:
-                self._add_page(page)
+            if (page := serve_if_wanted(self, self._page_source())) is not None:
+                self._pages.append(page)
 
     def _open_journal(self, path: str | os.PathLike[str]) -> None:
         self.journal = Journal(path)
@@ -570,16 +570,12 @@ class Session:
             SessionError: The session is closed.
             ResourceError: The port is in use.
         """
-        from rhapsody.report.live_page import LivePage
+        from rhapsody.report.live_page import serve_page
 
         self._check_open()
-        page = LivePage(self._page_source(title), port)
-        self._add_page(page)
-        return page
-
-    def _add_page(self, page: LivePage) -> None:
+        page = serve_page(self, self._page_source(title), port)
         self._pages.append(page)
-        weakref.finalize(self, page.close_soon).atexit = False
+        return page
 
     def _page_source(self, title: str | None = None) -> PageSource:
         # It must not refer to the session, which ends when nobody refers to it.

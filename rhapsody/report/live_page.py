@@ -18,6 +18,7 @@ import secrets
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -32,7 +33,7 @@ from rhapsody.report.page import PageSource, charts_json, live_page, parts, poli
 from rhapsody.report.task_table import TaskQuery, find_tasks
 from rhapsody.validation import must_be
 
-__all__ = ["LivePage", "serve_if_wanted"]
+__all__ = ["LivePage", "serve_if_wanted", "serve_page"]
 
 logger = logging.getLogger(__name__)
 
@@ -418,10 +419,27 @@ def _bound(port: int) -> socket.socket:
     return made
 
 
-def serve_if_wanted(source: PageSource) -> LivePage | None:
+def serve_page(owner: Any, source: PageSource, port: int = 0) -> LivePage:
+    """Serve a live page of a session or an engine, until nobody refers to its owner any more.
+
+    Args:
+        owner: The session or the engine.
+        source: What the page shows; it must not refer to the owner.
+        port: The port at 127.0.0.1. 0: a free one.
+
+    Raises:
+        ResourceError: The port is in use.
+    """
+    page = LivePage(source, port)
+    weakref.finalize(owner, page.close_soon).atexit = False
+    return page
+
+
+def serve_if_wanted(owner: Any, source: PageSource) -> LivePage | None:
     """Serve a live page if the variable RHAPSODY_PAGE asks for it, and print its address.
 
     Args:
+        owner: The session or the engine; see `serve_page`.
         source: What the page shows.
 
     Returns:
@@ -433,7 +451,7 @@ def serve_if_wanted(source: PageSource) -> LivePage | None:
     try:
         if not wanted.isdecimal():
             raise ValueError("the variable must be 1, or the number of a port such as 8050")
-        page = LivePage(source, 0 if wanted == "1" else int(wanted))
+        page = serve_page(owner, source, 0 if wanted == "1" else int(wanted))
     except (ValueError, RhapsodyError) as error:
         logger.warning(
             "%s=%s: there is no live page of %s: %s", VARIABLE, wanted, source.title, error
