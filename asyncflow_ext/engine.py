@@ -95,6 +95,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         check_stock()
         self.journal = journal
         self._closer: asyncio.Task[None] | None = None
+        self._end_reported = False  # to a component, by `_end_run`
         if isinstance(backend, list) and not backend:
             raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
         # The engine's callbacks run in the context of its creation. Otherwise each would run in
@@ -476,6 +477,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         for component in list(self._components.active.values()):
             if isinstance(component, Component):
                 self._machine.handle(component, Event.END, error)
+                self._end_reported = True
         self._begin_shutdown(skip_execution_backend=False)
 
     async def _start_async_components(self) -> None:
@@ -493,6 +495,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
 
         Args:
             skip_execution_backend: Keep the backends running for another owner.
+
+        Raises:
+            JournalError: A required journal could not be written when no component was left that
+                could end with this error.
         """
         if self.loop.is_running() and threading.get_ident() != self._thread:
             there = self.shutdown(skip_execution_backend)
@@ -529,3 +535,5 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._machine.walltime.stop()
         if self.journal is not None:
             await self.journal.close()
+            if self.journal.required and self.journal.failure and not self._end_reported:
+                raise self.journal.failure

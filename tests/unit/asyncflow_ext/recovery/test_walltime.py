@@ -13,6 +13,7 @@ import rhapsody.walltime.guard
 from asyncflow_ext import WorkflowEngine
 from rhapsody.api import WalltimeReached
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.journal.store import Store
 from rhapsody.walltime import END_VARIABLE
 from tests.support.engines import make_task
 from tests.support.scripted import ScriptedBackend
@@ -158,3 +159,19 @@ async def test_full_disk_ends_the_run_if_the_journal_is_required(tmp_path: Path)
         flow.journal.on_failure(error)
         with pytest.raises(rhapsody.api.JournalError, match="cannot be written"):
             await waiting
+
+
+async def test_shutdown_says_that_a_required_journal_failed_after_the_last_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise rhapsody.api.JournalError("run.journal", "cannot be written")
+
+    monkeypatch.setattr(Store, "write", write)
+    with pytest.raises(rhapsody.api.JournalError, match="cannot be written"):
+        async with WorkflowEngine.create(
+            backend=ScriptedBackend(), journal=tmp_path / "run.journal", journal_required=True
+        ) as flow:
+            await make_task(flow)()
+            assert flow.journal is not None
+            monkeypatch.setattr(flow.journal, "on_failure", None)  # the engine ends before it
