@@ -168,10 +168,11 @@ async def test_shutdown_says_that_a_required_journal_failed_after_the_last_task(
         raise rhapsody.api.JournalError("run.journal", "cannot be written")
 
     monkeypatch.setattr(Store, "write", write)
+    flow = await WorkflowEngine.create(
+        backend=ScriptedBackend(), journal=tmp_path / "run.journal", journal_required=True
+    )
+    await make_task(flow)()
+    assert flow.journal is not None
+    monkeypatch.setattr(flow.journal, "on_failure", None)  # the engine ends before it
     with pytest.raises(rhapsody.api.JournalError, match="cannot be written"):
-        async with WorkflowEngine.create(
-            backend=ScriptedBackend(), journal=tmp_path / "run.journal", journal_required=True
-        ) as flow:
-            await make_task(flow)()
-            assert flow.journal is not None
-            monkeypatch.setattr(flow.journal, "on_failure", None)  # the engine ends before it
+        await flow.shutdown()
