@@ -4,12 +4,14 @@ Markers, automatic skips, the final summary and continuous integration use this 
 another runtime, set ``supported`` here and add its extra to ``dev`` in pyproject.toml, or its
 installation to ``make runtimes``.
 
-``python -m tests.runtimes REPORT`` fails if no test of a supported runtime ran.
+``python -m tests.runtimes REPORT...`` fails if no test of a supported runtime ran in any part.
 """
 
 import importlib.util
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +63,11 @@ def not_tested(executed: dict[str, int]) -> list[Runtime]:
     return [r for r in RUNTIMES if r.supported and not executed.get(r.marker)]
 
 
-def main(report: Path) -> int:
+def main(reports: Iterable[Path]) -> int:
+    executed: Counter[str] = Counter()
     try:
-        executed = json.loads(report.read_text())
+        for report in reports:
+            executed.update(json.loads(report.read_text()))
     except (OSError, ValueError) as error:
         print(f"The report of executed tests cannot be read: {error}", file=sys.stderr)
         return 1
@@ -74,4 +78,4 @@ def main(report: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(map(Path, sys.argv[1:])))
