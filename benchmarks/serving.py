@@ -100,8 +100,9 @@ async def chats(config: Path) -> list[Figure]:
     prompts = [f"What is {i}?" for i in range(MANY)]
     on = backend(config, use_service=True, host="127.0.0.1", port=0)
     async with on, aiohttp.ClientSession(on.get_endpoint()) as http:
-        idle = await chats_until(http, asyncio.ensure_future(asyncio.sleep(CHAT_SECONDS)))
+        # Before any chat, since slots are kept free for chats for a minute after one.
         alone = await seconds_of(on.generate(prompts, **SAMPLING))
+        idle = await chats_until(http, asyncio.ensure_future(asyncio.sleep(CHAT_SECONDS)))
         bulk = asyncio.ensure_future(seconds_of(on.generate(prompts, **SAMPLING)))
         loaded = await chats_until(http, bulk)
     return [

@@ -59,7 +59,7 @@ class Bench:
         """Change both parameters while no prompt is active."""
         service = self._backend._service
         assert service is not None
-        batcher = service.pool._batcher
+        batcher = service.pool._ordinary
 
         async def change() -> None:
             batcher._max_batch_size = max_batch_size

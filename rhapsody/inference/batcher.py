@@ -3,7 +3,8 @@
 vLLM batches continuously by itself, so a fixed window in front of it only adds latency. While the
 replicas have room, waiting prompts are sent at the end of the current pass of the loop. While all
 replicas are busy, prompts queue, and are sent when there is room, when `max_batch_size` prompts
-wait, or when the oldest has waited `max_wait` seconds. Which of them are sent follows their order.
+wait, or when the oldest has waited `max_wait` seconds; `beyond` bounds how many are sent to busy
+replicas. Which of them are sent follows their order.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Batcher(Generic[T]):
             replica is ready. Nothing is sent while it returns None.
         max_batch_size: Maximum number of items in a batch.
         max_wait: Longest time an item waits while a replica is ready, in seconds.
+        beyond: Returns how many items may be sent although all replicas are busy, when one has
+            waited for `max_wait` or `max_batch_size` of them wait; None: any number.
         order: The place of an item: items with lower numbers are sent first; None: as they arrive.
         on_batch: Called for each batch with its items, and the seconds that each has waited.
         clock: The clock and timers; None: those of the running loop.
@@ -59,6 +62,7 @@ class Batcher(Generic[T]):
         *,
         max_batch_size: int,
         max_wait: float,
+        beyond: Callable[[], int] | None = None,
         order: Callable[[T], float] | None = None,
         on_batch: Callable[[list[T], list[float]], None] | None = None,
         clock: Clock | None = None,
@@ -67,6 +71,7 @@ class Batcher(Generic[T]):
         self._capacity = capacity
         self._max_batch_size = max_batch_size
         self._max_wait = max_wait
+        self._beyond = beyond
         self._on_batch = on_batch
         self._clock: Clock = clock or asyncio.get_running_loop()
         self._order = order
@@ -148,7 +153,7 @@ class Batcher(Generic[T]):
         if capacity:
             return min(waiting, capacity)
         if waiting == self._max_batch_size or self._oldest_wait() >= self._max_wait:
-            return waiting
+            return waiting if self._beyond is None else min(waiting, self._beyond())
         return 0
 
     def _oldest_wait(self) -> float:
@@ -176,7 +181,8 @@ class Batcher(Generic[T]):
             self._timer = None
         if self._waiting and self._capacity() is not None:
             rest = max(self._max_wait - self._oldest_wait(), 0.0)
-            self._timer = self._clock.call_later(rest, self.wake)
+            if rest or self._beyond is None or self._beyond():  # else `wake` is called for room
+                self._timer = self._clock.call_later(rest, self.wake)
 
     async def close(self) -> None:
         """Stop sending. Batches in flight are cancelled and awaited."""

@@ -133,6 +133,10 @@ class Client:
             self.refused -= 1
             await asyncio.sleep(seconds)
 
+    def allowed(self, priority: int) -> int:
+        """Return the priority of a prompt for which the client asks for one."""
+        return priority if self.limits is None else min(priority, self.limits.max_priority)
+
     def order(self, priority: int) -> int:
         """Return the place of a prompt that arrives now, see `order_of`.
 
@@ -146,7 +150,7 @@ class Client:
             return order_of(priority)
         distance = SHARE_SECONDS / self.limits.weight
         self._arrival = max(self._clock(), self._arrival + distance)
-        return order_of(min(priority, self.limits.max_priority), self._arrival)
+        return order_of(self.allowed(priority), self._arrival)
 
     def add_usage(self, usage: Mapping[str, int]) -> None:
         """Add the tokens of one response."""

@@ -14,7 +14,7 @@ from rhapsody.errors import PromptError
 from rhapsody.inference.kinds import CHAT, ChatTurn, PoolingInput
 from rhapsody.inference.prefix_keys import LONGEST_PREFIX, Keys, prefix_keys
 
-__all__ = ["Completion", "Prompt", "PromptRequest", "as_messages", "order_of"]
+__all__ = ["Completion", "Prompt", "PromptRequest", "as_messages", "is_urgent", "order_of"]
 
 AGEING_SECONDS = 60.0
 """A step of priority counts as much as a wait of this time, so that no prompt waits forever."""
@@ -93,6 +93,11 @@ def as_messages(prompt: Prompt, system_prompt: str | None) -> dict[str, Any]:
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
     return {"prompt": None, "messages": messages}
+
+
+def is_urgent(priority: int) -> bool:
+    """Return whether slots of the servers are kept free for prompts of a priority."""
+    return priority > 0
 
 
 def order_of(priority: int, arrival: float | None = None) -> int:
@@ -187,6 +192,11 @@ class PromptRequest:
         self.replica = replica
         if self._on_sent is not None:
             self._on_sent(replica)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether slots of the servers are kept free for prompts like this one."""
+        return is_urgent(self.priority)
 
     @property
     def done(self) -> bool:

@@ -33,6 +33,7 @@ class FakeReplica:
     def __init__(self, index: int, in_flight: int = 0, state: str = "READY") -> None:
         self.index = index
         self.in_flight = in_flight
+        self.ordinary_in_flight = 0
         self.state = state
         self.limit = 8
         self.restarts = 0
@@ -50,10 +51,6 @@ class FakeReplica:
     @property
     def shown_state(self) -> str:
         return self.state
-
-    @property
-    def room(self) -> int:
-        return max(self.limit - self.in_flight, 0)
 
     def log_tail(self) -> str:
         return f"last lines of {self.index}"
@@ -98,6 +95,7 @@ class FakeReplica:
 
     def reserve(self, requests: Sequence[PromptRequest]) -> None:
         self.in_flight += len(requests)
+        self.ordinary_in_flight += sum(not request.urgent for request in requests)
         self.reserved.extend(requests)
         for request in requests:
             request.replica = self
@@ -105,6 +103,7 @@ class FakeReplica:
     async def send(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
         """Complete prompts, or lose them while `losses` is above 0."""
         self.in_flight -= len(requests)
+        self.ordinary_in_flight -= sum(not request.urgent for request in requests)
         if self.losses:
             self.losses -= 1
             return list(requests)

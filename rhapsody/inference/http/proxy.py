@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -19,6 +20,7 @@ from rhapsody.inference.http.errors import error_body
 from rhapsody.inference.http.media import remote_media
 from rhapsody.inference.http.priority import HEADER, with_order
 from rhapsody.inference.prefix_keys import LONGEST_PREFIX, Keys, prefix_keys
+from rhapsody.inference.prompts import is_urgent
 from rhapsody.inference.protocol.process import KEY_HEADER
 from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
@@ -146,7 +148,8 @@ class Proxy:
                 "messages",
             )
         if self._has_priorities:
-            data = with_order(request.path, data, request.headers.get(HEADER), client.order)
+            place = partial(self._place, client)
+            data = with_order(request.path, data, request.headers.get(HEADER), place)
         headers = dict(_forwarded(request.headers, NOT_FORWARDED))
         self._admission.try_enter()
         try:
@@ -176,6 +179,11 @@ class Proxy:
             finally:
                 await forwarded.__aexit__(None, None, None)
         raise ReplicaError(f"the model server went away: {reason}")
+
+    def _place(self, client: Client, priority: int) -> int:
+        if is_urgent(client.allowed(priority)):
+            self._pool.room.note_urgent()
+        return client.order(priority)
 
     def _check_stateless(self, request: web.Request, data: bytes) -> None:
         """Refuse requests that depend on the state of a single replica."""

@@ -169,7 +169,7 @@ class ServedModel:
         except web.HTTPException:
             admission.leave(len(body.prompts))
             raise
-        admitted, priority = len(body.prompts), body.priority or 0
+        admitted, priority = len(body.prompts), client.allowed(body.priority or 0)
         response = GenerateResponse(len(body.prompts), body.timeout)
 
         async def complete(position: int, prompt: Any) -> None:

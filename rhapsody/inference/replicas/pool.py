@@ -13,6 +13,7 @@ from rhapsody.inference.prefix_keys import Keys
 from rhapsody.inference.prompts import PromptRequest
 from rhapsody.inference.replicas.prefixes import PrefixRouter
 from rhapsody.inference.replicas.replica import Replica
+from rhapsody.inference.replicas.room import FILL, Room
 from rhapsody.inference.replicas.scaling import Scaling
 
 __all__ = ["MakeReplicas", "ReplicaPool"]
@@ -28,10 +29,6 @@ MIN_WINDOW = 2048
 SLACK_PART = 8
 """A server whose load is higher by this part of its limit still gets prompts for a prefix."""
 MIN_SLACK = 4
-
-ELASTIC_FILL = 2
-"""Prompts sent to a server of a pool that grows, for each that it works on at a time. The others
-wait in the queue for servers that are added; those beyond the limit keep a busy server busy."""
 
 MakeReplicas = Callable[[Callable[[], None]], Sequence[Replica]]
 """Makes the replicas of a pool, given the function that each calls when it has room."""
@@ -80,15 +77,26 @@ class ReplicaPool:
         self._restart_window = restart_window
         self._health_interval = health_interval
         self._hang_timeout = hang_timeout
-        self._batcher: Batcher[PromptRequest] = Batcher(
-            self.dispatch,
-            self.capacity,
-            max_batch_size=max_batch_size,
-            max_wait=max_batch_wait,
-            order=lambda request: request.order,
-            on_batch=on_batch,
-        )
         self.scaling = scaling
+        # Prompts beyond the queue of the servers wait here for servers that are added.
+        self.room = Room() if scaling is None else Room(FILL)
+
+        def batcher(
+            capacity: Callable[[], int | None], beyond: Callable[[], int] | None
+        ) -> Batcher[PromptRequest]:
+            return Batcher(
+                self.dispatch,
+                capacity,
+                max_batch_size=max_batch_size,
+                max_wait=max_batch_wait,
+                beyond=beyond,
+                order=lambda request: request.order,
+                on_batch=on_batch,
+            )
+
+        self._urgent = batcher(self.capacity, None)
+        self._ordinary = batcher(self.ordinary_capacity, lambda: self.room.beyond(self.ready))
+        self._batchers = (self._urgent, self._ordinary)
         self.on_demand: Callable[[], None] = lambda: None
         """Called if prompts wait and no server takes any."""
         self.on_given_up: Callable[[Replica], None] = lambda replica: None
@@ -116,7 +124,7 @@ class ReplicaPool:
     def prompts(self) -> int:
         """Prompts that wait, or are in flight at servers that stay."""
         in_flight = sum(one.in_flight for one in self.replicas if not one.draining)
-        return len(self._batcher) + self._requests_waiting + in_flight
+        return sum(map(len, self._batchers)) + self._requests_waiting + in_flight
 
     async def start(self) -> None:
         """Start all servers at once and wait until all are ready.
@@ -181,8 +189,9 @@ class ReplicaPool:
 
     async def stop(self) -> None:
         """Drop the waiting prompts and stop all servers."""
-        self._batcher.clear()
-        await self._batcher.close()
+        for batcher in self._batchers:
+            batcher.clear()
+            await batcher.close()
         supervisors = list(self._supervisors.values())
         for supervisor in supervisors:
             supervisor.cancel()
@@ -266,7 +275,11 @@ class ReplicaPool:
     def wake(self) -> None:
         """Check whether prompts can be sent, and servers be stopped."""
         self._changed.set()
-        self._batcher.wake()
+        self._wake_batchers()
+
+    def _wake_batchers(self) -> None:
+        for batcher in self._batchers:
+            batcher.wake()
 
     def _use_spares(self) -> None:
         """Let spare servers that are ready take the places of servers that are not."""
@@ -277,7 +290,7 @@ class ReplicaPool:
                 if other.spare and other.state == "READY":
                     logger.info("model server %d takes over for %d", other.index, replica.index)
                     replica.spare, other.spare = True, False
-                    self._batcher.wake()
+                    self._wake_batchers()
                     break
 
     async def _restart(self, replica: Replica, in_a_row: int) -> ReplicaError | None:
@@ -303,20 +316,26 @@ class ReplicaPool:
                 f"{self._max_restarts} is used up"
             )
             self._changed.set()
-            for request in self._batcher.clear():
-                request.fail(self.failure)
+            for batcher in self._batchers:
+                for request in batcher.clear():
+                    request.fail(self.failure)
         else:
             self.on_given_up(replica)
 
     def put(self, request: PromptRequest) -> None:
         """Add a prompt to the queue."""
-        self._batcher.put(request)
+        if request.urgent:
+            self.room.note_urgent()
+        self._batcher_of(request).put(request)
         if self.scaling is not None and not self.ready:
             self.on_demand()
 
+    def _batcher_of(self, request: PromptRequest) -> Batcher[PromptRequest]:
+        return self._urgent if request.urgent else self._ordinary
+
     def cancel(self, request: PromptRequest) -> None:
         """Take a prompt out of the queue, or have its server stop working on it."""
-        if not self._batcher.remove(request) and request.replica is not None:
+        if not self._batcher_of(request).remove(request) and request.replica is not None:
             request.replica.cancel(request.id)
 
     @property
@@ -345,12 +364,18 @@ class ReplicaPool:
         return next((one.kinds for one in self.replicas if one.kinds is not None), None)
 
     def capacity(self) -> int | None:
-        """Return how many prompts could start at once; None if no server is ready."""
+        """Return how many urgent prompts may be sent at once; None if none may, even later."""
+        return self._capacity(self.room.for_urgent)
+
+    def ordinary_capacity(self) -> int | None:
+        """Return how many ordinary prompts may be sent at once; None if none may, even later."""
+        return self._capacity(self.room.for_ordinary)
+
+    def _capacity(self, room: Callable[[list[Replica]], int]) -> int | None:
         ready = self.ready
         if self.scaling is not None:
-            fill = (max(ELASTIC_FILL * one.limit - one.in_flight, 0) for one in ready)
-            return sum(fill) or None
-        return sum(replica.room for replica in ready) if ready else None
+            return room(ready) or None
+        return room(ready) if ready else None
 
     @property
     def window(self) -> int:
@@ -443,8 +468,9 @@ class ReplicaPool:
                 retried.append(request)
             else:
                 request.fail(self._loss_of(replica, request))
-        if retried:
-            self._batcher.put_back(retried)
+        for batcher in self._batchers:
+            if again := [one for one in retried if self._batcher_of(one) is batcher]:
+                batcher.put_back(again)
 
     def _loss_of(self, replica: Replica, request: PromptRequest) -> ReplicaError:
         if self.failure is not None:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class Replica:
         self.state = "STARTING"
         self.restarts = 0
         self.in_flight = 0
+        self.ordinary_in_flight = 0
+        """Prompts of the queue in flight that are not urgent."""
         self._directory = directory
         self._advice = dict(advice or {})
         self._kept_log = kept_log
@@ -142,11 +144,6 @@ class Replica:
         """Its state, or "DRAINING" while it takes no more prompts."""
         alive = self.state in ("READY", "UNHEALTHY")
         return "DRAINING" if self.draining and alive else self.state
-
-    @property
-    def room(self) -> int:
-        """How many more prompts it could start at once."""
-        return max(self.limit - self.in_flight, 0)
 
     def log_tail(self) -> str:
         """Return the last lines of the server's log, with secrets masked.
@@ -339,6 +336,7 @@ class Replica:
         """Count prompts as in flight here; `send` must follow."""
         self.in_flight += len(requests)
         for request in requests:
+            self.ordinary_in_flight += not request.urgent
             request.sent_to(self)
 
     async def send(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
@@ -351,7 +349,8 @@ class Replica:
             The prompts without an outcome, because the connection was lost.
         """
         parts = await split_batch(requests, self._pace)
-        self._release(len(requests) - sum(len(prompts) for _, prompts in parts))
+        sent = {request for _, prompts in parts for request in prompts}
+        self._release([request for request in requests if request not in sent])
         lost = await asyncio.gather(*(self._post(body, prompts) for body, prompts in parts))
         return [request for prompts in lost for request in prompts]
 
@@ -376,7 +375,7 @@ class Replica:
         finally:
             if pending:
                 self.suspect()
-            self._release(len(pending))
+            self._release(pending.values())
         return [request for request in pending.values() if not request.done]
 
     async def _stream_events(self, body: bytes, pending: dict[str, PromptRequest]) -> None:
@@ -401,7 +400,7 @@ class Replica:
                     request.handle_event(event)
                     if event["type"] != "delta":
                         del pending[event["id"]]
-                        self._release(1)
+                        self._release([request])
 
     async def _fail_refused(
         self, response: aiohttp.ClientResponse, pending: dict[str, PromptRequest]
@@ -414,12 +413,13 @@ class Replica:
         error = f"the model server refused the prompt with status {response.status}: {text}"
         for request in pending.values():
             request.fail(PromptError(error, response.status, "BadRequestError"))
-        self._release(len(pending))
+        self._release(pending.values())
         pending.clear()
 
-    def _release(self, prompts: int) -> None:
-        if prompts:
-            self.in_flight -= prompts
+    def _release(self, requests: Collection[PromptRequest]) -> None:
+        if requests:
+            self.in_flight -= len(requests)
+            self.ordinary_in_flight -= sum(not request.urgent for request in requests)
             self._on_room()
 
     def cancel(self, request_id: str) -> None:
@@ -456,7 +456,8 @@ class Replica:
             async with self._request(method, path, headers, data) as response:
                 yield response
         finally:
-            self._release(1)
+            self.in_flight -= 1
+            self._on_room()
 
     @contextlib.asynccontextmanager
     async def _request(

@@ -158,6 +158,40 @@ async def test_waiting_items_are_sent_when_oldest_reaches_max_wait(
     assert replicas.batches == [[1, 2]]
 
 
+async def test_beyond_bounds_what_busy_replicas_get(make: Make, clock: FakeClock) -> None:
+    replicas = Replicas(room=0)
+    left = 3
+    batcher = make(replicas, beyond=lambda: left - replicas.in_flight)
+    for item in range(6):
+        batcher.put(item)
+    clock.run_pass()
+    assert replicas.batches == [[0, 1, 2]], "max_batch_size prompts wait"
+    clock.advance(10 * MAX_WAIT)
+    assert replicas.batches == [[0, 1, 2]]
+    left = 4
+    batcher.wake()
+    clock.run_pass()
+    assert replicas.batches == [[0, 1, 2], [3]]
+
+
+async def test_no_timer_runs_while_busy_replicas_take_nothing(make: Make, clock: FakeClock) -> None:
+    replicas = Replicas(room=0)
+    asked: list[float] = []
+
+    def beyond() -> int:
+        asked.append(clock.time())
+        return 0
+
+    batcher = make(replicas, beyond=beyond)
+    batcher.put(1)
+    clock.advance(100 * MAX_WAIT)
+    assert set(asked) == {MAX_WAIT}
+    replicas.room = 1
+    batcher.wake()
+    clock.run_pass()
+    assert replicas.sent == [1]
+
+
 async def test_nothing_is_sent_while_no_replica_is_ready(make: Make, clock: FakeClock) -> None:
     replicas = Replicas(room=None)
     batcher = make(replicas, max_batch_size=2)

@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rhapsody.errors import OverloadedError, ReplicaError
 from rhapsody.inference.admission import Admission
+from rhapsody.inference.clients import ApiKey
 from rhapsody.inference.clients import Client as Caller
 from rhapsody.inference.http.proxy import Proxy
 from rhapsody.inference.http.request_body import read_body
@@ -105,6 +106,26 @@ async def test_keys_and_connection_headers_are_not_forwarded() -> None:
         seen = (await response.json())["headers"]
     assert seen["X-Rhapsody-Key"] == "key"
     assert not {"Authorization", "X-Hop", "TE"} & seen.keys()
+
+
+@pytest.mark.parametrize(
+    ("priority", "highest", "keeps"),
+    [(None, None, True), (1, None, True), (0, None, False), (None, 0, False), (9, 0, False)],
+)
+async def test_urgent_chat_keeps_slots_free(
+    priority: int | None, highest: int | None, keeps: bool
+) -> None:
+    caller = Caller("a", None if highest is None else ApiKey(key="k", max_priority=highest))
+    server = server_with(**{"chat/completions": echo})
+    async with started_replica(server) as replica:
+        replica.limit = 64
+        pool = pool_of(replica)
+        async with (
+            client_of(pool, caller=caller, has_priorities=True) as client,
+            client.post("/v1/chat/completions", json={"priority": priority}) as response,
+        ):
+            assert response.status == 200
+        assert pool.ordinary_capacity() == (60 if keeps else 64)
 
 
 async def test_requests_count_as_pending_prompts() -> None:

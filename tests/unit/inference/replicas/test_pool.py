@@ -1,9 +1,9 @@
 """The replica pool: which replica gets a prompt, and what happens when a server dies."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import pytest
 from hypothesis import given
@@ -22,15 +22,18 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "BACKOFF_SECONDS", 0)
 
 
-Prompts = Callable[[int], list[PromptRequest]]
+class Prompts(Protocol):
+    """Makes prompts."""
+
+    def __call__(self, number: int, priority: int = 0) -> list[PromptRequest]: ...
 
 
 @pytest.fixture
 def prompts() -> Iterator[Prompts]:
     made: list[PromptRequest] = []
 
-    def make(number: int) -> list[PromptRequest]:
-        made.extend(PromptRequest(f"prompt {i}") for i in range(number))
+    def make(number: int, priority: int = 0) -> list[PromptRequest]:
+        made.extend(PromptRequest(f"prompt {i}", priority=priority) for i in range(number))
         return made[-number:]
 
     yield make
@@ -127,6 +130,81 @@ async def test_cancel_of_sent_prompt_reaches_its_server(prompts: Prompts) -> Non
     pool.cancel(request)
     assert replica.cancelled == [request.id]
     await sending
+
+
+class BusyReplica(FakeReplica):
+    """Ends no prompt."""
+
+    async def send(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
+        await asyncio.Event().wait()
+        return []
+
+
+async def test_urgent_prompt_is_sent_to_a_kept_slot_while_others_wait(prompts: Prompts) -> None:
+    replica = BusyReplica(0)
+    replica.limit = 16
+    pool = pool_of(replica)
+    [first] = prompts(1, 1)
+    pool.put(first)
+    many = prompts(30)
+    for request in many:
+        pool.put(request)
+    await until(lambda: len(replica.reserved) == 16)
+    replica.in_flight -= 1  # the first urgent prompt ends, and its slot stays free
+    pool.on_room()
+    await asyncio.sleep(0)
+    [urgent] = prompts(1, 5)
+    pool.put(urgent)
+    await until(lambda: urgent in replica.reserved)
+    assert replica.reserved == [first, *many[:15], urgent]
+    await pool.stop()
+
+
+async def test_ordinary_prompts_are_sent_while_urgent_ones_take_every_slot(
+    prompts: Prompts,
+) -> None:
+    replica = BusyReplica(0, in_flight=500)
+    replica.limit = 16
+    pool = pool_of(replica)
+    pool.room.note_urgent()
+    many = prompts(30)
+    for request in many:
+        pool.put(request)
+    await until(lambda: bool(replica.reserved))
+    assert replica.reserved == many[:15]
+    await pool.stop()
+
+
+async def test_prompts_beyond_the_queue_of_busy_servers_wait(prompts: Prompts) -> None:
+    replica = BusyReplica(0)
+    pool = pool_of(replica)
+    many = prompts(40)
+    for request in many:
+        pool.put(request)
+    await until(lambda: len(replica.reserved) == 16)
+    assert pool.prompts == 40
+    await pool.stop()
+
+
+async def test_waiting_urgent_prompt_can_be_cancelled(prompts: Prompts) -> None:
+    replica = FakeReplica(0, state="STARTING")
+    pool = pool_of(replica)
+    cancelled, kept = prompts(2, 10)
+    pool.put(cancelled)
+    pool.put(kept)
+    pool.cancel(cancelled)
+    await replica.start(1)
+    await kept.completion()
+    assert replica.reserved == [kept]
+
+
+async def test_lost_prompts_of_any_priority_are_sent_again(prompts: Prompts) -> None:
+    replica = FakeReplica(0)
+    replica.losses = 1
+    pool = pool_of(replica)
+    batch = [*prompts(2), *prompts(2, 10)]
+    await pool.dispatch(batch)
+    assert [(await request.completion()).response for request in batch] == ["from 0"] * 4
 
 
 async def test_lost_prompts_are_sent_again(prompts: Prompts) -> None:

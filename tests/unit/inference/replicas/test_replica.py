@@ -49,10 +49,18 @@ def start_sending(replica: Replica, number: int = 2) -> tuple[list[PromptRequest
 async def test_each_prompt_gets_its_outcome(replica: Replica) -> None:
     requests, sending = start_sending(replica)
     assert replica.in_flight == 2
-    assert replica.room == 2
     assert await sending == []
     assert [(await request.completion()).response for request in requests] == ["text"] * 2
     assert replica.in_flight == 0
+
+
+async def test_ordinary_prompts_in_flight_are_counted_apart(replica: Replica) -> None:
+    requests = [PromptRequest("hi", priority=priority) for priority in (-1, 0, 1)]
+    replica.reserve(requests)
+    assert (replica.in_flight, replica.ordinary_in_flight) == (3, 2)
+    requests[0].close()  # it is not sent
+    await replica.send(requests)
+    assert (replica.in_flight, replica.ordinary_in_flight) == (0, 0)
 
 
 @pytest.mark.parametrize(
