@@ -316,18 +316,16 @@ class AITaskDecorator:
         journal = getattr(machine, "journal", None)
         stock_journal: StockJournal | None = getattr(self._flow, "_stock_journal", None)
         model = getattr(backend, "model_name", None)
+        run: Callable[[], Coroutine[Any, Any, dict[str, Any]]] = partial(backend.run_one, asked)
         if stock_journal is not None:
-            return await stock_journal.run_prompt(
-                name, fields, model, lambda: backend.run_one(asked)
-            )
+            return await stock_journal.run_prompt(name, fields, model, run)
+        if machine is not None and machine.walltime is not None:
+            component = machine.bodies.current.get()
+            run = partial(machine.walltime.run_prompt, component, backend.name, fields, run)
         if journal is None:
-            result: dict[str, Any] = await backend.run_one(asked)
-            return result
-        result = await journal.run_prompt(
-            machine.bodies.current.get(),
-            fields,
-            model,
-            lambda: backend.run_one(asked),
+            return await run()
+        result: dict[str, Any] = await journal.run_prompt(
+            machine.bodies.current.get(), fields, model, run
         )
         return result
 

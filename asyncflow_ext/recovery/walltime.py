@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any
 
 from asyncflow_ext.component import BLOCK, Component, Stage
@@ -58,7 +59,8 @@ class EngineWalltime(WalltimeGuard):
                 queue.cancel(component)
 
     def _busy(self) -> list[asyncio.Future[Any]]:
-        return [c for c in self._tasks() if c.stage in BUSY and c not in self.withdrawn]
+        left_out = self.withdrawn | self._held
+        return [c for c in self._tasks() if c.stage in BUSY and c not in left_out]
 
     def _is_idle(self) -> bool:
         return all(
@@ -73,6 +75,34 @@ class EngineWalltime(WalltimeGuard):
         """Return whether a component can end before the walltime; if not, it is held."""
         options = component.options
         return self.may_start(component, options.expected or options.timeout, component.name)
+
+    async def run_prompt(
+        self,
+        component: Component,
+        backend: str,
+        fields: Mapping[str, Any],
+        run: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+    ) -> dict[str, Any]:
+        """Return the result fields of a prompt; one that cannot end in time is not sent.
+
+        Such a prompt waits until the end of the run cancels its component.
+
+        Args:
+            component: The AI task, whose body runs.
+            backend: The name of the backend.
+            fields: The fields of the prompt.
+            run: Sends the prompt.
+        """
+        seconds = self.token_rates.seconds(backend, component.name, fields)
+        if seconds is not None and self.reached is None:
+            seconds = min(seconds, fields.get("timeout") or seconds)
+            if not self.may_start(component, seconds, component.name):
+                await component.get_loop().create_future()
+        began = time.monotonic()
+        result = await run()
+        took = time.monotonic() - began
+        self.token_rates.note(backend, component.name, fields, result.get("usage"), took)
+        return result
 
 
 def _waits_for_components(component: Component) -> bool:

@@ -70,6 +70,8 @@ class SessionWalltime(WalltimeGuard):
         self._on_end = on_end
         self._journal = journal
         self._finding: asyncio.Task[None] | None = None
+        self._sent: dict[Submission, float] = {}
+        """When prompts were handed over."""
         signals.add_owner(self, signal.SIGTERM, signal.SIGUSR1)
 
     @property
@@ -131,7 +133,24 @@ class SessionWalltime(WalltimeGuard):
     def may_hand_over(self, submission: Submission) -> bool:
         """Return whether a task can end before the walltime; if not, it is held."""
         task = submission.task
-        return self.may_start(submission, task.get("timeout"), task["uid"])
+        seconds = task.get("timeout")
+        if task.get("prompt") is None:
+            return self.may_start(submission, seconds, task["uid"])
+        at_rate = self.token_rates.seconds(submission.backend.name, "", task)
+        if at_rate is not None:
+            seconds = min(at_rate, seconds or at_rate)
+        if not self.may_start(submission, seconds, task["uid"]):
+            return False
+        self._sent[submission] = time.monotonic()
+        return True
+
+    def ended(self, item: Submission) -> None:
+        """Say that a submission has ended, held or not."""
+        began = self._sent.pop(item, None)
+        if began is not None:
+            task, took = item.task, time.monotonic() - began
+            self.token_rates.note(item.backend.name, "", task, task.get("usage"), took)
+        super().ended(item)
 
     def stop(self) -> None:
         """Stop the timers, and restore the environment and the signal handlers. Idempotent."""

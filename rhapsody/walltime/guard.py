@@ -12,6 +12,7 @@ from typing import Any
 
 from rhapsody.errors import WalltimeReached
 from rhapsody.walltime.end import END_VARIABLE, WalltimeEnd
+from rhapsody.walltime.token_rates import TokenRates
 
 __all__ = ["WalltimeGuard"]
 
@@ -30,10 +31,12 @@ class WalltimeGuard(ABC):
 
     Attributes:
         reached: The error of what was not run. None: the run continues.
+        token_rates: Estimates how long prompts take.
     """
 
     def __init__(self, margin: float) -> None:
         self.reached: WalltimeReached | None = None
+        self.token_rates = TokenRates()
         self._margin = margin
         self._end: WalltimeEnd | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

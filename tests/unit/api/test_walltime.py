@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import rhapsody.walltime.guard
-from rhapsody.api import ComputeTask, JournalError, Session, WalltimeReached
+from rhapsody.api import AITask, ComputeTask, JournalError, Session, WalltimeReached
 from rhapsody.api.submissions import AT_ONCE
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.journal.store import Store
 from rhapsody.walltime import END_VARIABLE
+from rhapsody.walltime.token_rates import TYPICAL
 from tests.support.scripted import ScriptedBackend
 
 LONG = 1000.0
@@ -23,6 +24,12 @@ LONG = 1000.0
 
 def executable(**options: Any) -> ComputeTask:
     return ComputeTask(executable="true", **options)
+
+
+class ScriptedModel(ScriptedBackend):
+    """A scripted backend for prompts."""
+
+    task_kinds = frozenset({"prompt"})
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -138,6 +145,32 @@ async def test_task_that_cannot_end_in_time_is_not_started(
             await long
         await short
         assert sum(map(len, backend.batches)) == 2
+
+
+async def test_prompt_that_cannot_end_at_the_measured_rate_is_not_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rhapsody.walltime.guard, "SETTLE_SECONDS", 0.01)
+
+    def respond(task: dict[str, Any]) -> None:
+        task["usage"] = {"completion_tokens": 8}
+        backend.done(task, "fine")
+
+    backend = ScriptedModel(on_task=respond)
+    async with Session([backend], walltime=LONG) as session:
+        guard = session._submissions.walltime
+        assert guard is not None
+        first = [AITask("hi", max_tokens=20_001) for _ in range(TYPICAL)]
+        await session.submit_tasks(first)
+        await asyncio.gather(*first)
+        await until(lambda: END_VARIABLE in os.environ)
+        guard.token_rates.note(backend.name, "", {}, {"completion_tokens": 100}, 10.0)
+        short, long = AITask("short", max_tokens=1000), AITask("long", max_tokens=20_000)
+        usually_short = AITask("short", max_tokens=20_001, timeout=2 * LONG)
+        await session.submit_tasks([short, long, usually_short])
+        with pytest.raises(WalltimeReached, match="cannot end before the walltime"):
+            await long
+        await asyncio.gather(short, usually_short)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import rhapsody
 import rhapsody.walltime.guard
 from asyncflow_ext import WorkflowEngine
-from rhapsody.api import WalltimeReached
+from rhapsody.api import AITask, WalltimeReached
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.journal.store import Store
 from rhapsody.walltime import END_VARIABLE
-from tests.support.engines import make_task
+from rhapsody.walltime.token_rates import TYPICAL
+from tests.support.engines import Echo, make_task
 from tests.support.scripted import ScriptedBackend
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncflow
 
@@ -106,6 +109,71 @@ async def test_task_that_cannot_end_in_time_is_not_started(quick: None) -> None:
             await long
         assert await short is None
         assert len(backend.batches) == 1
+
+
+async def test_prompt_that_cannot_end_at_the_measured_rate_is_not_sent(
+    quick: None, tmp_path: Path
+) -> None:
+    model = Echo()
+    async with WorkflowEngine.create(
+        backend=[ConcurrentExecutionBackend(), model],
+        walltime=LONG,
+        journal=tmp_path / "run.journal",
+    ) as flow:
+
+        @flow.ai_task
+        async def ask(what: str, max_tokens: int) -> AITask:
+            return AITask(what, max_tokens=max_tokens)
+
+        guard = guard_of(flow)
+        guard.token_rates.note(model.name, "other", {}, {"completion_tokens": 100}, 10.0)
+        short, long = ask("short", 1000), ask("long", 20_000)
+        assert await short == "<short>"
+        with pytest.raises(WalltimeReached, match="what is left cannot end before the walltime"):
+            await long
+        assert [task["prompt"] for task in model.asked] == ["short"]
+
+
+async def test_held_prompt_leaves_time_for_what_runs(quick: None) -> None:
+    model = Echo()
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=[backend, model], walltime=LONG) as flow:
+        ask = flow.ai_task(max_tokens=20_000)(_question)
+        guard = guard_of(flow)
+        guard.token_rates.note(model.name, "other", {}, {"completion_tokens": 100}, 10.0)
+        running, held = make_task(flow)(), ask("long")
+        await until(lambda: guard._held == {held})
+        await asyncio.wait([running], timeout=0.05)
+        assert guard.reached is None
+        backend.done(backend.batches[0][0], "finished")
+        assert await running == "finished"
+        with pytest.raises(WalltimeReached):
+            await held
+        assert model.asked == []
+
+
+async def test_responses_are_measured() -> None:
+    model = Measured()
+    async with WorkflowEngine.create(
+        backend=[ConcurrentExecutionBackend(), model], walltime=LONG
+    ) as flow:
+        ask = flow.ai_task(max_tokens=20_000)(_question)
+        for _ in range(TYPICAL):
+            await ask("short")
+        rates = guard_of(flow).token_rates
+        rates.note(model.name, "other", {}, {"completion_tokens": 100}, 10.0)
+        assert rates.seconds(model.name, "_question", {"max_tokens": 20_000}) == 0.8
+
+
+class Measured(Echo):
+    """Reports 8 tokens for each response."""
+
+    async def run_one(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        return {**await super().run_one(task), "usage": {"completion_tokens": 8}}
+
+
+async def _question(what: str) -> str:
+    return what
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])
