@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from asyncflow_ext.agents.agent import AGENT_OPTIONS, Agent
+from asyncflow_ext.agents.agent import AGENT_OPTIONS, Agent, Conversation
 from asyncflow_ext.arguments import find_futures, required, with_values
 from asyncflow_ext.failures import dependency_failure
 from asyncflow_ext.plain_functions import take_plain_functions
@@ -292,19 +292,23 @@ class AITaskDecorator:
         if agent is None:
             result = await respond(fields)
         else:
-            messages = task["messages"] = self._new_conversation()
-            result = await agent.run(fields, respond, messages)
+            conversation = self._conversation()
+            task["messages"] = conversation.messages
+            result = await agent.run(fields, respond, conversation)
         task.update(result, state="DONE")
         return task["parsed" if is_model_class(fields.get("response_format")) else "response"]
 
-    def _new_conversation(self) -> list[dict[str, Any]]:
-        """Return the list for the messages of the component whose body runs."""
-        messages: list[dict[str, Any]] = []
+    def _conversation(self) -> Conversation:
+        """Return the conversation of the component whose body runs, of all its attempts."""
         machine: Any = getattr(self._flow, "_machine", None)
         component = machine.bodies.current.get() if machine is not None else None
-        if component is not None:
-            component.description["messages"] = messages
-        return messages
+        if component is None:
+            return Conversation()
+        if component.conversation is None:
+            component.conversation = Conversation()
+        conversation: Conversation = component.conversation
+        component.description["messages"] = conversation.messages
+        return conversation
 
     async def _respond(self, name: str, backend: Any, fields: dict[str, Any]) -> dict[str, Any]:
         """Return the result fields of a prompt, from the engine's journal if it has them."""

@@ -305,6 +305,7 @@ class Component(asyncio.Future[Any]):
             task without context variables, or whose backends run functions in processes.
         members: The unfinished components called by its body. None: it has no body.
         call: Its call in the journal. None: it is not journaled, or not yet.
+        conversation: Its conversation with a model that calls tools. None: it has none.
     """
 
     # One object per call, with slots: if many tasks are pending, the garbage collector takes most
@@ -332,6 +333,7 @@ class Component(asyncio.Future[Any]):
     cancel_message: Any = None
     members: set[Component] | None = None
     call: Any = None
+    conversation: Any = None
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from rhapsody.errors import (
 )
 from rhapsody.inference.kinds import GENERATE
 
-__all__ = ["AGENT_OPTIONS", "Agent"]
+__all__ = ["AGENT_OPTIONS", "Agent", "Conversation"]
 
 AGENT_OPTIONS = ("max_rounds", "on_tool_error", "tools")
 DEFAULT_ROUNDS = 8
@@ -25,6 +25,52 @@ TELL, FAIL = "tell", "fail"
 
 Respond = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Takes the fields of a prompt, and returns its result fields."""
+
+
+class Conversation:
+    """The messages of an AI task with tools, kept from one attempt to the next.
+
+    Attributes:
+        messages: All messages so far; the list stays the same.
+        usage: The usage of the finished turns.
+        turns: How many turns are finished: the model responded, and its calls have results.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.usage: dict[str, int] = {}
+        self.turns = 0
+        self._first: list[dict[str, Any]] | None = None
+        self._finished = 0
+
+    def begin(self, first: list[dict[str, Any]]) -> None:
+        """Begin an attempt, after the finished turns of the attempts before.
+
+        Args:
+            first: The messages of the prompt. If they are not those of the attempt before, the
+                conversation starts anew.
+        """
+        if first == self._first:
+            del self.messages[self._finished :]
+            return
+        self._first, self.messages[:] = first, first
+        self.usage.clear()
+        self.turns, self._finished = 0, len(first)
+
+    def finish_turn(self, usage: Mapping[str, int]) -> None:
+        """Keep the messages so far.
+
+        Args:
+            usage: The usage of the turn.
+        """
+        for name, tokens in usage.items():
+            self.usage[name] = self.usage.get(name, 0) + tokens
+        self.turns += 1
+        self._finished = len(self.messages)
+
+    def forget(self) -> None:
+        """Have the next attempt start anew."""
+        self._first = None
 
 
 class Agent:
@@ -64,14 +110,14 @@ class Agent:
         self._fails = on_tool_error == FAIL
 
     async def run(
-        self, fields: Mapping[str, Any], respond: Respond, messages: list[dict[str, Any]]
+        self, fields: Mapping[str, Any], respond: Respond, conversation: Conversation
     ) -> dict[str, Any]:
         """Run the chat, and return the result fields of the last turn, with the usage of all.
 
         Args:
             fields: The fields of the AI task.
             respond: Asks the model.
-            messages: Filled with the conversation.
+            conversation: Continued after its finished turns, if it has some of this prompt.
 
         Raises:
             TaskTimeoutError: The task's `timeout` is over.
@@ -79,34 +125,38 @@ class Agent:
             TaskValidationError: The task cannot have tools.
             Exception: The model or, with `on_tool_error="fail"`, a tool failed.
         """
-        messages += _first_messages(fields)
+        conversation.begin(_first_messages(fields))
         timeout = fields.get("timeout")
         schemas = [tool.schema for tool in self._tools.values()]
         asked = {**fields, "system_prompt": None, "timeout": None, "tools": schemas}
-        running = asyncio.ensure_future(self._run(asked, respond, messages))
+        running = asyncio.ensure_future(self._run(asked, respond, conversation))
         try:
             return await asyncio.wait_for(running, timeout)
         except asyncio.TimeoutError:
             if timeout is None or not running.cancelled():  # a tool or the model raised it
                 raise
             raise TaskTimeoutError(str(fields.get("uid")), timeout) from None
+        except PromptError as error:
+            if error.code < 500:  # the same conversation would be refused again
+                conversation.forget()
+            raise
 
     async def _run(
-        self, asked: Mapping[str, Any], respond: Respond, messages: list[dict[str, Any]]
+        self, asked: Mapping[str, Any], respond: Respond, conversation: Conversation
     ) -> dict[str, Any]:
-        usage: dict[str, int] = {}
-        for left in reversed(range(self._max_rounds)):
+        messages = conversation.messages
+        for left in reversed(range(self._max_rounds - conversation.turns)):
             result = await respond({**asked, "prompt": list(messages)})
-            for name, tokens in result["usage"].items():
-                usage[name] = usage.get(name, 0) + tokens
             message = _plain(result["message"])
             messages.append(message)
             calls = message.get("tool_calls")
             if not calls:
+                conversation.finish_turn(result["usage"])
                 fields = {name: value for name, value in result.items() if name != "message"}
-                return {**fields, "usage": usage}
+                return {**fields, "usage": dict(conversation.usage)}
             if left:  # otherwise the model would not see the results
                 messages += await self._call_all(calls)
+                conversation.finish_turn(result["usage"])
         raise PromptError(
             f"the model called tools in all {self._max_rounds} rounds and gave no answer; raise "
             "max_rounds, or have the prompt ask for an answer",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow_ext.agents.agent import Agent
+from asyncflow_ext.agents.agent import Agent, Conversation
 from rhapsody.errors import (
     ConfigurationError,
     PromptError,
@@ -38,8 +38,8 @@ class Model:
 
 
 async def run(agent: Agent, model: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
-    messages: list[dict[str, Any]] = []
-    return await agent.run({**FIELDS, **fields}, model, messages), messages
+    conversation = Conversation()
+    return await agent.run({**FIELDS, **fields}, model, conversation), conversation.messages
 
 
 async def double(n: int) -> int:
@@ -169,6 +169,85 @@ async def test_timeout_of_a_tool_is_not_one_of_the_task() -> None:
     agent = Agent([connect], on_tool_error="fail")
     with pytest.raises(asyncio.TimeoutError, match="no connection"):
         await run(agent, Model([("connect", {})]), timeout=60)
+
+
+class Failing(Model):
+    """Raises an error instead of one response."""
+
+    def __init__(self, number: int, error: Exception, *turns: list[tuple[str, Any]]) -> None:
+        super().__init__(*turns)
+        self._number, self._error = number, error
+
+    async def __call__(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if len(self.asked) == self._number:
+            self._number = -1
+            raise self._error
+        return await super().__call__(fields)
+
+
+TWO_TURNS = ([("double", {"n": 2})], [("double", {"n": 3})])
+
+
+async def test_next_attempt_keeps_the_finished_turns() -> None:
+    model, conversation = Failing(2, OSError("lost"), *TWO_TURNS), Conversation()
+    made: list[int] = []
+
+    async def double(n: int) -> int:
+        made.append(n)
+        return 2 * n
+
+    with pytest.raises(OSError, match="lost"):
+        await Agent([double]).run(FIELDS, model, conversation)
+    result = await Agent([double]).run(FIELDS, model, conversation)
+    assert made == [2, 3]
+    assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 6]
+    assert result == {"response": "done", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
+    assert len(conversation.messages) == 7
+
+
+async def test_next_attempt_repeats_the_turn_that_failed() -> None:
+    tries = iter([OSError("busy"), None])
+
+    async def double(n: int) -> int:
+        if n == 3 and (error := next(tries)) is not None:
+            raise error
+        return 2 * n
+
+    model, conversation = Model(*TWO_TURNS, TWO_TURNS[1]), Conversation()
+    agent = Agent([double], on_tool_error="fail")
+    with pytest.raises(OSError, match="busy"):
+        await agent.run(FIELDS, model, conversation)
+    assert [message["role"] for message in conversation.messages[2:]] == [
+        *("assistant", "tool", "assistant"),
+    ]
+    result = await agent.run(FIELDS, model, conversation)
+    assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 4, 6]
+    assert result["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+    assert [m["content"] for m in conversation.messages if m["role"] == "tool"] == ["4", "6"]
+
+
+async def test_rounds_count_over_all_attempts() -> None:
+    model = Failing(2, OSError("lost"), *TWO_TURNS, TWO_TURNS[0])
+    agent, conversation = Agent([double], max_rounds=3), Conversation()
+    with pytest.raises(OSError, match="lost"):
+        await agent.run(FIELDS, model, conversation)
+    with pytest.raises(PromptError, match="in all 3 rounds"):
+        await agent.run(FIELDS, model, conversation)
+
+
+@pytest.mark.parametrize(
+    ("error", "prompt"),
+    [(OSError("lost"), "another"), (PromptError("too long", 400), "hi")],
+    ids=["another prompt", "refused conversation"],
+)
+async def test_next_attempt_starts_anew(error: Exception, prompt: str) -> None:
+    model, conversation = Failing(1, error, TWO_TURNS[0]), Conversation()
+    with pytest.raises(type(error)):
+        await Agent([double]).run(FIELDS, model, conversation)
+    result = await Agent([double]).run({**FIELDS, "prompt": prompt}, model, conversation)
+    assert [len(fields["prompt"]) for fields in model.asked] == [2, 2]
+    assert conversation.messages[1]["content"] == prompt
+    assert result["usage"]["total_tokens"] == 2
 
 
 async def test_chat_is_the_beginning_of_the_conversation() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from asyncflow_ext import WorkflowEngine
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import ReplicaError
 from tests.support.engines import Echo
 
 pytestmark = pytest.mark.asyncflow
@@ -36,6 +37,16 @@ class Caller(Echo):
         return {"response": text, "stdout": text, "usage": usage, "message": message}
 
 
+class Losing(Caller):
+    """Loses its third response."""
+
+    async def run_one(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        response = await super().run_one(task)
+        if len(self.asked) == 3:
+            raise ReplicaError("the connection was lost")
+        return response
+
+
 class Tool:
     """A tool whose second call waits, if it should."""
 
@@ -53,9 +64,11 @@ class Tool:
 
 
 @asynccontextmanager
-async def agent_on(path: Path, tool: Tool) -> Any:
+async def agent_on(
+    path: Path | None, tool: Tool, model: Caller | None = None, **options: Any
+) -> Any:
     """Make an engine with an agent; yields the engine, the model and the agent."""
-    model = Caller()
+    model = model or Caller()
     async with WorkflowEngine.create(
         backend=[ConcurrentExecutionBackend(), model], journal=path
     ) as flow:
@@ -64,11 +77,31 @@ async def agent_on(path: Path, tool: Tool) -> Any:
         async def measure(n: int) -> int:
             return await tool.measure(n)
 
-        @flow.ai_task(tools=[measure])
+        @flow.ai_task(tools=[measure], **options)
         async def agent(question: str) -> str:
             return question
 
         yield flow, model, agent
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+async def test_repeated_agent_keeps_its_finished_turns(tmp_path: Path, journaled: bool) -> None:
+    path = tmp_path / "run.journal" if journaled else None
+    tool = Tool(waits=False)
+    options: Any = {"retries": 1, "backoff": 0}
+    async with agent_on(path, tool, Losing(), **options) as (_, model, agent):
+        running = agent("What is heat?")
+        assert await running == "done"
+    assert tool.called == [1, 2, 3]
+    assert [len(task["prompt"]) for task in model.asked] == [1, 3, 5, 5, 7]
+    assert [m["content"] for m in running.task["messages"] if m["role"] == "tool"] == [
+        *("10", "20", "30"),
+    ]
+    if journaled:
+        again = Tool(waits=False)
+        async with agent_on(path, again, **options) as (_, model, agent):
+            assert await agent("What is heat?") == "done"
+        assert (again.called, model.asked) == ([], [])
 
 
 async def test_killed_agent_continues_at_its_turn(tmp_path: Path) -> None:
