@@ -23,6 +23,9 @@ __all__ = [
 PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 """Types of most arguments, which contain nothing."""
 
+MANY = 16
+"""Objects in a container from which on it is faster to look at each of their types once."""
+
 EMPTY: OrderedDict[Any, Any] = OrderedDict()
 VIEWS: tuple[type, ...] = (
     *(type({}.keys()), type({}.values()), type({}.items())),
@@ -181,11 +184,14 @@ def _replace_each(
 
 
 def _is_plain(container: Any) -> bool:
-    """Return whether a built-in container holds only numbers, texts and the like."""
-    plain = PLAIN.issuperset(map(type, container))
-    return plain and (
-        type(container) is not dict or PLAIN.issuperset(map(type, container.values()))
-    )
+    """Return whether no object in a built-in container may be a future or contain some."""
+    values = container.values() if type(container) is dict else ()
+    if PLAIN.issuperset(map(type, container)) and PLAIN.issuperset(map(type, values)):
+        return True
+    if len(container) < MANY:
+        return False
+    kinds = {*map(type, container), *map(type, values)}
+    return not any(map(_may_contain, kinds - PLAIN))
 
 
 @functools.lru_cache(maxsize=1024)  # the checks of abstract classes are slow

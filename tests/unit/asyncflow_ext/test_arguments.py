@@ -10,7 +10,7 @@ import pytest
 from radical.asyncflow.errors import DependencyFailureError
 
 from asyncflow_ext import WorkflowEngine
-from asyncflow_ext.arguments import allow_failures, find_futures, required, with_values
+from asyncflow_ext.arguments import MANY, allow_failures, find_futures, required, with_values
 from rhapsody.errors import TaskCancelledError
 
 pytestmark = pytest.mark.asyncflow
@@ -101,6 +101,21 @@ async def test_settings_of_containers_are_kept() -> None:
 def test_containers_without_futures_are_not_copied(make: Callable[[], Any]) -> None:
     value = make()
     assert find_futures(value)[0] is value
+
+
+@pytest.mark.parametrize("number", [1, MANY, 100])
+@pytest.mark.parametrize("make", [int, object, Counter, lambda: Pair(1, 2), lambda: Point(1)])
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_future_among_many_objects_is_found(
+    number: int, make: Callable[[], Any], place: str
+) -> None:
+    future = asyncio.get_running_loop().create_future()
+    objects = [make() for _ in range(number)]
+    values = [future, *objects] if place == "first" else [*objects, future]
+    for value in (values, tuple(values), dict(enumerate(values))):
+        assert find_futures(value)[1] == [future]
+        assert find_futures([value] * MANY)[1] == [future]
+    assert find_futures(objects) == (objects, [])
 
 
 async def test_container_that_cannot_be_copied_is_refused() -> None:
