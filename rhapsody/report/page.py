@@ -311,7 +311,23 @@ def _figures(run: BackendRun, records: Sequence[TaskRecord], seconds: float) -> 
         "running": _median(record.running for record in records),
         "batches": len(sizes),
         "per_batch": f"{sum(sizes) / len(sizes):.1f}" if sizes else "",
+        "scaling": _scaling(run.statistics()),
     }
+
+
+def _scaling(statistics: Mapping[str, Any]) -> str:
+    """Return how the number of replicas followed the load; "" if it is fixed or not known."""
+    scaling = statistics.get("scaling")
+    if scaling is None:
+        return ""
+    replicas = statistics["replicas"]
+    in_flight = sum(replica["in_flight"] for replica in replicas)
+    return (
+        f"replicas: {len(replicas)} now, {scaling['wanted']} wanted, {scaling['smallest']} to "
+        f"{scaling['largest']} allowed; {scaling['up']:,} added, {scaling['down']:,} removed, "
+        f"{scaling['failed']:,} failed; "
+        f"{max(statistics['pending_prompts'] - in_flight, 0):,} prompts wait"
+    )
 
 
 def _median(times: Iterable[float | None]) -> float | None:

@@ -91,6 +91,19 @@ async def test_page_has_the_tasks_of_every_backend(tmp_path: Path) -> None:
     assert sum(batches["size"]) == 4
 
 
+async def test_page_says_how_replicas_followed_the_load(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"engine": "embedded", "launcher": "local", "use_service": False}
+    elastic = DragonVllmInferenceBackend(None, "embedded", replicas=(0, 2), **options)
+    async with Session([ConcurrentExecutionBackend(), elastic]) as session:
+        await run(session, AITask("hi", max_tokens=5))
+        page = Page(session.report(tmp_path / "run.html"))
+    assert (
+        "dragon_vllm, replicas: 1 now, 1 wanted, 0 to 2 allowed; 1 added, 0 removed, 0 failed; "
+        "0 prompts wait"
+    ) in page.words
+    assert not any(words.startswith("concurrent, replicas") for words in page.words)
+
+
 async def test_page_needs_no_other_file(tmp_path: Path) -> None:
     async with Session([NoopExecutionBackend()]) as session:
         await run(session, ComputeTask(function=work))
