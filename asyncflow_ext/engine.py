@@ -54,6 +54,7 @@ from rhapsody.errors import ConfigurationError, EngineError, JournalError, Wallt
 from rhapsody.garbage import watch_tasks
 from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.runs import runs_of
+from rhapsody.suggest import suggest_parameters
 from rhapsody.walltime import find_end, signals
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         extend(self)
 
     @classmethod
+    @suggest_parameters
     def create(
         cls,
         backend: Any = None,

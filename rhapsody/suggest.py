@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
 
-__all__ = ["did_you_mean", "unknown_name"]
+__all__ = ["did_you_mean", "suggest_parameters", "unknown_name"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def did_you_mean(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
@@ -40,3 +46,28 @@ def unknown_name(what: str, name: str, known: Collection[str], where: str = "") 
     hint = did_you_mean(name, known)
     names = ", ".join(sorted(known))
     return f"{unknown}; {hint} Known: {names}" if hint else f"{unknown}; known: {names}"
+
+
+def suggest_parameters(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a constructor: an unknown keyword argument raises an error with the nearest name.
+
+    Python says only that the keyword argument is unexpected; since 3.13 it also suggests a name.
+
+    Args:
+        function: A method without `**kwargs`. Its first parameter is its class or its object.
+
+    Returns:
+        The method, with the same signature. If no name is near, its error lists all of them.
+    """
+    known = dict.fromkeys(list(inspect.signature(function).parameters)[1:])
+    where = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"its parameters: {', '.join(known)}"
+                raise TypeError(f"{where}() has no parameter '{name}'; {hint}")
+        return function(*args, **kwargs)
+
+    return checked

@@ -52,6 +52,7 @@ from rhapsody.errors import ConfigurationError, SessionError, TaskValidationErro
 from rhapsody.journal import Journal
 from rhapsody.report.runs import BackendRun, OwnerHistory, keeps_history
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
+from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import must_be
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Session:
         JournalError: The journal cannot be used, for example because another program uses it.
     """
 
+    @suggest_parameters
     def __init__(
         self,
         backends: Any | Iterable[Any] | None = None,

@@ -9,6 +9,7 @@ from rhapsody.backends.prompts import PromptBackend
 from rhapsody.inference.endpoints.config import EndpointConfig
 from rhapsody.inference.endpoints.service import EndpointService
 from rhapsody.inference.kinds import KINDS
+from rhapsody.suggest import suggest_parameters
 
 __all__ = ["EndpointInferenceBackend"]
 
@@ -45,6 +46,7 @@ class EndpointInferenceBackend(PromptBackend):
     server_noun = "endpoint"
     _service: EndpointService | None
 
+    @suggest_parameters
     def __init__(
         self,
         base_url: str | Sequence[str],

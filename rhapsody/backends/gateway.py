@@ -16,6 +16,7 @@ from rhapsody.inference.configuration.listening import ListenConfig
 from rhapsody.inference.http.gateway import Gateway
 from rhapsody.inference.http.models import Models
 from rhapsody.inference.http.served_model import ServedModel
+from rhapsody.suggest import suggest_parameters
 
 __all__ = ["InferenceGateway"]
 
@@ -44,6 +45,7 @@ class InferenceGateway(Lifecycle):
             name, or a parameter has the wrong type or range.
     """
 
+    @suggest_parameters
     def __init__(
         self,
         backends: Sequence[DragonVllmInferenceBackend],

@@ -15,6 +15,7 @@ from rhapsody.inference.configuration.dragon import ModelConfig, model_parameter
 from rhapsody.inference.kinds import KINDS
 from rhapsody.inference.replicas.adapters import Adapters
 from rhapsody.inference.service import InferenceService
+from rhapsody.suggest import suggest_parameters
 
 __all__ = ["DragonVllmInferenceBackend"]
 
@@ -86,6 +87,7 @@ class DragonVllmInferenceBackend(PromptBackend):
 
     _service: InferenceService | None
 
+    @suggest_parameters
     def __init__(
         self,
         config_file: str | os.PathLike[str] | ModelConfig | None = None,

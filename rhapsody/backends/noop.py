@@ -9,6 +9,7 @@ from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.core.work import Work
 from rhapsody.backends.protocol import ALL_KINDS, EXECUTABLE, FUNCTION, task_kind
 from rhapsody.resources import Resources
+from rhapsody.suggest import suggest_parameters
 
 __all__ = ["NoopExecutionBackend"]
 
@@ -26,6 +27,7 @@ class NoopExecutionBackend(BaseBackend):
     task_kinds = ALL_KINDS
     resource_names = frozenset(Resources.model_fields)
 
+    @suggest_parameters
     def __init__(self, name: str = "noop") -> None:
         super().__init__(name)
 

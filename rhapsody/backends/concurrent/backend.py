@@ -35,6 +35,7 @@ from rhapsody.errors import BackendError, ResourceError, UnsupportedTaskError
 from rhapsody.gpus import this_machine
 from rhapsody.processes import signal_group
 from rhapsody.resources import machine_memory
+from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import plain_number
 
 __all__ = ["ConcurrentExecutionBackend"]
@@ -79,6 +80,7 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
 
     resource_names = frozenset({"cpus", "env", "exclusive", "gpus", "memory"})
 
+    @suggest_parameters
     def __init__(
         self,
         executor: Executor | str | None = None,

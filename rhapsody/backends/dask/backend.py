@@ -24,6 +24,7 @@ from rhapsody.errors import (
     WorkerDied,
 )
 from rhapsody.scratch import Scratch
+from rhapsody.suggest import suggest_parameters
 
 if TYPE_CHECKING:
     from distributed import KilledWorker
@@ -90,6 +91,7 @@ class DaskExecutionBackend(BaseBackend):
     reports_running = True
     timeout_from_start = True
 
+    @suggest_parameters
     def __init__(
         self,
         resources: Mapping[str, Any] | None = None,

@@ -20,6 +20,7 @@ from rhapsody.backends.workers.manager import Limits
 from rhapsody.errors import UnsupportedTaskError
 from rhapsody.global_services import mend_requests
 from rhapsody.resources import Resources
+from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import plain_number
 
 if importlib.util.find_spec("dragon") is not None:
@@ -85,6 +86,7 @@ class DragonExecutionBackend(WorkerBackend["DragonWorkers"]):
 
     resource_names = frozenset(Resources.model_fields)
 
+    @suggest_parameters
     def __init__(
         self,
         num_workers: int | None = None,
