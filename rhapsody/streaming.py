@@ -67,7 +67,7 @@ async def stream_pieces(run: Callable[[OnText], Awaitable[Any]]) -> AsyncGenerat
 @contextmanager
 def queued_callbacks(
     tasks: Sequence[MutableMapping[str, Any]],
-) -> Iterator[SimpleQueue[Callable[[], None] | None]]:
+) -> Iterator[SimpleQueue[Callable[[], Any] | None]]:
     """Queue calls of the tasks' `on_text` for a blocked thread, which then makes the calls.
 
     Args:
@@ -76,7 +76,7 @@ def queued_callbacks(
     Yields:
         The queue of calls.
     """
-    calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
     mappings = [task for task in tasks if isinstance(task, MutableMapping)]  # others are refused
     given = [(task, task["on_text"]) for task in mappings if callable(task.get("on_text"))]
     for task, on_text in given:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 from rhapsody.api.submissions import AnyTask, Submission
+from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import runs_a_loop
+from rhapsody.backends.core.nested_runs import WaitQueue
 from rhapsody.errors import SessionError
 
 __all__ = ["AsCompleted"]
@@ -36,8 +37,8 @@ class AsCompleted:
         self._find = find
         self._on_loop = on_loop
         self._left = 0
-        self._ended: SimpleQueue[AnyTask] | asyncio.Queue[AnyTask]
-        self._ended = asyncio.Queue() if runs_a_loop() else SimpleQueue()
+        self._ended: WaitQueue | asyncio.Queue[AnyTask]
+        self._ended = asyncio.Queue() if runs_a_loop() else WaitQueue()
         self.add(tasks)
 
     def add(self, tasks: Iterable[AnyTask] | AnyTask) -> None:
@@ -61,6 +62,10 @@ class AsCompleted:
             self._left += len(added)
 
         self._on_loop(watch)
+        if isinstance(self._ended, WaitQueue):
+            for task in added:
+                if isinstance(task, BaseTask):
+                    task.offer_attempts_to(self._ended)
 
     def _on_end(self, task: AnyTask, _: asyncio.Future[None]) -> None:
         self._ended.put_nowait(task)

@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import copy_context
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ from rhapsody.api.tasks.fields import is_uid
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
-from rhapsody.backends.core.nested_runs import is_in_task, run_calls_here
+from rhapsody.backends.core.nested_runs import Attempts, is_in_task, run_calls_here
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.journal import Journal
@@ -341,10 +340,10 @@ class Session:
         loop = self._loop.bind_for_threads()
         future = loop.create_future()
         task.bind_future(future)
-        calls: SimpleQueue[Any] = SimpleQueue()
-        if is_in_task():  # the thread of the task may have to run this one in `task.result()`
-            task.bind_calls(calls)
-        with run_calls_here(calls):
+        attempts = Attempts()
+        if is_in_task():  # the thread of the task may have to run this one while it waits
+            task.bind_attempts(attempts)
+        with run_calls_here(attempts):
             loop.call_soon_threadsafe(submit, task, backend, future, context)
 
     def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class Submission:
         at_backend: Whether the backend has the current attempt.
         failed: The number of attempts that failed.
         pause: The timer of the next attempt. None: no attempt failed.
+        context: The context of later attempts, in which a thread waits for the task. None: no
+            thread of a pool waits.
         is_settled: Whether the task has ended.
     """
 
@@ -97,6 +99,7 @@ class Submission:
         "_ended",
         "at_backend",
         "backend",
+        "context",
         "failed",
         "future",
         "is_settled",
@@ -111,6 +114,7 @@ class Submission:
         self.at_backend = False
         self.failed = 0
         self.pause: asyncio.TimerHandle | None = None
+        self.context = copy_context() if has_helper() else None
         self.is_settled = False
         self._ended: asyncio.Future[None] | None = None
 
@@ -532,7 +536,10 @@ class Submissions:
         task["state"] = TaskStates.PENDING
         submission.at_backend = False
         submission.pause = submission.future.get_loop().call_later(
-            policy.pause(submission.failed), self._start_again, submission
+            policy.pause(submission.failed),
+            self._start_again,
+            submission,
+            context=submission.context,
         )
         submission.failed += 1
         return True
@@ -546,7 +553,8 @@ class Submissions:
         if submission is None:
             return
         if fields is None:
-            self._start(self._hand_over(submission.backend, [task]))
+            context = copy_context() if submission.context is None else submission.context.copy()
+            context.run(self._start_again, submission)
             return
         del self.active[task["uid"]]
         if self.walltime is not None:

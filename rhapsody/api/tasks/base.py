@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
 from rhapsody.backends.core.html import as_html
-from rhapsody.backends.core.nested_runs import is_in_task
+from rhapsody.backends.core.nested_runs import Attempts, WaitQueue, is_in_task
 from rhapsody.backends.core.retries import RESULT_KEYS
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import SessionError, TaskValidationError, describe_error
@@ -73,7 +72,7 @@ class BaseTask(dict[str, Any]):
     Two tasks are equal if their uids are equal.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_future", "_seen")
+    __slots__ = ("__weakref__", "_attempts", "_future", "_seen")
 
     known_fields = RESULT_FIELDS | COMMON_FIELDS
     takes_own_fields: ClassVar[bool] = True
@@ -85,7 +84,7 @@ class BaseTask(dict[str, Any]):
     """The kind of task that a dict with a certain field describes."""
     _validator: FieldValidator
     _future: asyncio.Future[Any] | None
-    _calls: SimpleQueue[Any] | None
+    _attempts: Attempts | None
     _seen: bool | None
 
     def __init_subclass__(cls, described_by: tuple[str, ...] = ()) -> None:
@@ -106,7 +105,7 @@ class BaseTask(dict[str, Any]):
             ) from None
         super().__init__(validated)
         _set_future(self, None)
-        _set_calls(self, None)
+        _set_attempts(self, None)
         _set_seen(self, False)
         if "uid" not in validated:
             self["uid"] = f"task.{next(_uids):06d}"
@@ -171,8 +170,12 @@ class BaseTask(dict[str, Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Return the task's result, and block this thread until the task has ended.
 
+        Inside a function that is a task in a thread itself, the thread also runs the task that it
+        waits for, so that a full pool cannot deadlock.
+
         Args:
-            timeout: Longest wait in seconds. None: no limit.
+            timeout: Longest wait in seconds. None: no limit. A thread that runs the task itself
+                keeps it only when the call has ended; it lets other threads begin first for 0.1 s.
 
         Returns:
             The function's return value, the executable's standard output, or the response.
@@ -194,8 +197,8 @@ class BaseTask(dict[str, Any]):
                 raise self["exception"]
         else:
             if not future.done():
-                calls = self._calls if timeout is None and is_in_task() else None
-                _block_until_done(self["uid"], future, timeout, calls)
+                attempts = self._attempts if is_in_task() else None
+                _block_until_done(self["uid"], future, timeout, attempts)
             future.result()
         return self.get("return_value", self.get("stdout"))
 
@@ -218,9 +221,14 @@ class BaseTask(dict[str, Any]):
         """Note that the program has asked for the task's result, and learns of a failure."""
         _set_seen(self, True)
 
-    def bind_calls(self, calls: SimpleQueue[Any]) -> None:
-        """Set the queue of calls that `result` makes in this thread; sessions call this."""
-        _set_calls(self, calls)
+    def bind_attempts(self, attempts: Attempts) -> None:
+        """Set the calls that a thread may make while it waits; sessions call this."""
+        _set_attempts(self, attempts)
+
+    def offer_attempts_to(self, queue: WaitQueue) -> None:
+        """Let a thread that waits for the task run it, if the thread itself is that of a task."""
+        if self._attempts is not None and is_in_task():
+            self._attempts.offer_to(queue)
 
     def bind_future(self, future: asyncio.Future[Any]) -> None:
         """Set the future that `await task` waits for; sessions call this."""
@@ -250,7 +258,7 @@ class BaseTask(dict[str, Any]):
         raise KeyError(field)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_future", "_calls", "_seen"):
+        if name in ("_future", "_attempts", "_seen"):
             return None
         try:
             return self[name]
@@ -324,7 +332,7 @@ def _block_until_done(
     uid: str,
     future: asyncio.Future[Any],
     timeout: float | None,
-    calls: SimpleQueue[Any] | None = None,
+    attempts: Attempts | None = None,
 ) -> None:
     """Block this thread until a future is done that belongs to the loop of another thread.
 
@@ -332,8 +340,8 @@ def _block_until_done(
         uid: The task's uid.
         future: The task's future.
         timeout: Longest wait in seconds. None: no limit.
-        calls: Calls to make in this thread until then. A thread of a full pool may have to run the
-            task itself.
+        attempts: Calls to make in this thread until then. A thread of a full pool may have to run
+            the task itself.
     """
     loop = future.get_loop()
     if runs_a_loop():
@@ -346,15 +354,19 @@ def _block_until_done(
             f"task {uid} was submitted on an event loop that does not run any more; submit a task "
             "and wait for it in the same asyncio.run()"
         )
-    if calls is not None:
-        loop.call_soon_threadsafe(future.add_done_callback, lambda _: calls.put(None))
-        for call in iter(calls.get, None):
-            call()
-        return
-    ended = threading.Event()
-    loop.call_soon_threadsafe(future.add_done_callback, lambda _: ended.set())
-    if not ended.wait(timeout):
-        raise asyncio.TimeoutError(f"task {uid} did not end within {timeout:g} s; it continues")
+    ends = WaitQueue()
+    loop.call_soon_threadsafe(future.add_done_callback, ends.put_nowait)
+    if attempts is not None:
+        attempts.offer_to(ends)
+    try:
+        ends.get(timeout)
+    except Empty:
+        raise asyncio.TimeoutError(
+            f"task {uid} did not end within {timeout:g} s; it continues"
+        ) from None
+    finally:
+        if attempts is not None:
+            attempts.withdraw_from(ends)
 
 
 def runs_a_loop() -> bool:
@@ -372,7 +384,7 @@ def validation_error(uid: Any, message: str, field: str, value: Any) -> TaskVali
 
 
 _set_future = BaseTask._future.__set__  # type: ignore[union-attr]  # the slot, not the field
-_set_calls = BaseTask._calls.__set__  # type: ignore[union-attr]  # the slot, not the field
+_set_attempts = BaseTask._attempts.__set__  # type: ignore[union-attr]  # the slot, not the field
 _set_seen = BaseTask._seen.__set__  # type: ignore[union-attr]  # the slot, not the field
 
 

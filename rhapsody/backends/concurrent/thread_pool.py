@@ -87,12 +87,13 @@ class ThreadPool(ThreadCalls):
             for work in works:
                 calls.put(functools.partial(self._help, work))
 
-    def _help(self, work: Work) -> None:
-        if self._queue.claim(work):
-            try:
-                self._call_in_context(work)
-            finally:
-                self._queue.drop_claim(work)
+    def _help(self, work: Work) -> bool:
+        if not self._queue.claim(work):
+            return False
+        try:
+            return self._call_in_context(work)
+        finally:
+            self._queue.drop_claim(work)
 
     def wake(self) -> None:
         """Let one more thread serve the queue, unless all do; thread-safe."""
@@ -118,7 +119,7 @@ class ThreadPool(ThreadCalls):
                 self.wake()  # this function may take long
             self._call_in_context(work)
 
-    def _call_in_context(self, work: Work) -> None:
+    def _call_in_context(self, work: Work) -> bool:
         # A copy: other functions of the same submission share the context.
         assert work.context is not None
-        work.context.copy().run(self._call, work)
+        return work.context.copy().run(self._call, work)

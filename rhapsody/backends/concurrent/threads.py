@@ -44,7 +44,7 @@ class ThreadCalls:
         """
         # A copy: an earlier attempt may still run in the context of the call.
         context = copy_context() if work.context is None else work.context.copy()
-        run: Callable[[], None] = functools.partial(context.run, self._call, work)
+        run: Callable[[], bool] = functools.partial(context.run, self._call, work)
         queue = helping_queue(self.executor)
         if queue is not None:
             run = Once(run)
@@ -67,17 +67,17 @@ class ThreadCalls:
         if self._is_own:
             self.executor.shutdown(wait=False, cancel_futures=True)
 
-    def _on_call_done(self, work: Work, call: Future[None]) -> None:
+    def _on_call_done(self, work: Work, call: Future[bool]) -> None:
         # `_call` never raises: these are cancellations and errors of the executor itself.
         if call.cancelled():
             self._backend.report_cancelled(work)
         elif (error := call.exception()) is not None:
             self._backend.report_failed(work, error)
 
-    def _call(self, work: Work) -> None:
-        """Call the function in this thread, and report its end."""
+    def _call(self, work: Work) -> bool:
+        """Call the function in this thread, and report its end; return False if it has ended."""
         if not self._backend.is_active(work):  # cancelled while it was queued
-            return
+            return False
         work.location = this_thread()
         self._backend.report_running(work)
         task = work.task
@@ -92,6 +92,7 @@ class ThreadCalls:
             self._backend.report_failed(work, error)
         else:
             self._backend.report_done(work, {"return_value": value})
+        return True
 
     def _await(self, work: Work, awaitable: Any) -> Any:
         self._runs[work] = run = CoroutineRun()

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Protocol
 
-__all__ = ["Once", "has_helper", "helping_queue", "in_task", "is_in_task", "run_calls_here"]
+__all__ = [
+    "Attempts",
+    "CallSink",
+    "Once",
+    "WaitQueue",
+    "has_helper",
+    "helping_queue",
+    "in_task",
+    "is_in_task",
+    "run_calls_here",
+]
+
+HEAD_START = 0.1
+"""Seconds that other threads have to begin a task, before a wait with a timeout runs it here."""
+REPORT_SECONDS = 1.0
+"""Longest time after a call until the end of its task is known."""
+
+Call = Callable[[], bool]
+"""Runs a task in this thread, unless another thread has begun it; returns whether it did."""
+
+
+class CallSink(Protocol):
+    """The interface of queues that take calls."""
+
+    def put(self, call: Call, /) -> None:
+        """Take a call; thread-safe."""
+
 
 _pool: ContextVar[object | None] = ContextVar("rhapsody_pool_of_task", default=None)
-_helper: ContextVar[tuple[object, SimpleQueue[Any]] | None] = ContextVar(
+_helper: ContextVar[tuple[object, CallSink] | None] = ContextVar(
     "rhapsody_helping_thread", default=None
 )
 
@@ -29,7 +58,7 @@ def in_task(pool: object) -> Iterator[None]:
 
 
 @contextmanager
-def run_calls_here(calls: SimpleQueue[Any]) -> Iterator[None]:
+def run_calls_here(calls: CallSink) -> Iterator[None]:
     """Let the thread of a task also run the tasks that the body submits to the same pool.
 
     If all threads of a pool wait for tasks of the same pool, only these threads can run them.
@@ -55,7 +84,7 @@ def has_helper() -> bool:
     return _helper.get() is not None
 
 
-def helping_queue(pool: object) -> SimpleQueue[Any] | None:
+def helping_queue(pool: object) -> CallSink | None:
     """Return the queue of the pool's thread that waits for the task submitted now, if there is one.
 
     asyncio passes context variables on to the coroutines and callbacks that submit the tasks.
@@ -71,11 +100,95 @@ def helping_queue(pool: object) -> SimpleQueue[Any] | None:
 class Once:
     """A call that is made once, by the first thread that comes to it."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
         self._taken = threading.Lock()
 
-    def __call__(self) -> None:
-        """Make the call, unless another thread has."""
-        if self._taken.acquire(blocking=False):
-            self._call()
+    def __call__(self) -> bool:
+        """Make the call, unless another thread has; return whether it ran the task."""
+        return self._taken.acquire(blocking=False) and self._call()
+
+
+class Attempts:
+    """The attempts of one task, as calls for the threads that wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latest: Call | None = None
+        self._queues: list[WaitQueue] = []
+
+    def put(self, call: Call) -> None:
+        """Offer an attempt to the waiting threads, and to those that wait later; thread-safe."""
+        with self._lock:
+            self._latest = call
+            queues = list(self._queues)
+        for queue in queues:
+            queue.offer(self, call)
+
+    def offer_to(self, queue: WaitQueue) -> None:
+        """Offer the attempts to a thread that waits for the task from now on."""
+        with self._lock:
+            self._queues.append(queue)
+            call = self._latest
+        if call is not None:
+            queue.offer(self, call)
+
+    def withdraw_from(self, queue: WaitQueue) -> None:
+        """Offer no more attempts to a thread that does not wait any more."""
+        with self._lock:
+            self._queues.remove(queue)
+
+
+class WaitQueue:
+    """A queue whose only reader makes calls in its own thread while there is nothing to read."""
+
+    def __init__(self) -> None:
+        self._arrivals: SimpleQueue[tuple[Any, Attempts | None, Call | None]] = SimpleQueue()
+        self._calls: deque[tuple[Attempts, Call]] = deque()
+        # The task that the last call ran. Its end arrives here, or its next attempt.
+        self._awaited: Attempts | None = None
+
+    def put_nowait(self, item: Any) -> None:
+        """Add an item; thread-safe."""
+        self._arrivals.put((item, None, None))
+
+    def offer(self, attempts: Attempts, call: Call) -> None:
+        """Add an attempt that the reader makes while there is no item; thread-safe."""
+        self._arrivals.put((None, attempts, call))
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Remove and return the next item.
+
+        Args:
+            timeout: Longest wait in seconds. A call that has begun is not interrupted, and none
+                begins before other threads had time to make it. None: no limit.
+
+        Raises:
+            Empty: No item came in time.
+        """
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        begin = 0.0 if timeout is None else monotonic() + HEAD_START
+        while True:
+            now = monotonic()
+            wakes = deadline
+            if self._calls and self._awaited is None and self._arrivals.empty():
+                if begin <= now < deadline:
+                    attempts, call = self._calls.popleft()
+                    if call():
+                        self._awaited = attempts
+                        deadline = max(deadline, monotonic() + REPORT_SECONDS)
+                    continue
+                wakes = min(deadline, max(begin, now))
+            try:
+                left = None if wakes == math.inf else max(0.0, wakes - now)
+                item, source, offered = self._arrivals.get(timeout=left)
+            except Empty:
+                if monotonic() >= deadline:
+                    raise
+                continue
+            if source is None or offered is None:
+                self._awaited = None
+                return item
+            if source is self._awaited:
+                self._awaited = None
+            self._calls.append((source, offered))

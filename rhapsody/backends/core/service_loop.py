@@ -62,7 +62,7 @@ class ServiceLoop:
     def run_blocking(
         self,
         coroutine: Coroutine[Any, Any, T],
-        calls: SimpleQueue[Callable[[], None] | None] | None = None,
+        calls: SimpleQueue[Callable[[], Any] | None] | None = None,
     ) -> T:
         """Run a coroutine on the service loop and block this thread until it ends.
 

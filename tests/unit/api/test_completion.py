@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -129,3 +130,64 @@ def test_cancel_all_in_blocking_session() -> None:
         assert held.entered.wait(20)
         assert {task.state for task in session.as_completed(session.cancel_all())} == {"CANCELED"}
         assert all(task.cancelled() for task in tasks)
+
+
+@pytest.mark.parametrize("pool", ["own", "caller's"])
+def test_as_completed_inside_tasks_of_a_full_pool_does_not_deadlock(pool: str) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        backend = (
+            ConcurrentExecutionBackend(max_workers=2)
+            if pool == "own"
+            else ConcurrentExecutionBackend(executor)
+        )
+        with Session(backend) as session:
+
+            def number_below(levels: int) -> int:
+                if not levels:
+                    return 1
+                below = [session.submit(number_below, levels - 1) for _ in range(3)]
+                return 1 + sum(int(task.result()) for task in session.as_completed(below))
+
+            tasks = [session.submit(number_below, 3) for _ in range(4)]
+            assert [task.result(timeout=60) for task in tasks] == [40] * 4
+
+
+def test_result_of_a_later_task_inside_as_completed_does_not_deadlock() -> None:
+    with Session(ConcurrentExecutionBackend(max_workers=1)) as session:
+
+        def outer() -> list[int]:
+            tasks = [session.submit(pow, 2, n) for n in range(4)]
+            for task in session.as_completed(tasks):
+                tasks[-1].result()
+                task.result()
+            return [task.result() for task in tasks]
+
+        assert session.submit(outer).result(timeout=60) == [1, 2, 4, 8]
+
+
+def test_tasks_added_inside_a_task_of_a_full_pool_are_yielded() -> None:
+    with Session(ConcurrentExecutionBackend(max_workers=1)) as session:
+
+        def outer() -> list[int]:
+            values = []
+            completed = session.as_completed(session.submit(pow, 2, 3))
+            for task in completed:
+                values.append(task.return_value)
+                if len(values) < 3:
+                    completed.add(session.submit(pow, 2, 3 + len(values)))
+            return values
+
+        assert session.submit(outer).result(timeout=60) == [8, 16, 32]
+
+
+def test_as_completed_inside_a_task_yields_a_task_before_the_next_one_runs() -> None:
+    with Session(ConcurrentExecutionBackend(max_workers=1)) as session:
+
+        def outer() -> list[str]:
+            events: list[str] = []
+            tasks = [session.submit(events.append, f"run {n}") for n in range(3)]
+            events.extend(f"yield {tasks.index(task)}" for task in session.as_completed(tasks))
+            return events
+
+        events = session.submit(outer).result(timeout=60)
+    assert events == ["run 0", "yield 0", "run 1", "yield 1", "run 2", "yield 2"]

@@ -98,13 +98,78 @@ def test_result_inside_tasks_of_a_full_pool_does_not_deadlock() -> None:
         assert [task.result() for task in tasks] == [20] * 4
 
 
-@pytest.mark.parametrize("how", ["run", "result"])
+def test_result_with_timeout_inside_tasks_of_a_full_pool_runs_the_task() -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def depth_below(levels: int) -> int:
+            if not levels:
+                return 0
+            return int(session.submit(depth_below, levels - 1).result(timeout=120)) + 1
+
+        tasks = [session.submit(depth_below, 3) for _ in range(4)]
+        assert [task.result(timeout=60) for task in tasks] == [3] * 4
+
+
+def test_result_inside_task_keeps_its_timeout_if_another_thread_runs_the_task() -> None:
+    began, release = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        began.set()
+        return release.wait(60)
+
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def wait_for_inner() -> str:
+            inner = session.submit(hold)
+            assert began.wait(60)
+            try:
+                inner.result(timeout=0.01)
+            except asyncio.TimeoutError as error:  # `TimeoutError` since Python 3.11
+                return type(error).__name__
+            finally:
+                release.set()
+            return "no timeout"
+
+        assert session.submit(wait_for_inner).result(timeout=60) == "TimeoutError"
+
+
+@pytest.mark.parametrize("how", ["run", "result", "as_completed"])
+@pytest.mark.parametrize("pool", ["own", "caller's"])
+def test_task_inside_a_task_of_a_full_pool_is_repeated(pool: str, how: str) -> None:
+    attempts: list[int] = []
+
+    def fail_once() -> str:
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise ValueError("the first attempt fails")
+        return "done"
+
+    def inner(session: Session) -> str:
+        if how == "run":
+            return str(session.run(ComputeTask(function=fail_once, retries=1))[0]["return_value"])
+        task = session.options(retries=1).submit(fail_once)
+        if how == "as_completed":
+            [task] = session.as_completed(task)
+        return str(task.result())
+
+    with ThreadPoolExecutor(1) as executor:
+        own = ConcurrentExecutionBackend(max_workers=1)
+        backend = own if pool == "own" else ConcurrentExecutionBackend(executor)
+        with Session(backend) as session:
+            assert session.submit(inner, session).result(timeout=60) == "done"
+    assert attempts == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["run", "result", "as_completed"])
 def test_tasks_with_cpus_inside_tasks_of_a_full_pool_do_not_deadlock(how: str) -> None:
     with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
 
         def outer() -> int:
-            if how == "result":
-                return int(session.options(resources={"cpus": 2}).submit(pow, 3, 2).result())
+            if how != "run":
+                below = session.options(resources={"cpus": 2}).submit(pow, 3, 2)
+                if how == "as_completed":
+                    [below] = session.as_completed(below)
+                return int(below.result())
             inner = ComputeTask(function=pow, args=(3, 2), resources={"cpus": 2})
             session.run([inner])
             return int(inner["return_value"])

@@ -1,8 +1,14 @@
-from queue import SimpleQueue
+import threading
+from queue import Empty, SimpleQueue
 from typing import Any
 
+import pytest
+
+from rhapsody.backends.core import nested_runs
 from rhapsody.backends.core.nested_runs import (
+    Attempts,
     Once,
+    WaitQueue,
     helping_queue,
     in_task,
     is_in_task,
@@ -35,7 +41,149 @@ def test_task_does_not_help_another_pool() -> None:
 
 def test_once_makes_its_call_once() -> None:
     made: list[int] = []
-    call = Once(lambda: made.append(1))
-    call()
-    call()
+
+    def make() -> bool:
+        made.append(1)
+        return True
+
+    call = Once(make)
+    assert (call(), call()) == (True, False)
     assert made == [1]
+
+
+class Task:
+    """A task whose end is put into a queue."""
+
+    def __init__(self, queue: WaitQueue, name: str, runs: bool = True) -> None:
+        self.queue = queue
+        self.name = name
+        self.runs = runs
+        self.made = 0
+
+    def __call__(self) -> bool:
+        self.made += 1
+        if self.runs:
+            self.queue.put_nowait(self.name)
+        return self.runs
+
+
+def test_waiting_thread_makes_the_calls_that_it_is_offered() -> None:
+    queue = WaitQueue()
+    first, second = Task(queue, "first"), Task(queue, "second")
+    queue.offer(Attempts(), first)
+    queue.offer(Attempts(), second)
+    assert queue.get() == "first"
+    assert (first.made, second.made) == (1, 0)
+    assert queue.get() == "second"
+
+
+def test_items_come_before_calls() -> None:
+    queue = WaitQueue()
+    task = Task(queue, "task")
+    queue.offer(Attempts(), task)
+    queue.put_nowait("item")
+    assert queue.get() == "item"
+    assert not task.made
+
+
+def test_call_of_a_task_that_another_thread_runs_is_passed_over() -> None:
+    queue = WaitQueue()
+    queue.offer(Attempts(), Task(queue, "taken", runs=False))
+    queue.offer(Attempts(), Task(queue, "task"))
+    assert queue.get() == "task"
+
+
+def test_next_call_waits_for_the_end_of_the_task_before() -> None:
+    queue, second = WaitQueue(), Attempts()
+    ends: list[threading.Thread] = []
+    events: list[str] = []
+
+    def report_first() -> None:
+        queue.offer(second, run_second)  # an offer is not the end of the first task
+        events.append("the first task ends")
+        queue.put_nowait("first")
+
+    def run_first() -> bool:
+        ends.append(threading.Thread(target=report_first))
+        ends[0].start()
+        return True
+
+    def run_second() -> bool:
+        events.append("the second task runs")
+        return False
+
+    queue.offer(Attempts(), run_first)
+    queue.offer(second, run_second)
+    assert queue.get() == "first"
+    assert events == ["the first task ends"]
+    ends[0].join()
+
+
+def test_another_attempt_is_made_in_the_waiting_thread() -> None:
+    attempts, queue = Attempts(), WaitQueue()
+
+    def fail() -> bool:
+        attempts.put(Task(queue, "task"))  # after a failure
+        return True
+
+    attempts.offer_to(queue)
+    attempts.put(fail)
+    assert queue.get() == "task"
+
+
+def test_attempts_are_offered_to_threads_that_wait_later() -> None:
+    attempts, early, late = Attempts(), WaitQueue(), WaitQueue()
+    attempts.offer_to(early)
+    attempts.withdraw_from(early)
+    attempts.put(Task(late, "task"))
+    attempts.offer_to(late)
+    assert late.get() == "task"
+    with pytest.raises(Empty):
+        early.get(timeout=0)
+
+
+def test_wait_with_a_timeout_lets_other_threads_begin_first() -> None:
+    queue = WaitQueue()
+    task = Task(queue, "task")
+    queue.offer(Attempts(), task)
+    with pytest.raises(Empty):
+        queue.get(timeout=0.01)
+    assert not task.made
+    assert queue.get(timeout=60) == "task"
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(nested_runs, "monotonic", lambda: self.now)
+        monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
+        monkeypatch.setattr(nested_runs, "REPORT_SECONDS", 0.0)
+
+
+def test_timeout_ends_a_wait_after_the_call_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, clock = WaitQueue(), Clock(monkeypatch)
+
+    def run_past_the_deadline() -> bool:
+        clock.now += 10
+        queue.put_nowait("task")
+        return True
+
+    queue.offer(Attempts(), run_past_the_deadline)
+    assert queue.get(timeout=5) == "task"
+
+
+def test_timeout_ends_a_wait_in_the_pause_before_another_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, clock = WaitQueue(), Clock(monkeypatch)
+
+    def fail() -> bool:
+        clock.now += 10
+        return True
+
+    queue.offer(Attempts(), fail)
+    with pytest.raises(Empty):
+        queue.get(timeout=5)
+    assert clock.now == 110
