@@ -22,6 +22,7 @@ from asyncflow_ext.failures import dependency_failure
 from asyncflow_ext.plain_functions import take_plain_functions
 from asyncflow_ext.recovery.stock import StockJournal
 from rhapsody.api.tasks import AITask
+from rhapsody.api.tasks.formatted import refuse_formatted_tasks
 from rhapsody.backends.protocol import (
     ATTEMPT_KEY,
     PROMPT,
@@ -182,6 +183,7 @@ class AITaskDecorator:
 
         async def body(args: Any, kwargs: Any, merged: Any) -> Any:
             task = _make_task(await function(*args, **kwargs), merged, name)
+            refuse_formatted_tasks(name, task["prompt"], self._flow.components.__contains__)
             _check_once(task, retrying)
             return await self._run(name, task, merged, agent)
 

@@ -360,6 +360,10 @@ class Component(asyncio.Future[Any]):
         self.queue: TaskQueue | None = None
         self.context = None if kind == FUNCTION else copy_context()
 
+    def __repr__(self) -> str:
+        # As a future, such as "<Component pending>", with its uid and its name.
+        return f"<Component {self.uid} {self.name} {super().__repr__().partition(' ')[2]}"
+
     def __getitem__(self, key: str) -> Any:
         if key == "future":
             return self

@@ -15,6 +15,7 @@ from typing import Any
 from radical.asyncflow import WorkflowEngine as StockEngine
 
 from asyncflow_ext.component import BLOCK, EXECUTABLE, PROMPT, Component, Event
+from rhapsody.api.tasks.formatted import refuse_formatted_tasks
 
 __all__ = ["Bodies", "OwnedTasks", "cancel_all"]
 
@@ -133,6 +134,7 @@ class Bodies:
     async def _prepare(self, component: Component) -> None:
         try:
             text = await _make_text(component)
+            refuse_formatted_tasks(component.name, text, self._engine.components.__contains__)
             if component.kind == PROMPT:
                 component.description["prompt"] = text
             else:

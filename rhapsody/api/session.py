@@ -340,6 +340,7 @@ class Session:
         loop = self._loop.bind_for_threads()
         future = loop.create_future()
         task.bind_future(future)
+        task["state"] = TaskStates.PENDING  # its text shows that it was submitted
         attempts = Attempts()
         if is_in_task():  # the thread of the task may have to run this one while it waits
             task.bind_attempts(attempts)

@@ -25,6 +25,7 @@ from rhapsody.api.routing import Router
 from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import check_loop
 from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
+from rhapsody.api.tasks.formatted import refuse_formatted_tasks
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.nested_runs import has_helper
 from rhapsody.backends.core.retries import RetryPolicy, clear_result
@@ -252,6 +253,8 @@ class Submissions:
                 )
             uids.add(uid)
             refuse_tasks_as_arguments(task)
+            if prompt := task.get("prompt"):
+                refuse_formatted_tasks(uid, prompt, lambda uid: uid in self._held)
             if task.get("retries") and task.get("on_text") is not None:
                 message = "'on_text' would get the text of every attempt; leave out 'retries'"
                 raise TaskValidationError(uid, message, "retries", task["retries"])

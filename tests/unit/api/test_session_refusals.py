@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from rhapsody import AITask, ComputeTask, Session
 from rhapsody.api import ConfigurationError, SessionError, TaskValidationError
-from rhapsody.backends import NoopExecutionBackend
+from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from tests.support.held import HeldBackend
 from tests.support.sessions import Compute, Inference, Recording, good, work
 
@@ -49,6 +50,25 @@ async def test_unsupported_kind_is_refused_with_list_of_backends() -> None:
     async with Session([Compute("cpu")]) as session:
         with pytest.raises(TaskValidationError, match="runs prompt tasks; it has 'cpu'"):
             await session.submit_tasks([AITask("hi")])
+
+
+async def test_prompt_with_the_text_of_a_pending_task_is_refused(held: HeldBackend) -> None:
+    async with Session([held, Inference("ai", "small")]) as session:
+        pending = session.submit(work)
+        with pytest.raises(TaskValidationError, match=f"the text 'ComputeTask.{pending.uid}, "):
+            await session.submit_tasks(AITask(f"Explain {pending}."))
+        held.release()
+        await pending
+        await session.submit_tasks(AITask(f"Explain {pending}."))
+
+
+def test_prompt_with_the_text_of_a_task_of_a_script_is_refused() -> None:
+    gate = threading.Event()
+    with Session([ConcurrentExecutionBackend(), Inference("ai", "small")]) as session:
+        prompt = AITask(f"Explain {session.submit(gate.wait, 60)}.")
+        with pytest.raises(TaskValidationError, match="that had not ended; await that task"):
+            session.run(prompt)
+        gate.set()
 
 
 async def test_session_without_backends_refuses_tasks() -> None:

@@ -1,9 +1,11 @@
 """The prompts that the function of an ai_task may return."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from asyncflow_ext import WorkflowEngine
 from rhapsody import AITask
 from rhapsody.api import TaskValidationError
 from tests.support.engines import Echo
@@ -66,3 +68,26 @@ async def test_function_returning_none_fails_task(flow: Any) -> None:
 
     with pytest.raises(TaskValidationError, match="'forgetful': its function returned None"):
         await forgetful()
+
+
+async def test_prompt_with_the_text_of_a_pending_future_is_refused(ai: Echo) -> None:
+    gate = asyncio.Event()
+    async with WorkflowEngine.create(ai) as flow:
+
+        @flow.block
+        async def topic() -> str:
+            await gate.wait()
+            return "heat"
+
+        @flow.ai_task
+        async def ask(topic: Any) -> str:
+            return f"What is {topic}?"
+
+        pending = topic()
+        text = f"<Component {pending.uid} topic pending>"
+        assert str(pending) == text
+        with pytest.raises(TaskValidationError, match=f"the text '{text[:-1]}'.*or pass it to"):
+            await ask(f"{pending}")
+        gate.set()
+        assert await ask(pending) == "<What is heat?>"
+    assert [asked["prompt"] for asked in ai.asked] == ["What is heat?"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from asyncflow_ext import WorkflowEngine
+from rhapsody.api import TaskValidationError
 from rhapsody.backends import NoopExecutionBackend
 from tests.support.engines import make_task
 
@@ -112,3 +113,24 @@ async def test_base_exception_of_body_fails_its_task(engine: WorkflowEngine, kin
 
     with pytest.raises(RuntimeError, match="OddError: odd"):
         await asyncio.wait_for(body(), 5)
+
+
+async def test_command_with_the_text_of_a_pending_future_is_refused(
+    engine: WorkflowEngine,
+) -> None:
+    gate = asyncio.Event()
+
+    @engine.block
+    async def name() -> str:
+        await gate.wait()
+        return "a name"
+
+    @engine.executable_task
+    async def greet(name: str) -> str:
+        return f"/bin/echo {name}"
+
+    pending = name()
+    with pytest.raises(TaskValidationError, match="Task 'greet': it contains the text '<Component"):
+        await greet(f"{pending}")
+    gate.set()
+    await greet(pending)

@@ -1,0 +1,58 @@
+"""Prompts and commands that contain the text of a task, where its result was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rhapsody.errors import TaskValidationError
+
+__all__ = ["refuse_formatted_tasks"]
+
+MARKS = ("Task(", "<Component ")
+"""The beginnings of the texts of tasks and of components."""
+UNFINISHED = re.compile(
+    r"(?:ComputeTask|AITask)\((?P<task>[^\s,()]+), [^\n]{0,1000}?state=(?:PENDING|RUNNING)\)"
+    r"|<Component (?P<component>\S+) [^\n]{0,200}?pending"
+)
+"""The texts of those that had not ended when they were formatted."""
+OR_PASS_IT = ", or pass it to the function as an argument"
+
+
+def refuse_formatted_tasks(uid: str | None, texts: Any, is_own: Callable[[str], bool]) -> None:
+    """Refuse a prompt with the text of a task that had not ended, such as `f"About {task}"`.
+
+    The text of a task that has ended may be meant: a prompt may ask why the task failed.
+
+    Args:
+        uid: The uid of the task with the prompt.
+        texts: The prompt: a text, a list of texts, or messages; or a command.
+        is_own: Returns whether a uid is that of a task of this program. A prompt may quote the log
+            of another program.
+
+    Raises:
+        TaskValidationError: It contains such a text.
+    """
+    for text in _texts_of(texts):
+        if not any(mark in text for mark in MARKS):
+            continue
+        for found in UNFINISHED.finditer(text):
+            name = found["task"] or found["component"]
+            if is_own(name):
+                raise TaskValidationError(
+                    uid,
+                    f"it contains the text '{found[0]}' of a task that had not ended; await that "
+                    "task and use its result" + (OR_PASS_IT if found["component"] else ""),
+                )
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_of(value.get("content"))
+        yield from _texts_of(value.get("text"))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_of(item)
