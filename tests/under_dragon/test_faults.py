@@ -126,6 +126,14 @@ async def test_task_ending_its_worker_fails_with_worker_died(deadly: Any, words:
         assert await runner.run(runner.function(square, 3)) == ["DONE"]
 
 
+async def test_task_that_signals_its_process_group_fails(runner: DragonRunner) -> None:
+    task = runner.function(os.killpg, 0, signal.SIGKILL)
+    called_later = runner.function(lambda: os.killpg(0, signal.SIGKILL))
+    assert await runner.run(task, called_later) == ["FAILED", "FAILED"]
+    assert "shares its process group" in str(called_later["exception"])
+    assert await runner.run(runner.function(square, 3)) == ["DONE"]
+
+
 async def test_async_tasks_fail_with_their_worker() -> None:
     async with DragonExecutionBackendV3(num_workers=1) as backend:
         runner = DragonRunner(backend)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import posix
+from functools import partial
+from typing import Any
+
 from rhapsody.backends.dragon.stdio_relay import relay_stdio
 from rhapsody.backends.workers import worker
 from rhapsody.backends.workers.program_connection import connect
 from rhapsody.backends.workers.worker import WorkerSetup
 
-__all__ = ["node_address", "serve"]
+__all__ = ["keep_runtime_alive", "node_address", "serve"]
 
 
 def node_address(run: str) -> str:
@@ -31,6 +37,32 @@ def serve(setup: WorkerSetup) -> None:
         setup: The worker's setup; its address is the name of the backend's run.
     """
     # It stays in the process group of Dragon's local services, which notice the exits of no other
-    # processes: they call `os.waitpid(0, ...)`.
+    # processes: they call `os.waitpid(0, ...)`. In another group its exit code would be lost, and
+    # the runtime would wait for it in vain when it ends.
+    keep_runtime_alive()
     relay_stdio()
     worker.serve(setup, connect(node_address(setup.address)))
+
+
+def keep_runtime_alive() -> None:
+    """Make `os.kill` and `os.killpg` refuse signals to the group of this process.
+
+    The services of Dragon and the program itself are in that group, so that a task which ends the
+    processes of its own group would end the program.
+    """
+    group = os.getpgrp()
+    kill = partial(_signal, os.kill, group, (0, -group))
+    killpg = partial(_signal, os.killpg, group, (0, group))
+    for module in (os, posix):  # a pickle of `os.kill` names the module `posix`
+        setattr(module, "kill", kill)  # noqa: B010 - mypy refuses the assignment
+        setattr(module, "killpg", killpg)  # noqa: B010
+
+
+def _signal(send: Any, group: int, refused: tuple[int, ...], pid: int, sig: int, /) -> None:
+    if sig and pid in refused and os.getpgrp() == group:
+        raise PermissionError(
+            errno.EPERM,
+            "a worker shares its process group with the Dragon runtime and with your program; "
+            "start processes in a group of their own (process_group=0) and signal that",
+        )
+    send(pid, sig)
