@@ -28,8 +28,8 @@ START_SECONDS_PER_AGENT = 0.1
 """Longest wait for all agents to start: `START_SECONDS`, and this much more for each."""
 
 STOP_SECONDS = 10.0
-"""How long agents may take to end. They need milliseconds, but an agent that is just starting must
-finish its start first."""
+"""How long agents may take to end. They need milliseconds. An agent whose process is starting must
+finish its start first: killed during that, it might leave a queue of Dragon locked."""
 
 RELEASE_SECONDS = 1.0
 """How long the release of the program's queue may take. It never returns if an agent was killed
@@ -62,6 +62,7 @@ class _Agent:
         self.node = node
         self.puid = 0
         self.inbox: Any = None
+        self.restart: asyncio.TimerHandle | None = None  # the pause before its start
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -107,12 +108,13 @@ class AgentLinks:
         try:
             seconds = START_SECONDS + START_SECONDS_PER_AGENT * len(agents)
             ready = await done_within(_all_set(agent.ready for agent in agents), seconds)
-            missing = [agent.node.name for agent in agents if agent.inbox is None]
+            missing = [agent for agent in agents if agent.inbox is None]
             if not ready or missing:
+                self._kill(missing)  # they had time enough
+                names = ", ".join(agent.node.name for agent in missing)
                 raise BackendError(
                     self._name,
-                    f"its agent did not start on {', '.join(missing)}; see what it wrote to "
-                    "standard error",
+                    f"its agent did not start on {names}; see what it wrote to standard error",
                 )
         except BaseException:
             await self.stop()
@@ -126,12 +128,13 @@ class AgentLinks:
             return
         agents = list(self._agents.values())
         for agent in agents:
-            if agent.inbox is not None:
+            if agent.restart is not None:
+                agent.restart.cancel()
+                agent.ended.set()
+            elif agent.inbox is not None:
                 self._tell_to_end(agent.inbox)
         if not await done_within(_all_set(agent.ended for agent in agents), STOP_SECONDS):
-            for agent in agents:
-                if not agent.ended.is_set():
-                    self._loop.run_in_executor(None, processes.kill, agent.puid)
+            self._kill(agents)
         releasing = processes.in_thread(self._release_queue, "close", self._receiver)
         await asyncio.to_thread(releasing.join, RELEASE_SECONDS)
         if releasing.is_alive():
@@ -146,6 +149,11 @@ class AgentLinks:
         receiver.join()
         self._queue.destroy()
 
+    def _kill(self, agents: Iterable[_Agent]) -> None:
+        for agent in agents:
+            if agent.puid and not agent.ended.is_set():
+                self._loop.run_in_executor(None, processes.kill, agent.puid)
+
     def _tell_to_end(self, inbox: Any) -> None:
         self._loop.run_in_executor(None, inbox.put, b"")
 
@@ -159,6 +167,9 @@ class AgentLinks:
                 self._loop.call_soon_threadsafe(self._on_end, alive.pop(puid))
 
     def _start_one(self, agent: _Agent) -> None:
+        if self._stopping:  # while others were started
+            self._loop.call_soon_threadsafe(self._on_end, agent)
+            return
         arguments = (self._run, agent.node.name, self._queue, os.getpid(), self._head_id)
         try:
             agent.puid = processes.start(agent.node, agent_process.serve, *arguments)
@@ -190,13 +201,11 @@ class AgentLinks:
         )
         successor = self._agents[agent.node.name] = _Agent(agent.node)
         self._events.on_node_lost(agent.node)
-        self._loop.call_later(RESTART_SECONDS, self._restart, successor)
+        successor.restart = self._loop.call_later(RESTART_SECONDS, self._restart, successor)
 
     def _restart(self, agent: _Agent) -> None:
-        if self._stopping:
-            agent.ended.set()
-        else:
-            processes.in_thread(self._start_and_watch, "watch", [agent])
+        agent.restart = None
+        processes.in_thread(self._start_and_watch, "watch", [agent])
 
     # -- messages ---------------------------------------------------------------------------------
 

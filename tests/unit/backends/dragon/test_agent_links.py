@@ -143,8 +143,8 @@ async def test_unready_agent_is_killed(
     agents: SimulatedAgents, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agents.silent.add("c")
-    for name in ("START_SECONDS", "STOP_SECONDS"):
-        monkeypatch.setattr(agent_links, name, 0.1)
+    monkeypatch.setattr(agent_links, "START_SECONDS", 0.1)
+    monkeypatch.setattr(agent_links, "STOP_SECONDS", 600.0)  # it is killed before
     links = AgentLinks("dragon", NODES, "run", events)
     with pytest.raises(BackendError, match="its agent did not start on c;"):
         await links.start()
@@ -183,9 +183,34 @@ async def test_message_to_a_node_without_agent_is_an_error(
     await until(lambda: bool(events.lost))
     with pytest.raises(BackendError, match="its agent on node b does not run"):
         links.send("b", 7, b"message")
-    stopping = asyncio.ensure_future(links.stop())
-    monkeypatch.setattr(agent_links, "STOP_SECONDS", 0.1)
-    await stopping
+    monkeypatch.setattr(agent_links, "STOP_SECONDS", 600.0)
+    await links.stop()  # the restart of the agent is withdrawn
+    assert agents.started.count("b") == 1
+
+
+async def test_stop_withdraws_agents_whose_processes_were_not_started(
+    agents: SimulatedAgents, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "CONCURRENT_STARTS", 1)
+    monkeypatch.setattr(agent_links, "STOP_SECONDS", 600.0)
+    first_starts, goes_on = threading.Event(), threading.Event()
+    start = agents.start
+
+    def start_slowly(*args: Any) -> int:
+        first_starts.set()
+        assert goes_on.wait(30)
+        return start(*args)
+
+    monkeypatch.setattr(processes, "start", start_slowly)
+    links = AgentLinks("dragon", NODES, "run", events)
+    starting = asyncio.ensure_future(links.start())
+    await asyncio.to_thread(first_starts.wait, 30)
+    starting.cancel()
+    await until(lambda: links._stopping)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert agents.started == ["b"]
 
 
 async def test_queue_left_locked_does_not_delay_stop(
