@@ -17,7 +17,13 @@ import psutil
 import pytest
 
 from rhapsody.backends import DragonExecutionBackendV3
-from rhapsody.backends.dragon import nodes, processes, worker_manager, worker_process
+from rhapsody.backends.dragon import (
+    nodes,
+    processes,
+    program_queue,
+    worker_manager,
+    worker_process,
+)
 from rhapsody.errors import BackendError, TaskExecutionError, WorkerDied
 from rhapsody.global_services import ReceiveLock
 from tests.support.on_dragon import DragonRunner, under_dragon
@@ -335,19 +341,42 @@ async def test_queue_left_locked_does_not_delay_shutdown(
     runner = DragonRunner(backend)
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
     assert backend._manager is not None
-    whole = backend._manager._agent_links._queue.put
+    locked = backend._manager._agent_links._queue.current
+    whole = locked.put
     unlocked = threading.Event()
 
     def put(message: bytes) -> None:
         unlocked.wait(30)
         whole(message)
 
-    monkeypatch.setattr(backend._manager._agent_links._queue, "put", put)
+    monkeypatch.setattr(locked, "put", put)
     began = time.monotonic()
     await backend.shutdown()
     assert time.monotonic() - began < 5.0
     unlocked.set()
     await until(lambda: not any("rhapsody-dragon" in t.name for t in threading.enumerate()))
+
+
+async def test_queue_left_locked_by_a_killed_agent_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_manager, "AGENTS_EVERYWHERE", True)
+    monkeypatch.setattr(program_queue, "PROBE_SECONDS", 0.5)
+    async with DragonExecutionBackendV3(num_workers=1) as backend:
+        runner = DragonRunner(backend)
+        assert await runner.run(runner.function(square, 3)) == ["DONE"]
+        assert backend._manager is not None
+        links = backend._manager._agent_links
+        locked, unlocked = links._queue.current, threading.Event()
+        monkeypatch.setattr(locked, "put", lambda message: unlocked.wait(60))
+        (agent,) = links._agents.values()
+        processes.kill(agent.puid)
+        await until(lambda: links._queue.current is not locked)
+        assert await runner.run(runner.function(square, 4)) == ["DONE"]
+        assert "restarted with another queue" in caplog.text
+        monkeypatch.undo()
+        locked.put(b"")  # its receiver ends
+        unlocked.set()
 
 
 async def test_children_of_an_executable_end_with_it(tmp_path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import pickle
-import queue
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from rhapsody.allocation import Node
 from rhapsody.backends.dragon import agent as agent_process
 from rhapsody.backends.dragon import processes
+from rhapsody.backends.dragon.program_queue import ProgramQueue
 from rhapsody.backends.workers.messages import MessageBatch
 from rhapsody.errors import BackendError
 from rhapsody.waiting import done_within
@@ -31,18 +29,8 @@ STOP_SECONDS = 10.0
 """How long agents may take to end. They need milliseconds. An agent whose process is starting must
 finish its start first: killed during that, it might leave a queue of Dragon locked."""
 
-RELEASE_SECONDS = 1.0
-"""How long the release of the program's queue may take. It never returns if an agent was killed
-while it held the queue's lock."""
-
 RESTART_SECONDS = 1.0
 """Time between the end of an agent and the start of its successor."""
-
-MESSAGES_AT_ONCE = 64
-"""Maximum number of queue entries handed over in one go."""
-
-QUEUE_ENTRIES = 4096
-"""Capacity of the program's queue; agents wait while it is full."""
 
 
 class AgentEvents(Protocol):
@@ -61,6 +49,7 @@ class _Agent:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.puid = 0
+        self.outbox: Any = None  # the program's queue that it writes
         self.inbox: Any = None
         self.restart: asyncio.TimerHandle | None = None  # the pause before its start
         self.ready = asyncio.Event()
@@ -83,9 +72,10 @@ class AgentLinks:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._agents = {node.name: _Agent(node) for node in nodes}
-        self._queue: Any = None
+        self._queue = ProgramQueue(name, self._on_entries)
+        self._mending = asyncio.Lock()
+        self._mends: set[asyncio.Task[None]] = set()
         self._head_id = 0
-        self._receiver: threading.Thread | None = None
         self._started = False
         self._stopping = False
 
@@ -97,12 +87,10 @@ class AgentLinks:
         """
         if not self._agents:
             return
-        from dragon.native.queue import Queue
         from dragon.utils import host_id
 
         self._head_id = host_id()
-        self._queue = await asyncio.to_thread(Queue, maxsize=QUEUE_ENTRIES, block_size=1024)
-        self._receiver = processes.in_thread(self._receive, "in")
+        await self._queue.open()
         agents = list(self._agents.values())
         processes.in_thread(self._start_and_watch, "watch", agents)
         try:
@@ -124,8 +112,12 @@ class AgentLinks:
     async def stop(self) -> None:
         """Stop the agents, after all workers have ended."""
         self._stopping = True
-        if self._receiver is None:
+        if self._queue.current is None:
             return
+        for mend in self._mends:
+            mend.cancel()
+        if self._mends:
+            await asyncio.wait(self._mends)
         agents = list(self._agents.values())
         for agent in agents:
             if agent.restart is not None:
@@ -135,19 +127,7 @@ class AgentLinks:
                 self._tell_to_end(agent.inbox)
         if not await done_within(_all_set(agent.ended for agent in agents), STOP_SECONDS):
             self._kill(agents)
-        releasing = processes.in_thread(self._release_queue, "close", self._receiver)
-        await asyncio.to_thread(releasing.join, RELEASE_SECONDS)
-        if releasing.is_alive():
-            logger.error(
-                "backend '%s': a killed agent left the backend's queue locked; its memory is not "
-                "released",
-                self._name,
-            )
-
-    def _release_queue(self, receiver: threading.Thread) -> None:
-        self._queue.put(b"")
-        receiver.join()
-        self._queue.destroy()
+        await self._queue.close()
 
     def _kill(self, agents: Iterable[_Agent]) -> None:
         for agent in agents:
@@ -170,7 +150,8 @@ class AgentLinks:
         if self._stopping:  # while others were started
             self._loop.call_soon_threadsafe(self._on_end, agent)
             return
-        arguments = (self._run, agent.node.name, self._queue, os.getpid(), self._head_id)
+        outbox = agent.outbox = self._queue.current
+        arguments = (self._run, agent.node.name, outbox, os.getpid(), self._head_id)
         try:
             agent.puid = processes.start(agent.node, agent_process.serve, *arguments)
         except Exception as error:
@@ -181,6 +162,9 @@ class AgentLinks:
                 error,
             )
             self._loop.call_soon_threadsafe(self._on_end, agent)
+        else:
+            if outbox is not self._queue.current:  # it was replaced meanwhile
+                processes.kill(agent.puid)
 
     def _on_ready(self, node: str, inbox: Any) -> None:
         agent = self._agents[node]
@@ -201,11 +185,27 @@ class AgentLinks:
         )
         successor = self._agents[agent.node.name] = _Agent(agent.node)
         self._events.on_node_lost(agent.node)
+        mend = self._loop.create_task(self._mend_queue())
+        self._mends.add(mend)
+        mend.add_done_callback(self._mends.discard)
         successor.restart = self._loop.call_later(RESTART_SECONDS, self._restart, successor)
 
     def _restart(self, agent: _Agent) -> None:
         agent.restart = None
         processes.in_thread(self._start_and_watch, "watch", [agent])
+
+    async def _mend_queue(self) -> None:
+        """Replace the queue if an agent that ended left it locked; all agents need the new one."""
+        async with self._mending:
+            if not await self._queue.is_locked():
+                return
+            logger.error(
+                "backend '%s': a killed agent left the backend's queue locked; all agents are "
+                "restarted with another queue",
+                self._name,
+            )
+            await self._queue.open()
+            self._kill(a for a in self._agents.values() if a.outbox is not self._queue.current)
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -220,23 +220,15 @@ class AgentLinks:
             raise BackendError(self._name, f"its agent on node {node} does not run")
         inbox.put(pickle.dumps((number, message), protocol=5))
 
-    def _receive(self) -> None:
-        while True:
-            entries = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(entries) < MESSAGES_AT_ONCE:
-                    entries.append(self._queue.get_nowait())
-            if b"" in entries:
-                return
-            batches: list[MessageBatch] = []
-            for entry in map(pickle.loads, entries):
-                if isinstance(entry, tuple):  # from a new agent: its node and its queue
-                    self._loop.call_soon_threadsafe(self._on_ready, *entry)
-                else:
-                    batches += entry
-            if batches:
-                self._events.on_unread_batches(batches)
-            del entries, batches
+    def _on_entries(self, entries: list[bytes]) -> None:
+        batches: list[MessageBatch] = []
+        for entry in map(pickle.loads, entries):
+            if isinstance(entry, tuple):  # from a new agent: its node and its queue
+                self._loop.call_soon_threadsafe(self._on_ready, *entry)
+            else:
+                batches += entry
+        if batches:
+            self._events.on_unread_batches(batches)
 
 
 async def _all_set(events: Iterable[asyncio.Event]) -> None:

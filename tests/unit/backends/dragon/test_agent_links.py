@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody.allocation import Node
-from rhapsody.backends.dragon import agent_links, processes
+from rhapsody.backends.dragon import agent_links, processes, program_queue
 from rhapsody.backends.dragon.agent_links import AgentLinks
 from rhapsody.backends.workers.messages import PLAIN_VALUE, MessageBatch
 from rhapsody.errors import BackendError
@@ -60,12 +60,12 @@ class SimulatedAgents:
         puid = self._puids[name] = len(self.started)
         if name not in self.silent:
             inbox = self.inboxes[name] = FakeQueue()
-            assert self.outbox is not None
-            self.outbox.put(pickle.dumps((name, inbox)))
-            threading.Thread(target=self._run, args=(puid, inbox), daemon=True).start()
+            arguments = (puid, name, inbox, self.outbox)
+            threading.Thread(target=self._run, args=arguments, daemon=True).start()
         return puid
 
-    def _run(self, puid: int, inbox: FakeQueue) -> None:
+    def _run(self, puid: int, name: str, inbox: FakeQueue, outbox: FakeQueue) -> None:
+        outbox.put(pickle.dumps((name, inbox)))
         while (message := inbox.get()) != b"":
             self.messages.append(pickle.loads(message))
         self._ended.put(puid)
@@ -219,7 +219,7 @@ async def test_queue_left_locked_does_not_delay_stop(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(agent_links, "RELEASE_SECONDS", 0.05)
+    monkeypatch.setattr(program_queue, "RELEASE_SECONDS", 0.05)
     links = AgentLinks("dragon", NODES[:1], "run", events)
     await links.start()
     outbox, unlocked = agents.outbox, threading.Event()
@@ -236,3 +236,42 @@ async def test_queue_left_locked_does_not_delay_stop(
     assert "left the backend's queue locked" in caplog.text
     unlocked.set()
     await until(lambda: outbox.destroyed)
+
+
+async def test_queue_that_a_killed_agent_left_locked_is_replaced_for_all_agents(
+    agents: SimulatedAgents,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(program_queue, "PROBE_SECONDS", 0.05)
+    links = AgentLinks("dragon", NODES, "run", events)
+    await links.start()
+    locked, unlocked = agents.outbox, threading.Event()
+    assert locked is not None
+    monkeypatch.setattr(locked, "put", lambda message: unlocked.wait(30))
+    with caplog.at_level(logging.ERROR):
+        agents.kill_node("b")
+        await until(lambda: {node.name for node in events.lost} == {"b", "c"})
+    assert "left the backend's queue locked; all agents are restarted with another" in caplog.text
+    await until(lambda: all(agent.inbox is not None for agent in links._agents.values()))
+    assert agents.outbox is not locked
+    assert agents.outbox is not None
+    agents.outbox.put(pickle.dumps([BATCH]))
+    await until(lambda: events.batches == [BATCH])
+    await links.stop()
+    assert agents.outbox.destroyed
+    unlocked.set()
+    locked._queue.put(b"")
+
+
+async def test_queue_that_a_killed_agent_left_whole_is_kept(
+    agents: SimulatedAgents, events: Events
+) -> None:
+    links = AgentLinks("dragon", NODES, "run", events)
+    await links.start()
+    agents.kill_node("b")
+    await until(lambda: agents.started.count("b") == 2 and not links._mends)
+    assert links._queue.current is agents.outbox
+    assert events.lost == [NODES[0]]
+    await links.stop()
