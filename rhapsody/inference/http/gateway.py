@@ -166,8 +166,11 @@ class Gateway:
             if request.path not in ("/health", "/metrics"):
                 self._models.check_open()
             return await handler(request)
-        except ConnectionResetError:  # the client has disconnected
-            raise
+        except ConnectionResetError as error:
+            if not _has_disconnected(request):
+                raise
+            logger.debug("%s %s: the client disconnected: %s", request.method, request.path, error)
+            return web.Response()  # nobody receives it; aiohttp logs an exception as an error
         except Exception as error:
             if isinstance(error, web.HTTPException) and error.status < 400:
                 raise
@@ -245,3 +248,7 @@ def is_public_without_key(api_key: str | None, addresses: Iterable[str]) -> bool
     return api_key is None and not all(
         ipaddress.ip_address(address).is_loopback for address in addresses
     )
+
+
+def _has_disconnected(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

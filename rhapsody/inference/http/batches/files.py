@@ -7,8 +7,10 @@ import fcntl
 import json
 import os
 import re
+import threading
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +20,10 @@ __all__ = ["MAX_FILES", "MAX_FILE_BYTES", "FileStore", "lock_folder", "not_found
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """The largest file that a client may send, as in OpenAI's API."""
-MAX_FOLDER_BYTES = 8 * 1024 * 1024 * 1024
-"""All files together, results of batches included."""
+MAX_CLIENT_BYTES = 8 * 1024 * 1024 * 1024
+"""All files of one client together, results of batches included."""
 MAX_FILES = 10_000
+"""The largest number of files of one client."""
 FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 
 
@@ -30,29 +33,33 @@ class FileStore:
     Args:
         folder: The folder, which only this process uses. Files in it from before are kept.
         max_file_bytes: The largest file that a client may send.
-        max_folder_bytes: The largest size of all files together.
+        max_client_bytes: The largest size of all files of one client together.
     """
 
     def __init__(
         self,
         folder: Path,
         max_file_bytes: int = MAX_FILE_BYTES,
-        max_folder_bytes: int = MAX_FOLDER_BYTES,
+        max_client_bytes: int = MAX_CLIENT_BYTES,
     ) -> None:
         self.max_file_bytes = max_file_bytes
         self._folder = folder
-        self._max_folder_bytes = max_folder_bytes
+        self._max_client_bytes = max_client_bytes
+        self._counting = threading.Lock()
+        # By the name of the client.
+        self._numbers: Counter[str] = Counter()
+        self._sizes: Counter[str] = Counter()
         self._files: dict[str, dict[str, Any]] = {}
         for path in folder.glob("file-*.json"):
             with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
                 file = json.loads(path.read_text())
                 if FILE_ID.fullmatch(file["id"]):
                     file["bytes"] = self.path(file["id"]).stat().st_size
+                    self._count(file["owner"], 1, file["bytes"])
                     self._files[file["id"]] = file
         for data in folder.glob("file-*.data"):  # an upload that did not end
             if data.stem not in self._files:
                 data.unlink()
-        self._used = sum(file["bytes"] for file in self._files.values())
 
     def path(self, file_id: str) -> Path:
         """Return where the content of a file is."""
@@ -65,12 +72,13 @@ class FileStore:
             Its id, and the file to write to; `grow` counts what is written.
 
         Raises:
-            PromptError: There are too many files.
+            PromptError: The client has too many files.
         """
-        if len(self._files) >= MAX_FILES:
+        if self._numbers[owner] >= MAX_FILES:
             raise PromptError(
-                f"the server has {MAX_FILES} files; delete some", 413, "RequestTooLarge", "file"
+                f"you have {MAX_FILES} files; delete some", 413, "RequestTooLarge", "file"
             )
+        self._count(owner, 1, 0)
         file_id = f"file-{uuid.uuid4().hex}"
         self._files[file_id] = {
             "id": file_id,
@@ -82,7 +90,16 @@ class FileStore:
             "status": "pending",
             "owner": owner,
         }
-        return file_id, open(self.path(file_id), "wb", opener=_open_private)
+        try:
+            return file_id, open(self.path(file_id), "wb", opener=_open_private)
+        except OSError:
+            self.remove(file_id)
+            raise
+
+    def _count(self, owner: str, files: int, size: int) -> None:
+        with self._counting:  # several threads create and remove files
+            self._numbers[owner] += files
+            self._sizes[owner] += size
 
     def grow(self, file_id: str, size: int, *, bounded: bool = False) -> None:
         """Count bytes before they are written.
@@ -93,7 +110,7 @@ class FileStore:
             bounded: Whether the file is one that a client sends.
 
         Raises:
-            PromptError: The file or all files together would become too large.
+            PromptError: The file, or all files of the client together, would become too large.
         """
         file = self._files[file_id]
         if bounded and file["bytes"] + size > self.max_file_bytes:
@@ -103,16 +120,15 @@ class FileStore:
                 "RequestTooLarge",
                 "file",
             )
-        if self._used + size > self._max_folder_bytes:
+        if self._sizes[file["owner"]] + size > self._max_client_bytes:
             raise PromptError(
-                f"the files of this server may have {self._max_folder_bytes} bytes together; "
-                "delete some",
+                f"your files may have {self._max_client_bytes} bytes together; delete some",
                 413,
                 "RequestTooLarge",
                 "file",
             )
         file["bytes"] += size
-        self._used += size
+        self._count(file["owner"], 0, size)
 
     def keep(self, file_id: str) -> dict[str, Any]:
         """Let the owner of a file find it, and return its description."""
@@ -147,7 +163,7 @@ class FileStore:
         """Remove a file. Idempotent."""
         file = self._files.pop(file_id, None)
         if file is not None:
-            self._used -= file["bytes"]
+            self._count(file["owner"], -1, -file["bytes"])
         self.path(file_id).unlink(missing_ok=True)
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
 

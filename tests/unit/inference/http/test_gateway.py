@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -222,6 +223,30 @@ async def test_disconnected_client_frees_its_places(
     asking.cancel()
     await asyncio.wait([asking])
     await until(lambda: service.admission.pending == 0)
+
+
+async def test_upload_that_is_cut_off_is_one_line_of_the_log(
+    service: EchoService, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "rhapsody")
+    gateway = Gateway(config(), [served(service)])
+    await gateway.start()
+    assert gateway.endpoint is not None
+    port = int(gateway.endpoint.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+    writer.write(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
+    writer.write(b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ntext')
+    await until(lambda: bool(files_of(gateway)))
+    writer.close()
+    await until(lambda: "POST /v1/files: the client disconnected: " in caplog.text)
+    await until(lambda: not files_of(gateway))
+    await gateway.stop()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def files_of(gateway: Gateway) -> Any:
+    return gateway._batch_routes._files._files
 
 
 async def test_closed_service_refuses_prompts_but_reports_health(

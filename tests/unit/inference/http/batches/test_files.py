@@ -70,14 +70,34 @@ def test_files_are_listed_while_a_thread_creates_some(tmp_path: Path) -> None:
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:
-    files = FileStore(tmp_path, max_file_bytes=6, max_folder_bytes=10)
+    files = FileStore(tmp_path, max_file_bytes=6, max_client_bytes=10)
     with pytest.raises(PromptError, match="may have at most 6 bytes"):
         stored(files, data=b"x" * 7)
     first = stored(files, data=b"x" * 6)
     with pytest.raises(PromptError, match="may have 10 bytes together"):
         stored(files, data=b"x" * 5)
+    stored(files, "bob", data=b"x" * 6)  # each client has its own limit
     files.remove(first)
     stored(files, data=b"x" * 5)
+    again = FileStore(tmp_path, max_client_bytes=10)
+    with pytest.raises(PromptError, match="your files may have 10 bytes together; delete some"):
+        stored(again, data=b"x" * 6)
+
+
+def test_number_of_files_is_bounded_for_each_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.inference.http.batches.files.MAX_FILES", 2)
+    files = FileStore(tmp_path)
+    first, _ = stored(files), stored(files)
+    with pytest.raises(PromptError, match="you have 2 files; delete some"):
+        stored(files)
+    stored(files, "bob")
+    files.remove(first)
+    files.remove(first)
+    stored(files)
+    with pytest.raises(PromptError, match="you have 2 files"):
+        stored(FileStore(tmp_path))
 
 
 def test_folder_has_one_user(tmp_path: Path) -> None:

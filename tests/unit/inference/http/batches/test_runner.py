@@ -281,7 +281,7 @@ async def test_batch_waits_while_there_is_no_server(
 
 
 async def test_full_folder_fails_the_batch(tmp_path: Path, model: Model) -> None:
-    files = FileStore(tmp_path, max_folder_bytes=1)
+    files = FileStore(tmp_path, max_client_bytes=1)
     batches, batch = batches_of(tmp_path, files, model), new_batch(files, "a")
     await batches.create(batch)
     await until(lambda: batch.ended)
