@@ -23,6 +23,7 @@ __all__ = [
     "error_line",
     "read_request",
     "response_line",
+    "unknown_model",
 ]
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -36,7 +37,19 @@ class LineError(ValueError):
 
     Args:
         message: What is wrong with it, and what was expected.
+        code: The HTTP status that OpenAI's API gives such a request.
+        kind: The code of the error in that API.
     """
+
+    def __init__(self, message: str, code: int = 400, kind: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.code = code
+        self.kind = kind
+
+
+def unknown_model(message: str) -> LineError:
+    """Return the error of a line that names a model which is not served."""
+    return LineError(message, 404, "model_not_found")
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def read_request(custom_id: str, line: Mapping[str, Any], model: str) -> Request
     if not isinstance(body, dict):
         raise LineError(f"'body' must be an object, got {body!r:.80}")
     if body.get("model") not in (None, model):
-        raise LineError(
+        raise unknown_model(
             f"the model {body['model']!r:.80} is not served; the served one is '{model}'"
         )
     given = {k: v for k, v in body.items() if v is not None and k not in IGNORED}
@@ -133,7 +146,7 @@ def error_line(custom_id: str, error: Exception) -> str:
     if isinstance(error, PartialFailureError):
         error = next(one for one in error.errors if isinstance(one, Exception))
     code, kind = 400, "invalid_request"
-    if isinstance(error, PromptError):
+    if isinstance(error, (LineError, PromptError)):
         code, kind = error.code, error.kind
     response = {
         "status_code": code,

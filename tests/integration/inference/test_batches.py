@@ -75,6 +75,7 @@ async def test_batch_runs_the_requests_of_a_file(client: openai.AsyncOpenAI) -> 
     errors = (await client.files.content(batch.error_file_id)).text
     assert "line 41 is not JSON" in errors
     assert "The model `other` does not exist" in errors
+    assert '"code":"model_not_found"' in errors
     assert (await client.batches.list(limit=1)).data[0].id == batch.id
     await client.files.delete(uploaded.id)
     with pytest.raises(openai.NotFoundError, match="there is no file"):

@@ -13,7 +13,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
 from rhapsody.errors import PromptError
-from rhapsody.inference.bulk.lines import CHAT, EMBEDDINGS, LineError
+from rhapsody.inference.bulk.lines import CHAT, EMBEDDINGS, LineError, unknown_model
 from rhapsody.inference.bulk.run import AT_ONCE, PRIORITY
 from rhapsody.inference.clients import Client, Clients
 from rhapsody.inference.http.batches.batch import Batch
@@ -232,8 +232,10 @@ class _ClientTarget:
         try:
             model = self._models.choose(None if name is None else str(name))
             return model.name if name is None else str(name)
-        except (BodyError, PromptError) as error:
+        except BodyError as error:
             raise LineError(str(error)) from error
+        except PromptError as error:
+            raise unknown_model(str(error)) from error
 
     async def run(self, model: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the result fields of a task, and count its tokens."""

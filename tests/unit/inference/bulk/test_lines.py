@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from rhapsody.errors import PartialFailureError, PromptError
-from rhapsody.inference.bulk.lines import LineError, error_line, read_request, response_line
+from rhapsody.inference.bulk.lines import (
+    LineError,
+    error_line,
+    read_request,
+    response_line,
+    unknown_model,
+)
 from rhapsody.inference.kinds import FloatArray, floats_of
 
 CHAT = "/v1/chat/completions"
@@ -83,10 +89,19 @@ def test_wrong_line_is_refused(line: dict[str, Any], message: str) -> None:
         read_request("a", line, "m")
 
 
+def test_line_with_an_unknown_model_has_openais_code() -> None:
+    body = {"messages": MESSAGES, "model": "x"}
+    with pytest.raises(LineError) as raised:
+        read_request("a", {"url": CHAT, "body": body}, "m")
+    line = json.loads(error_line("a", raised.value))
+    assert (line["response"]["status_code"], line["error"]["code"]) == (404, "model_not_found")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (LineError("wrong"), 400),
+        (unknown_model("wrong"), 404),
         (PromptError("wrong", 413), 413),
         (PartialFailureError([None, None], [None, PromptError("wrong", 422)]), 422),
     ],
