@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 import signal
 import sys
 from collections import Counter
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rhapsody.allocation import is_under_dragon
-from rhapsody.errors import ConfigurationError
+from rhapsody.errors import ConfigurationError, RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends import DragonVllmInferenceBackend, InferenceGateway
@@ -207,7 +209,23 @@ def serve(
         "scale_up_after": scale_up_after,
         "scale_down_after": scale_down_after,
     }
-    asyncio.run(_serve(_server(config_file, models, options, listen), models, drain))
+    try:
+        asyncio.run(_serve(_server(config_file, models, options, listen), models, drain))
+    except RhapsodyError as error:
+        raise ConfigurationError(in_terms_of_options(str(error))) from error
+
+
+def in_terms_of_options(message: str) -> str:
+    """Return an error message with "--num-gpus 0" in place of "num_gpus=0", and so on."""
+    names = sorted(inspect.signature(serve).parameters, key=len, reverse=True)
+    # Without "=", only names that are no English words, such as "num_gpus".
+    pattern = rf"\b({'|'.join(names)})=|\b({'|'.join(n for n in names if '_' in n)})\b"
+
+    def option(found: re.Match[str]) -> str:
+        name = f"--{(found[1] or found[2]).replace('_', '-')}"
+        return f"{name} " if found[1] else name
+
+    return re.sub(pattern, option, message)
 
 
 def _server(

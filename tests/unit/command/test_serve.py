@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhapsody.command.serve import parse_replicas, status_line
+from rhapsody.command.serve import in_terms_of_options, parse_replicas, status_line
 from rhapsody.errors import ConfigurationError
 
 KEY = "a-secret"
@@ -162,3 +162,23 @@ def test_impossible_placement_is_refused_in_one_line() -> None:
     assert run.returncode == 1
     assert "the embedded model runs in one process" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("lower num_gpus, or pass num_gpus=0", "lower --num-gpus, or pass --num-gpus 0"),
+        ("'max_pending' must be", "'--max-pending' must be"),
+        ("port=80 of host a", "--port 80 of host a"),
+        ("num_gpus_per_node=3, replicas", "num_gpus_per_node=3, replicas"),
+    ],
+)
+def test_errors_name_the_options_of_the_command(message: str, said: str) -> None:
+    assert in_terms_of_options(message) == said
+
+
+def test_error_of_the_server_names_options() -> None:
+    command = [sys.executable, "-m", "rhapsody", "serve", "demo", "--engine", "embedded"]
+    command += ["--max-pending", "0", "--port", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, "'--max-pending' must be" in run.stderr) == (1, True), run.stderr
