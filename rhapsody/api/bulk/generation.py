@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rhapsody.api.bulk.results import OWN_COLUMNS, Finished, RowResults, open_results
-from rhapsody.api.bulk.rows import Row, RowError, read_rows
+from rhapsody.api.bulk.rows import Row, RowError, check_source, read_rows
 from rhapsody.api.tasks import AITask
 from rhapsody.errors import (
     ConfigurationError,
@@ -286,6 +286,7 @@ class _Place:
 def _open(rows: Any, path: Path, finished: Finished) -> RowResults:
     if isinstance(rows, (str, Path)) and Path(rows).resolve() == path.resolve():
         raise ConfigurationError("the results must go to another file than the rows come from")
+    check_source(rows)  # before there is a file of results
     return open_results(path, finished)
 
 

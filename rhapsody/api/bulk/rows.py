@@ -14,7 +14,7 @@ from rhapsody.errors import ConfigurationError
 from rhapsody.inference.bulk.run import read_lines
 from rhapsody.validation import must_be
 
-__all__ = ["Row", "RowError", "Rows", "import_pyarrow", "read_rows"]
+__all__ = ["Row", "RowError", "Rows", "check_source", "import_pyarrow", "read_rows"]
 
 Row = Mapping[str, Any]
 Rows = Iterable[Any] | AsyncIterable[Any]
@@ -44,23 +44,36 @@ async def read_rows(source: Any) -> AsyncIterator[Row | RowError]:
         ConfigurationError: The source is something else, or a file is not in its format.
         OSError: A file cannot be read.
     """
-    rows: AsyncIterable[Any]
-    if isinstance(source, (str, Path)):
-        rows = _file_rows(Path(source))
-    elif isinstance(source, AsyncIterable):
-        rows = source
-    elif isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
-        rows = _iterated(source)
-    else:
-        expected = "a path, or an iterable of mappings or texts"
-        raise ConfigurationError(must_be("rows", expected, source))
-    async for row in rows:
+    async for row in _rows_of(source):
         if isinstance(row, (RowError, Mapping)):
             yield row
         elif isinstance(row, str):
             yield {"prompt": row}
         else:
             yield RowError(must_be("a row", "a mapping or a text", row))
+
+
+def check_source(source: Any) -> None:
+    """Check, before any work, that `read_rows` can read a source; reads no rows.
+
+    Raises:
+        ConfigurationError: As for `read_rows`.
+        OSError: A file cannot be read.
+    """
+    _rows_of(source)
+    if isinstance(source, (str, Path)):
+        Path(source).open("rb").close()
+
+
+def _rows_of(source: Any) -> AsyncIterable[Any]:
+    if isinstance(source, (str, Path)):
+        return _file_rows(Path(source))
+    if isinstance(source, AsyncIterable):
+        return source
+    if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
+        return _iterated(source)
+    expected = "a path, or an iterable of mappings or texts"
+    raise ConfigurationError(must_be("rows", expected, source))
 
 
 async def _iterated(rows: Iterable[Any]) -> AsyncIterator[Any]:

@@ -202,6 +202,23 @@ async def test_results_cannot_replace_the_rows(to: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ("missing.jsonl", FileNotFoundError),
+        ("missing.csv", FileNotFoundError),
+        ("rows.txt", ConfigurationError),
+        (3, ConfigurationError),
+    ],
+)
+async def test_rows_that_cannot_be_read_leave_no_file_of_results(
+    to: Path, rows: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await generate(Model(), str(to.parent / rows) if isinstance(rows, str) else rows, to)
+    assert not to.exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"max_length": 3}, TaskValidationError, "max_tokens"),
