@@ -610,7 +610,10 @@ class Session:
             raise self._submissions.reached
 
     async def close(self) -> None:
-        """Cancel tasks that have not ended and shut the session's backends down. Idempotent."""
+        """Cancel tasks that have not ended and shut the session's backends down. Idempotent.
+
+        It must be awaited. In a script without an event loop, use `with Session(...)` instead.
+        """
         if self.closed:
             return
         loop = asyncio.get_running_loop()

@@ -60,8 +60,8 @@ class InferenceConfig(ListenConfig):
         int | tuple[int, int] | None,
         AfterValidator(_check_replicas),
         Field(
-            description="a whole number of at least 1, or a pair of the fewest (0 or more) and the "
-            "most replicas"
+            description="a whole number of at least 1, or a pair (fewest, most) such as (0, 4) "
+            "whose second number is at least 1 and not below the first"
         ),
     ] = None
     scale_up_after: Annotated[float, Field(ge=0, description="a number of at least 0")] = 5.0

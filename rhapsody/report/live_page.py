@@ -75,7 +75,7 @@ class LivePage:
     """
 
     def __init__(self, source: PageSource, port: int = 0) -> None:
-        if not isinstance(port, int) or not 0 <= port < 1 << 16:
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port < 1 << 16:
             raise ValueError(must_be("port", "a whole number from 0 to 65535", port))
         self._source = source
         self._token = secrets.token_urlsafe(24)

@@ -163,6 +163,15 @@ def test_invalid_replicas_are_refused(replicas: Any) -> None:
         config(replicas=replicas)
 
 
+def test_pair_of_replicas_in_the_wrong_order_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        config(replicas=(3, 1))
+    assert str(raised.value) == (
+        "'replicas' must be a whole number of at least 1, or a pair (fewest, most) such as (0, 4) "
+        "whose second number is at least 1 and not below the first, got (3, 1)"
+    )
+
+
 @pytest.mark.parametrize(
     ("replicas", "bounds", "elastic"),
     [(None, (4, 4), False), (3, (3, 3), False), ((0, 2), (0, 2), True), ((2, 2), (2, 2), False)],

@@ -250,8 +250,9 @@ def test_used_port_is_refused_in_one_sentence() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ResourceError, match=f"127.0.0.1:{port} .*port=0 takes a free port"):
             session.serve_page(port)
-        with pytest.raises(ValueError, match="'port' must be a whole number from 0 to 65535"):
-            session.serve_page(70000)
+        for wrong in (70000, True):
+            with pytest.raises(ValueError, match="'port' must be a whole number from 0 to 65535"):
+                session.serve_page(wrong)
 
 
 def test_variable_serves_the_page_of_a_session(
