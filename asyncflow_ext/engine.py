@@ -53,6 +53,7 @@ from rhapsody.backends.protocol import REPORTED_STATES, Attempt, TaskStates, mai
 from rhapsody.errors import ConfigurationError, EngineError, JournalError, WalltimeReached
 from rhapsody.garbage import watch_tasks
 from rhapsody.journal.recorder import Journal, open_journal
+from rhapsody.report.notebook import in_notebook
 from rhapsody.report.runs import runs_of
 from rhapsody.suggest import suggest_parameters
 from rhapsody.walltime import find_end, signals
@@ -455,7 +456,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             self._machine.handle(component, Event.FAIL, reported_error(fields))
 
     def _setup_signal_handlers(self) -> None:
-        signals.add_owner(self, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        signals.add_owner(self, signal.SIGHUP, signal.SIGTERM)
+        if not in_notebook():  # there SIGINT interrupts the cell, and nothing else
+            signals.add_owner(self, signal.SIGINT)
 
     def on_signal(self, sig: Any) -> None:
         """Shut down, after SIGTERM and SIGUSR1 in an orderly way if the walltime is observed."""

@@ -1,4 +1,4 @@
-"""Rhapsody in a notebook: the example runs, and an interrupt leaves a session usable."""
+"""Rhapsody in a notebook: the example runs, and an interrupt ends the cell only."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -69,8 +69,9 @@ async def run_cell(client: Any, source: str) -> str:
 
 async def interrupted(client: Any, source: str) -> str:
     """Run a cell that prints "waiting", interrupt it there, and return what it shows."""
+    before = len(client.nb.cells)
     running = asyncio.ensure_future(run_cell(client, source))
-    while not any("waiting" in str(c.get("outputs")) for c in client.nb.cells[-1:]):
+    while not any("waiting" in str(c.get("outputs")) for c in client.nb.cells[before:]):
         assert not running.done(), running.result()
         await asyncio.sleep(0.05)
     await client.km.interrupt_kernel()
@@ -93,3 +94,44 @@ async def test_interrupt_leaves_a_session_usable(client: Any) -> None:
     again = "print(session.run(ComputeTask(function=abs, args=[-7]))[0].return_value)"
     assert "7" in await run_cell(client, again)
     assert "True" in await run_cell(client, "await session.close(); print(session.closed)")
+
+
+ENGINE = """
+from rhapsody import inference_backend
+from asyncflow_ext import WorkflowEngine
+
+threads = ConcurrentExecutionBackend()
+processes = ConcurrentExecutionBackend("process", "processes", max_workers=1)
+model = inference_backend("embedded", launcher="local")
+flow = await WorkflowEngine.create([threads, processes, model])
+
+@flow.function_task
+async def echo(value):
+    await asyncio.sleep(0.01)
+    return value
+
+async def wait_long():  # in steps: a kernel reacts to an interrupt when its loop has an event
+    print("waiting", flush=True)
+    for _ in range(6000):
+        await echo(0)
+
+@flow.function_task(backend="processes")
+def square(value):
+    return value * value
+
+@flow.ai_task(max_tokens=3)
+async def ask(prompt):
+    return prompt
+
+await asyncio.gather(square(2), ask("one"))
+"""
+
+
+async def test_interrupt_of_the_cell_that_created_an_engine_leaves_it_usable(client: Any) -> None:
+    begin = f"{MAKE}\n{ENGINE}\nawait wait_long()"
+    assert "CancelledError" in await interrupted(client, begin)
+    again = "print(await asyncio.gather(echo(0), square(7)), (await ask('two')) != '')"
+    assert "[0, 49] True" in await run_cell(client, again)
+    assert "CancelledError" in await interrupted(client, "await wait_long()")
+    assert "[0, 49] True" in await run_cell(client, again)
+    assert "ended" in await run_cell(client, "await flow.shutdown(); print('ended')")

@@ -12,6 +12,7 @@ import pytest
 from asyncflow_ext import WorkflowEngine
 from rhapsody.backends import NoopExecutionBackend
 from tests.support.engines import make_task
+from tests.support.notebooks import pretend_kernel
 
 pytestmark = pytest.mark.asyncflow
 
@@ -40,6 +41,27 @@ async def test_handlers_stay_until_last_engine_shuts_down() -> None:
     assert signal.getsignal(signal.SIGTERM) is not before
     await second.shutdown()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+async def test_engine_in_a_notebook_leaves_interrupts_to_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_kernel(monkeypatch)
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    before = signal.signal(
+        signal.SIGINT, lambda *_: loop.call_soon_threadsafe(interrupted.set)
+    )  # as a kernel does while a cell runs
+    try:
+        flow = await create()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(interrupted.wait(), 5)
+        assert await make_task(flow)() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(flow._shutdown_event.wait(), 5)
+        await flow.shutdown()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def test_engine_in_other_thread_installs_no_handlers() -> None:
