@@ -250,6 +250,16 @@ class StateMachine:
         if self._engine._telemetry is not None:
             self.events.ended("TaskCanceled", component)
 
+    def _cancel_finished(self, component: Component, value: Any) -> None:
+        """Cancel a component whose result came before its backend stopped it.
+
+        The journal keeps the result. The future does not: `asyncio` takes a future whose `cancel`
+        returned True for cancelled, so a caller that was cancelled would go on with the result.
+        """
+        if self.journal is not None:
+            self.journal.done(component, value)
+        self._cancel(component, None)
+
     def _cancel_pause(self, component: Component, _: Any) -> None:
         self._count_cancelled_pause(component)
         self._cancel(component, None)
@@ -397,6 +407,7 @@ TIME_OUT: Transition = (Stage.PAUSING, StateMachine._time_out)
 
 FINISH: Transition = (Stage.DONE, StateMachine._finish)
 CANCEL: Transition = (Stage.CANCELLED, StateMachine._cancel)
+CANCEL_FINISHED: Transition = (Stage.CANCELLED, StateMachine._cancel_finished)
 CANCEL_PAUSE: Transition = (Stage.CANCELLED, StateMachine._cancel_pause)
 FAIL_TIMED_OUT: Transition = (Stage.FAILED, StateMachine._fail_timed_out)
 
@@ -426,8 +437,8 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.SUBMITTING: FINISH,
         Stage.SUBMITTED: FINISH,
         Stage.RUNNING: FINISH,
-        Stage.CANCEL_PENDING: FINISH,
-        Stage.CANCELLING: FINISH,
+        Stage.CANCEL_PENDING: CANCEL_FINISHED,
+        Stage.CANCELLING: CANCEL_FINISHED,
         Stage.TIMEOUT_PENDING: FINISH,
         Stage.TIMING_OUT: FINISH,
         Stage.STOPPING_BODY: TIME_OUT,

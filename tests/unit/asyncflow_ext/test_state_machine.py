@@ -49,7 +49,7 @@ SUBMIT          .     .     .     subm  .     .     .     .     .     .     .   
 ACCEPT          .     .     .     .     has   .     .     cing  .     ting  .     .
 START           .     .     .     .     subm  has   .     .     .     .     .     .
 REJECT          .     .     .     .     pause .     .     canc  .     pause .     .
-SUCCEED         .     .     .     .     done  done  done  done  done  done  done  pause
+SUCCEED         .     .     .     .     done  done  done  canc  canc  done  done  pause
 FAIL            pause .     pause pause pause pause pause canc  canc  pause pause pause
 FAIL_DEPENDENCY fail  .     .     .     .     .     .     .     .     .     .     .
 STOP            .     .     canc  .     canc  canc  canc  canc  canc  pause pause pause

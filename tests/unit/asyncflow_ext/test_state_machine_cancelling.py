@@ -299,6 +299,36 @@ async def test_late_result_of_cancelled_task_is_ignored() -> None:
         assert future.cancelled()
 
 
+async def test_result_before_confirmation_does_not_undo_the_cancelling_of_a_caller() -> None:
+    backend = holding()
+    async with WorkflowEngine.create(backend=backend) as flow:
+        future = await submitted(backend, flow)
+
+        async def call() -> None:
+            await future
+
+        calling = asyncio.ensure_future(call())
+        await asyncio.sleep(0)  # now it awaits the future
+        calling.cancel()
+        backend.done(backend.batches[0][0])
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert future.state == "CANCELLED"
+
+
+async def test_journal_keeps_a_result_that_came_before_the_confirmation(tmp_path: Path) -> None:
+    journal = tmp_path / "run.journal"
+    first, second = holding("a"), holding("a")
+    async with WorkflowEngine.create(backend=first, journal=journal) as flow:
+        future = await submitted(first, flow)
+        future.cancel()
+        first.done(first.batches[0][0], "computed")
+        await ends_cancelled(future)
+    async with WorkflowEngine.create(backend=second, journal=journal) as flow:
+        assert await make_task(flow, backend="a")() == "computed"
+    assert second.batches == []
+
+
 async def test_shutdown_cancels_all_components() -> None:
     backend = holding()
     flow = await WorkflowEngine.create(backend=backend)
