@@ -98,9 +98,10 @@ def page_source(flow: Any, title: str | None = None) -> PageSource:
 
 
 def flow_live(flow: Any) -> AbstractContextManager[Any]:
-    """Show the progress of a workflow engine on standard error during a `with` block.
+    """Show the progress of a workflow engine during a `with` block.
 
-    On a terminal it is a table; otherwise plain lines from time to time.
+    It is a table in a notebook, and on standard error if that is a terminal; otherwise plain lines
+    on standard error from time to time.
 
     Args:
         flow: A `WorkflowEngine`, AsyncFlow's or Rhapsody's.

@@ -467,8 +467,8 @@ class Session:
         Args:
             tasks: Submitted tasks, or a single one.
             timeout: Longest wait in seconds. None: no limit.
-            progress: Show a live table on standard error, or plain lines if standard error is
-                not a terminal.
+            progress: Show a live table, in a notebook below the cell and otherwise on standard
+                error, or plain lines if standard error is not a terminal.
 
         Returns:
             The tasks, in the order given.

@@ -1,10 +1,11 @@
-"""The live view of a run on standard error: a table on a terminal, otherwise plain lines."""
+"""The live view of a run: a table in a notebook or on a terminal, otherwise plain lines."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any
 
@@ -16,9 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rhapsody.backends.core.history import STATES
+from rhapsody.backends.core.html import as_html
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import printable
 from rhapsody.report.formatting import format_duration
+from rhapsody.report.notebook import Output, in_notebook
 from rhapsody.report.runs import BackendRun
 
 __all__ = ["LiveView"]
@@ -34,10 +37,13 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 WIDE = 110
 """Columns of a terminal that has room for all states; a narrower one gets a bar instead."""
 NAME_CHARACTERS, BAR_CHARACTERS = 11, 8
+FULL, EMPTY = "█", "░"
 
 
 class LiveView:
     """Shows the progress of tasks while the body of its `with` runs, from its own thread.
+
+    In a notebook it is an output of the cell, and otherwise goes to standard error.
 
     Args:
         runs: The tasks at each backend.
@@ -48,7 +54,10 @@ class LiveView:
         self._console = Console(stderr=True)
         self._started_at = time.monotonic()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="rhapsody-live", daemon=True)
+        # In the context of the caller, from which a kernel knows the cell.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._show,), name="rhapsody-live", daemon=True
+        )
 
     def __enter__(self) -> LiveView:
         self._started_at = time.monotonic()
@@ -65,6 +74,12 @@ class LiveView:
         self._thread.join()
 
     def _show(self) -> None:
+        if in_notebook():
+            output = Output(self._html(), self._line())
+            while not self._stopping.wait(REFRESH_SECONDS):
+                output.update(self._html(), self._line())
+            output.update(self._html(), self._line())
+            return
         if not self._console.is_terminal:
             while not self._stopping.wait(LINE_SECONDS):
                 self._print_line()
@@ -76,10 +91,19 @@ class LiveView:
             live.update(self._table(), refresh=True)
 
     def _print_line(self) -> None:
+        self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
         seconds = time.monotonic() - self._started_at
         parts = "; ".join(row.line(seconds) for row in self._rows)
-        line = printable(f"[{seconds:6.1f} s] {parts}")
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return printable(f"[{seconds:6.1f} s] {parts}")
+
+    def _html(self) -> str:
+        rows = [["backend", "", "ended", "/s", "left", "failed"]]
+        rows += [row.cells() for row in self._rows]
+        shown = as_html(f"{time.monotonic() - self._started_at:.1f} s", {}, rows)
+        failures = {reason: f"{number:,}" for number, reason in self._frequent_failures()}
+        return shown + as_html("failures", failures) if failures else shown
 
     def _table(self) -> RenderableType:
         seconds = f"{time.monotonic() - self._started_at:.1f} s"
@@ -111,14 +135,16 @@ class LiveView:
         return table
 
     def _failures(self) -> list[Text]:
+        return [
+            Text(f" {number} x {reason}", "red", overflow="ellipsis")
+            for number, reason in self._frequent_failures()
+        ]
+
+    def _frequent_failures(self) -> list[tuple[int, str]]:
+        """Return the most frequent failures: their number, and the first line of the reason."""
         failures = [f for row in self._rows for f in row.run.history.failures()]
         failures.sort(key=lambda failure: -failure.number)
-        return [
-            Text(
-                f" {failure.number} x {failure.reason.splitlines()[0]}", "red", overflow="ellipsis"
-            )
-            for failure in failures[:FAILURES]
-        ]
+        return [(failure.number, failure.reason.splitlines()[0]) for failure in failures[:FAILURES]]
 
 
 class _Row:
@@ -171,6 +197,21 @@ class _Row:
             f"{failed:,}" if failed else "",
             style="red" if failed else None,
         )
+
+    def cells(self) -> list[str]:
+        """Return the row of a table in a notebook."""
+        self._sample()
+        ended, total = self._ended_of_total()
+        full = ended * BAR_CHARACTERS // max(total, 1)
+        failed = self.run.history.counts.get(TaskStates.FAILED, 0)
+        return [
+            self.run.name,
+            FULL * full + EMPTY * (BAR_CHARACTERS - full),
+            f"{ended:,}/{total:,}",
+            _short(self._rates[-1]),
+            self._left(self._rates[-1]),
+            f"{failed:,}" if failed else "",
+        ]
 
     def _ended_of_total(self) -> tuple[int, int]:
         return self.run.history.number_ended, sum(self.run.history.counts.values())

@@ -41,7 +41,10 @@ async def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     await nbclient.NotebookClient(notebook, **kernel_in(tmp_path)).async_execute()
     shown = texts_of(notebook)
     assert "[0.4964, 0.0699" in shown
-    assert "dragon_vllm: 50 done" in shown
+    progress = [cell for cell in notebook.cells if "progress=True" in cell.source]
+    (in_place, _) = progress[0].outputs  # and the value of the cell
+    assert "dragon_vllm: 50 done" in in_place["data"]["text/plain"]
+    assert "<td>50/50</td>" in in_place["data"]["text/html"]
     assert "20" in shown
     assert "<table>" in shown
     assert 'href="http://127.0.0.1:' in shown

@@ -15,6 +15,23 @@ def pretend_ipython(monkeypatch: pytest.MonkeyPatch, shell: Any) -> Any:
     return module
 
 
-def pretend_kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make this program look like the kernel of a notebook."""
-    return pretend_ipython(monkeypatch, SimpleNamespace(kernel=object()))
+def pretend_kernel(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
+    """Make this program look like the kernel of a notebook.
+
+    Returns:
+        The outputs of the cell: what each of them has shown, the latest last.
+    """
+    outputs: list[list[dict[str, str]]] = []
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Any:
+        assert raw
+        assert display_id
+        shown = [data]
+        outputs.append(shown)
+        return SimpleNamespace(update=lambda data, raw: shown.append(data))
+
+    module = pretend_ipython(monkeypatch, SimpleNamespace(kernel=object()))
+    module.display = ModuleType("IPython.display")
+    module.display.display = display
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
+    return outputs

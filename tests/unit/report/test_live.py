@@ -1,4 +1,4 @@
-"""`wait_tasks(progress=True)`: a live table on a terminal, otherwise plain lines."""
+"""`wait_tasks(progress=True)`: a table in a notebook or on a terminal, otherwise plain lines."""
 
 import asyncio
 import io
@@ -13,6 +13,7 @@ from rhapsody import ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from rhapsody.report import live
 from tests.support.held import HeldBackend
+from tests.support.notebooks import pretend_kernel
 from tests.support.waiting import until
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -118,6 +119,39 @@ async def test_narrow_terminal_gets_a_bar_in_60_columns(monkeypatch: pytest.Monk
     assert max(map(len, shown)) <= 60
     last = [line for line in shown if "a backend" in line][-1]
     assert re.search(r"━{8} +2/2 +[\d,.]+ +1 *$", last)
+
+
+async def test_notebook_gets_one_output_that_changes_in_place(
+    monkeypatch: pytest.MonkeyPatch, held: HeldBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.02)
+    outputs = pretend_kernel(monkeypatch)
+    async with Session([held]) as session:
+        task = ComputeTask(function=work)
+        await session.submit_tasks([task])
+        waiting = asyncio.ensure_future(session.wait_tasks([task], progress=True))
+        await until(lambda: bool(outputs) and "0/1" in outputs[0][-1]["text/html"])
+        held.release()
+        await waiting
+    (output,) = outputs
+    assert output[-1]["text/plain"].startswith("[")
+    assert "held: 1 done" in output[-1]["text/plain"]
+    assert f"<td>{'█' * live.BAR_CHARACTERS}</td><td>1/1</td>" in output[-1]["text/html"]
+    assert capsys.readouterr() == ("", "")
+
+
+async def test_notebook_shows_reasons_of_failures_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise ValueError("<b>intended")
+
+    outputs = pretend_kernel(monkeypatch)
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        task = ComputeTask(function=fail)
+        await session.submit_tasks([task])
+        await session.wait_tasks([task], progress=True)
+    assert "<th>ValueError: &lt;b&gt;intended</th><td>1</td>" in outputs[0][-1]["text/html"]
 
 
 async def test_lines_show_all_tasks_and_the_time_left(held: HeldBackend) -> None:
