@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ __all__ = [
     "group_exists",
     "has_secrets",
     "signal_group",
+    "wait_measured",
     "watch_exit",
 ]
 
@@ -101,7 +103,33 @@ def ending_group(pid: int) -> Iterator[float]:
         signal_group(pid, signal.SIGKILL)
 
 
-def watch_exit(process: subprocess.Popen[bytes], on_exit: Callable[[], None]) -> None:
+def wait_measured(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the exit of a child, and return the most resident memory that it used, in bytes.
+
+    It is that of the largest process among the child and those of its own children for which it
+    waited. Linux counts the memory of the program that started it too (`exec` keeps the maximum),
+    so that a child that needs less than this program ever did cannot be measured.
+
+    Returns:
+        None if it is not known.
+    """
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # another thread waited for it
+        process.wait()
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform != "linux" or usage.ru_maxrss <= own:
+        return None
+    return usage.ru_maxrss * 1024
+
+
+def watch_exit(
+    process: subprocess.Popen[bytes],
+    on_exit: Callable[[], None],
+    wait_for: Callable[[subprocess.Popen[bytes]], Any] = subprocess.Popen.wait,
+) -> None:
     """Call a function on the running loop when a child has exited; its exit code is known then.
 
     asyncio's own subprocesses depend on the event loop policy of the program.
@@ -109,18 +137,19 @@ def watch_exit(process: subprocess.Popen[bytes], on_exit: Callable[[], None]) ->
     Args:
         process: The child.
         on_exit: The function.
+        wait_for: Waits for the exit of a process, and sets its exit code.
     """
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        process.wait()
+        wait_for(process)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(on_exit)
 
     def reap(descriptor: int) -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        process.wait()
+        wait_for(process)
         on_exit()
 
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from rhapsody.backends.core.attachable import Attachable
 from rhapsody.backends.core.attachment import Attachment, ignore
+from rhapsody.backends.core.execution import PEAK_MEMORY
 from rhapsody.backends.core.history import STATES, ErrorText, TaskHistory, TaskRecord
 from rhapsody.backends.core.html import as_html, state_cells
 from rhapsody.backends.core.lifecycle import Lifecycle
@@ -271,7 +272,10 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
                 return False
             del self._works[work.key]
             work.mark_ended(state, fields.get("exception") if fields else None, text)
-            fields = {**(fields or {}), "execution": work.execution()}
+            fields = dict(fields or {})
+            if (peak := fields.pop(PEAK_MEMORY, None)) is not None:
+                work.peak_memory = peak
+            fields["execution"] = work.execution()
             work.attachment.post(work.task, fields, state)
         if work.timer is not None or work.queue_timer is not None:
             service_loop().call(work.stop_timers)

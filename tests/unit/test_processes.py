@@ -14,6 +14,7 @@ from rhapsody.processes import (
     ending_group,
     group_exists,
     has_secrets,
+    wait_measured,
     watch_exit,
 )
 from tests.support.processes import wait_gone
@@ -82,3 +83,16 @@ async def test_exit_of_a_child_is_reported(pidfd: bool, monkeypatch: pytest.Monk
     watch_exit(process, exited.set)
     await asyncio.wait_for(exited.wait(), 20)
     assert process.returncode == 3
+
+
+@pytest.mark.parametrize("program", ["true", "false"])
+def test_child_smaller_than_this_program_cannot_be_measured(program: str) -> None:
+    with subprocess.Popen([program]) as process:
+        assert wait_measured(process) is None
+    assert process.returncode == (program == "false")
+
+
+def test_child_that_another_caller_waited_for_cannot_be_measured() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitpid(process.pid, 0)
+        assert wait_measured(process) is None

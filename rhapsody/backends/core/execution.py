@@ -1,4 +1,4 @@
-"""The execution of a task, as its owner sees it after the end: when, where, and how often."""
+"""The execution of a task, as its owner sees it after the end: when, where, and at what cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import time
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-__all__ = ["Execution", "Location", "this_host", "this_thread"]
+__all__ = ["PEAK_MEMORY", "Execution", "Location", "this_host", "this_thread"]
+
+PEAK_MEMORY = "peak_memory_bytes"
+"""A result field of executables, which `Execution` gets and the task does not."""
 
 
 class Location(NamedTuple):
@@ -43,6 +46,8 @@ class Execution(NamedTuple):
             ran the function. None: not known.
         worker: Name of the thread, worker or model server that ran it. None: not known.
         attempts: Number of attempts, the last one included.
+        peak_memory_bytes: Most resident memory that its last attempt used: of an executable the
+            largest of its processes, else of the worker process that ran it. None: not known.
     """
 
     submitted_at: float
@@ -52,6 +57,7 @@ class Execution(NamedTuple):
     pid: int | None
     worker: str | None
     attempts: int
+    peak_memory_bytes: int | None = None
 
     @property
     def submitted(self) -> datetime:
@@ -85,6 +91,7 @@ class Execution(NamedTuple):
         started: float | None,
         location: Location | None,
         attempts: int,
+        peak_memory_bytes: int | None = None,
     ) -> Execution:
         """Return the execution of a task that ends now.
 
@@ -93,6 +100,7 @@ class Execution(NamedTuple):
             started: When it started, likewise. None: not known.
             location: Where it ran. None: not known.
             attempts: Number of attempts.
+            peak_memory_bytes: Most resident memory that it used. None: not known.
         """
         ended = time.time()
         offset = ended - time.monotonic()
@@ -102,6 +110,7 @@ class Execution(NamedTuple):
             ended,
             *(location or NOWHERE),
             attempts,
+            peak_memory_bytes,
         )
 
 

@@ -79,6 +79,7 @@ class Work:
     attempt: Attempt | None = None
     interrupted = False
     output: Mapping[str, Any] = NO_OUTPUT
+    peak_memory: int | None = None
     queue_timer: asyncio.TimerHandle | None = None
     timeout_error: TaskTimeoutError | None = None
     timer: asyncio.TimerHandle | None = None
@@ -129,7 +130,9 @@ class Work:
     def execution(self) -> Execution:
         """Return when and where the task was executed; it ends now."""
         attempts = 1 if self.attempt is None else self.attempt.number
-        return Execution.ending_now(self.submitted, self.started, self.location, attempts)
+        return Execution.ending_now(
+            self.submitted, self.started, self.location, attempts, self.peak_memory
+        )
 
     @property
     def options(self) -> Mapping[str, Any]:

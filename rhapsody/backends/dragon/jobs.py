@@ -26,6 +26,7 @@ from rhapsody.backends.workers.messages import (
     CANCEL,
     DISCONNECTED,
     FIELDS,
+    MEMORY,
     RAISED,
     READY,
     RUNNING,
@@ -245,7 +246,7 @@ class Jobs:
             elif kind == DISCONNECTED:
                 job.disconnected.add(number)
                 self._end_if_over(job)
-            else:
+            elif kind != MEMORY:  # which would be of one rank
                 job.outcomes[number] = message
         return True
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from rhapsody.backends.executables.child import CHUNK_BYTES
-from rhapsody.processes import ending_group
+from rhapsody.processes import ending_group, wait_measured
 
 __all__ = ["BlockingChild", "Interruption"]
 
@@ -71,6 +71,8 @@ class BlockingChild:
     ) -> None:
         self._process = process
         self._interruption = interruption
+        self.peak_memory: int | None = None
+        """The most resident memory that it used, in bytes, after the exit. None: not known."""
         self._output: dict[int, bytearray] = {
             pipe.fileno(): bytearray()
             for pipe in (process.stdout, process.stderr)
@@ -113,7 +115,8 @@ class BlockingChild:
                     else:
                         selector.unregister(key.fileobj)
                         awaited -= 1
-        self._process.wait()
+        if self._process.returncode is None:
+            self.peak_memory = wait_measured(self._process)
         self.close_pipes()
         return self.output
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 from typing import IO
 
-from rhapsody.processes import ending_group, watch_exit
+from rhapsody.processes import ending_group, wait_measured, watch_exit
 from rhapsody.waiting import done_within
 
 __all__ = ["CHUNK_BYTES", "Child"]
@@ -41,12 +41,17 @@ class Child:
                 self._loop.add_reader(pipe.fileno(), self._read, pipe)
         if not self._output:
             self._closed.set()
-        watch_exit(process, self.exited.set)
+        self.peak_memory: int | None = None
+        """The most resident memory that it used, in bytes, after the exit. None: not known."""
+        watch_exit(process, self.exited.set, self._wait)
 
     @property
     def exit_code(self) -> int:
         """The exit code after the exit; -N if signal N ended the child."""
         return self._process.returncode or 0
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        self.peak_memory = wait_measured(process)
 
     async def communicate(self) -> list[bytes]:
         """Wait until the child has exited and its pipes are closed; return the output of each."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from rhapsody.backends.core.execution import PEAK_MEMORY
 from rhapsody.backends.executables.blocking_child import BlockingChild, Interruption
 from rhapsody.backends.executables.child import Child
 from rhapsody.backends.executables.descriptors import are_exhausted, available
@@ -113,7 +114,8 @@ class Executable:
         Returns:
             `stdout`, `stderr`, `exit_code` and `return_value` (the same as `stdout`): text, or the
             paths of the files if output is captured. Bytes that are not UTF-8 become U+FFFD. If
-            the exit code is not 0, also `exception`.
+            the exit code is not 0, also `exception`. If the most memory that it used is known, also
+            that, for `Execution`.
 
         Raises:
             TaskExecutionError: The executable could not be started.
@@ -132,7 +134,7 @@ class Executable:
                 raise
             finally:
                 children.discard(process.pid)
-        return self.fields(child.exit_code, *output)
+        return self.fields(child.exit_code, *output, peak_memory=child.peak_memory)
 
     def run_blocking(
         self,
@@ -172,7 +174,7 @@ class Executable:
                 raise
             finally:
                 children.discard(process.pid)
-        return self.fields(child.exit_code, *output)
+        return self.fields(child.exit_code, *output, peak_memory=child.peak_memory)
 
     async def _start_when_possible(
         self, children: GuardedGroups, stack: contextlib.ExitStack
@@ -312,10 +314,17 @@ class Executable:
         return shutil.which(program, path=path_variable)
 
     def fields(
-        self, exit_code: int, out: bytes | None = None, err: bytes | None = None
+        self,
+        exit_code: int,
+        out: bytes | None = None,
+        err: bytes | None = None,
+        *,
+        peak_memory: int | None = None,
     ) -> dict[str, Any]:
         """Return the result fields of a child that has exited; see `run`."""
         fields = self._output_fields(exit_code, out, err)
+        if peak_memory is not None:
+            fields[PEAK_MEMORY] = peak_memory
         if exit_code:
             captured = self.capture_dir is not None
             quoted = _tail(self._file("stderr")) if captured else fields["stderr"]

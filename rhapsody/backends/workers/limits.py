@@ -1,13 +1,14 @@
-"""Resource limits of a worker process, which its tasks may change."""
+"""Resources of a worker process: its limits, which tasks may change, and the memory they use."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from typing import Any
 
-__all__ = ["ResourceLimits"]
+__all__ = ["PeakMemory", "ResourceLimits"]
 
 _KINDS = tuple(
     sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
@@ -54,3 +55,36 @@ class ResourceLimits:
                 resource.setrlimit(kind, (at_most, present_hard))
         self._changed = False
         return restored
+
+
+class PeakMemory:
+    """The most resident memory that this process has used since `reset`. Linux only."""
+
+    def __init__(self) -> None:
+        self._reset: int | None = None
+        self._status = -1
+        with contextlib.suppress(OSError):  # no Linux, or not permitted
+            self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
+            self._status = os.open("/proc/self/status", os.O_RDONLY)
+
+    def reset(self) -> None:
+        """Forget the earlier maximum."""
+        if self._reset is not None:
+            try:
+                os.pwrite(self._reset, b"5", 0)  # see proc_pid_clear_refs(5)
+            except OSError:
+                self.close()
+
+    def read(self) -> int | None:
+        """Return the maximum in bytes; None if it is not known."""
+        if self._reset is None:
+            return None
+        _, _, rest = os.pread(self._status, 4096, 0).partition(b"VmHWM:")
+        return int(rest.split(None, 1)[0]) * 1024 if rest else None
+
+    def close(self) -> None:
+        """Release the descriptors; from now on the maximum is not known."""
+        for descriptor in (self._reset, self._status):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self._reset, self._status = None, -1

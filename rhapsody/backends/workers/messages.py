@@ -31,6 +31,7 @@ __all__ = [
     "FIELDS",
     "GIVEN_BACK",
     "GIVE_BACK",
+    "MEMORY",
     "PACKED_VALUE",
     "PING",
     "PLAIN_VALUE",
@@ -100,6 +101,10 @@ PACKED_VALUE = 11
 DROPPED = 12
 """Payload: the pickled names of segments that the worker uses no longer, each with whether it may
 be written again; see `DataStore.drop`."""
+
+MEMORY = 13
+"""The call, which ends now, had the worker use that much resident memory: bytes in place of the
+seconds."""
 
 QUICK_BYTES = 65536
 """Size of a payload that is unpickled on the service loop, if that runs no user code."""

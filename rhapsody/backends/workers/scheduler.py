@@ -26,6 +26,7 @@ from rhapsody.backends.workers.messages import (
     FIELDS,
     GIVE_BACK,
     GIVEN_BACK,
+    MEMORY,
     PING,
     PONG,
     RAISED,
@@ -240,6 +241,10 @@ class Scheduler:
                     begun = worker.calls[call_id]
                     begun.location = worker.location
                     self._reports.report_running(begun, worker.node.name)
+                continue
+            if kind == MEMORY:
+                if call_id in worker.calls:
+                    worker.calls[call_id].peak_memory = int(seconds)
                 continue
             if kind in STATUS_KINDS:
                 self._on_status(worker, kind, payload)

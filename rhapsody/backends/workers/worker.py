@@ -36,7 +36,7 @@ from rhapsody.backends.workers.interrupts import (
     SyncInterrupted,
     interruptible_task,
 )
-from rhapsody.backends.workers.limits import ResourceLimits
+from rhapsody.backends.workers.limits import PeakMemory, ResourceLimits
 from rhapsody.backends.workers.messages import (
     CANCEL,
     CANCELED,
@@ -44,6 +44,7 @@ from rhapsody.backends.workers.messages import (
     FIELDS,
     GIVE_BACK,
     GIVEN_BACK,
+    MEMORY,
     PING,
     PONG,
     RAISED,
@@ -62,6 +63,10 @@ from rhapsody.errors import TaskExecutionError
 from rhapsody.processes import SECRET_VARIABLES
 
 __all__ = ["WorkerSetup", "import_path", "serve"]
+
+
+MEASURED_SECONDS = 0.001
+"""Duration of calls whose memory is measured, which takes 5 microseconds."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ class _Worker:
         self._pack = None if self._data is None else self._data.pack
         self._limits = ResourceLimits()
         self._limits.watch()
+        self._memory = PeakMemory()
         self._main_thread = threading.get_ident()
         signal.signal(INTERRUPT, self._on_interrupt)
 
@@ -280,6 +286,10 @@ class _Worker:
     def _end(
         self, active: _ActiveCall, kind: int, seconds: float = 0.0, payload: bytes = b""
     ) -> None:
+        call = active.call
+        measured = call.function >= 0 and not call.concurrent and seconds >= MEASURED_SECONDS
+        if measured and (peak := self._memory.read()) is not None:
+            self._connection.write(call.call_id, MEMORY, peak)
         del self._active[active.call.call_id]
         if self._data is not None and isinstance(active.arguments, Packed):
             self._data.discard(active.arguments)
@@ -321,6 +331,7 @@ class _Worker:
         function, args, kwargs = self._load(active)
         with captured(call.capture):
             self._make_interruptible(active)
+            self._memory.reset()
             value = function(*args, **kwargs)
             if inspect.isawaitable(value):
                 value = self._await(active, value)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import socket
 import sys
 import threading
@@ -17,6 +18,8 @@ from rhapsody.backends.core.execution import Execution, Location, this_thread
 from tests.support.foreign import ForeignBackend
 from tests.support.sessions import boom, work
 
+MIB = 1024 * 1024
+
 
 def test_times_are_in_utc_and_in_order() -> None:
     before = datetime.now(timezone.utc)
@@ -28,7 +31,7 @@ def test_times_are_in_utc_and_in_order() -> None:
     assert execution.waiting_seconds == pytest.approx(2)
     assert execution.running_seconds is not None
     assert execution.running_seconds >= 1
-    assert execution[3:] == ("n1", 7, "w1", 2)
+    assert execution[3:] == ("n1", 7, "w1", 2, None)
 
 
 def test_unknown_start_and_place_are_none() -> None:
@@ -68,6 +71,44 @@ async def test_executable_and_function_in_a_process() -> None:
         function.return_value,
         socket.gethostname(),
     )
+
+
+def use(mebibytes: int) -> None:
+    """Use memory, and take long enough to be measured."""
+    used = b"x" * (mebibytes * MIB)
+    time.sleep(0.01)
+    del used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_peak_memory_of_a_function_in_a_process_is_its_own() -> None:
+    async with Session([ConcurrentExecutionBackend("process", max_workers=1)]) as session:
+        large, small = session.submit(use, 200), session.submit(use, 1)
+        await session.wait_tasks([large, small])
+    assert large.execution.pid == small.execution.pid
+    assert large.execution.peak_memory_bytes > 200 * MIB
+    assert 0 < small.execution.peak_memory_bytes < large.execution.peak_memory_bytes - 100 * MIB
+
+
+async def test_peak_memory_of_a_function_in_a_thread_is_not_known() -> None:
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        task = session.submit(use, 1)
+        await task
+    assert task.execution.peak_memory_bytes is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the memory of a child")
+@pytest.mark.parametrize("exit_code", [0, 3])
+async def test_peak_memory_of_an_executable(exit_code: int) -> None:
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 64 * MIB
+    code = f"used = b'x' * {size}; raise SystemExit({exit_code})"
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        task = ComputeTask(sys.executable, arguments=["-c", code])
+        await session.submit_tasks(task)
+        await session.wait_tasks(task)
+    assert task.exit_code == exit_code
+    assert size < task.execution.peak_memory_bytes < size + 200 * MIB
+    assert "peak_memory_bytes" not in task
 
 
 async def test_failed_and_repeated_task() -> None:

@@ -1,11 +1,13 @@
-"""The resource limits of a worker, restored after a task changed them."""
+"""The resources of a worker: limits, restored after a task changed them, and its memory."""
 
+import os
 import resource
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from rhapsody.backends.workers.limits import ResourceLimits
+from rhapsody.backends.workers.limits import PeakMemory, ResourceLimits
 
 
 @pytest.fixture
@@ -43,3 +45,32 @@ def test_lowered_hard_limit_bounds_the_restored_soft_limit(
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
     assert not limits.restore()
     assert now[resource.RLIMIT_NOFILE] == (soft - 1, soft - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_memory_is_that_since_the_reset() -> None:
+    memory = PeakMemory()
+    before = memory.read()
+    memory.reset()
+    used = b"x" * (100 << 20)
+    del used
+    peak = memory.read()
+    memory.reset()
+    after = memory.read()
+    memory.close()
+    assert before is not None
+    assert peak is not None
+    assert after is not None
+    assert peak > 100 << 20
+    assert after < peak - (50 << 20)
+    assert memory.read() is None
+
+
+def test_peak_memory_is_not_known_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    memory = PeakMemory()
+    memory.reset()
+    assert memory.read() is None
