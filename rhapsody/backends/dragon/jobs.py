@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rhapsody.allocation import Node
 from rhapsody.backends.core.accounts import Account, Capacity
-from rhapsody.backends.core.execution import Location
+from rhapsody.backends.core.execution import PEAK_MEMORY, Location
 from rhapsody.backends.core.fair_queue import FairQueue
 from rhapsody.backends.core.reports import TaskReports
 from rhapsody.backends.core.work import Work
@@ -315,6 +315,8 @@ def _result(job: _Job) -> dict[str, Any]:
             stream: "".join(rank.get(stream, "") for rank in ranks)
             for stream in ("stdout", "stderr")
         }
+    if peaks := [rank.pop(PEAK_MEMORY) for rank in ranks if PEAK_MEMORY in rank]:
+        result[PEAK_MEMORY] = max(peaks)
     failed = [rank for rank in ranks if "exception" in rank]
     if job.work.kind == EXECUTABLE:
         result["return_value"] = result["stdout"]
