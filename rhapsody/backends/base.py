@@ -68,6 +68,9 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     timeouts of Rhapsody's engine start when the backend receives the task, and `queue_timeout` is
     refused."""
 
+    prints_to = ""
+    """Where the functions print to, for the page of a run; "" if the backend runs no functions."""
+
     carries_contexts = False
     """Whether functions run in the context of their call (`Work.context`), as in threads."""
 

@@ -262,6 +262,7 @@ class _View:
             "failures": group_failures((run.name, run.history.failures()) for run in runs),
             "nodes": _nodes(self._source.resources()),
             "logs": _logs(runs) if with_logs else [],
+            "prints": [(run.name, run.prints_to()) for run in runs if run.prints_to()],
             "versions": f"Rhapsody {version('rhapsody')}, Python {platform.python_version()}",
         }
 

@@ -69,6 +69,10 @@ class BackendRun:
         own = getattr(self._backend, "server_logs", None)
         return own() if own is not None else {}
 
+    def prints_to(self) -> str:
+        """Return where the functions of the backend print to, or "" if that is not known."""
+        return str(getattr(self._backend, "prints_to", ""))
+
     def statistics(self) -> dict[str, Any]:
         """Return the statistics of the backend, empty if it has none."""
         own = getattr(self._backend, "get_statistics", None)

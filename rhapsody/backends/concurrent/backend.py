@@ -78,6 +78,7 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
         ValueError: A number is not positive.
     """
 
+    prints_to = "the standard output and error of this program"
     resource_names = frozenset({"cpus", "env", "exclusive", "gpus", "memory"})
 
     @suggest_parameters

@@ -87,6 +87,7 @@ class DaskExecutionBackend(BaseBackend):
             of them has a wrong type.
     """
 
+    prints_to = "the standard output and error of their Dask workers"
     resource_names = frozenset({"cpus", "gpus", "memory", "nodes"})
     reports_running = True
     timeout_from_start = True

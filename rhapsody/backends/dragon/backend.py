@@ -84,6 +84,7 @@ class DragonExecutionBackend(WorkerBackend["DragonWorkers"]):
         ValueError: A number is not positive.
     """
 
+    prints_to = "the standard output and error of this program, from all nodes"
     resource_names = frozenset(Resources.model_fields)
 
     @suggest_parameters

@@ -112,6 +112,15 @@ async def test_page_needs_no_other_file(tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
 
 
+async def test_page_says_where_functions_print_to(tmp_path: Path) -> None:
+    backends = [ConcurrentExecutionBackend("process"), NoopExecutionBackend()]
+    async with Session(backends) as session:
+        page = Page(session.report(tmp_path / "run.html"))
+    words = " ".join(page.words)
+    assert "concurrent: functions print to the standard output and error of this program." in words
+    assert "noop: functions print" not in words
+
+
 async def test_failures_are_listed_by_reason(tmp_path: Path) -> None:
     async with Session([ConcurrentExecutionBackend()]) as session:
         bad = [ComputeTask(function=broken, args=["the step is < 0"], uid=f"b.{n}") for n in (1, 2)]
