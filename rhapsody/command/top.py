@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ class Reading(NamedTuple):
     replicas: dict[str, float]
     wanted: float | None
     requests: float
+    running: float
     generated: float
 
 
@@ -121,6 +123,7 @@ def _parse(text: str) -> Reading:
         totals.get("rhapsody_replicas", {}),
         total("rhapsody_replicas_wanted") if "rhapsody_scale_events" in totals else None,
         total("vllm:request_success_total") + total("rhapsody_embedded_requests_total"),
+        total("vllm:num_requests_running") + total("rhapsody_embedded_requests_running"),
         total("vllm:generation_tokens_total") + total("rhapsody_embedded_generation_tokens_total"),
     )
 
@@ -130,20 +133,32 @@ def _describe(now: Reading, before: Reading | None) -> str:
     lines = [
         "replicas  " + (_counts(now.replicas) or "none") + wanted,
         f"pending   {now.pending:.0f} prompts",
-        "prompts   " + (_counts(now.prompts) or "none yet") + _rate(now, before, "prompts"),
-        "tokens    " + (_counts(now.tokens) or "none yet") + _rate(now, before, "tokens"),
     ]
-    if now.requests:  # what the servers count themselves includes requests to /v1
-        lines.append(f"servers   {now.requests:.0f} requests, {now.generated:.0f} tokens generated")
+
+    def rate(count: Callable[[Reading], float]) -> str:
+        if before is None or now.at <= before.at:
+            return ""
+        return f"  ({max(0.0, count(now) - count(before)) / (now.at - before.at):.1f}/s)"
+
+    # The servers count all requests; prompts of tasks and of /generate are counted here as well.
+    served = now.requests or now.running
+    if now.prompts or not served:
+        lines += [
+            "prompts   " + (_counts(now.prompts) or "none yet") + rate(lambda r: _sum(r.prompts)),
+            "tokens    " + (_counts(now.tokens) or "none yet") + rate(lambda r: _sum(r.tokens)),
+        ]
+    if served:
+        lines += [
+            f"requests  {now.requests:.0f} done, {now.running:.0f} running"
+            + rate(lambda r: r.requests),
+            f"generated {now.generated:.0f} tokens" + rate(lambda r: r.generated),
+        ]
     return "\n".join(lines)
+
+
+def _sum(counts: dict[str, float]) -> float:
+    return sum(counts.values())
 
 
 def _counts(values: dict[str, float]) -> str:
     return ", ".join(f"{value:.0f} {name}" for name, value in sorted(values.items()) if value)
-
-
-def _rate(now: Reading, before: Reading | None, field: str) -> str:
-    if before is None or now.at <= before.at:
-        return ""
-    grown = sum(getattr(now, field).values()) - sum(getattr(before, field).values())
-    return f"  ({max(0.0, grown) / (now.at - before.at):.1f}/s)"

@@ -26,13 +26,43 @@ def test_reading_describes_the_server() -> None:
     assert "2 ready" in text
     assert "7 prompts" in text
     assert "40 done, 1 failed" in text
-    assert "11 requests" in text
+    assert "requests  11 done, 0 running" in text
 
 
 def test_rate_is_that_since_the_previous_reading() -> None:
     now = _parse(METRICS)
     before = now._replace(at=now.at - 2, prompts={"done": 20.0, "failed": 1.0})
     assert "(10.0/s)" in _describe(now, before)
+
+
+CHATS = """\
+# TYPE rhapsody_pending_prompts gauge
+rhapsody_pending_prompts 2.0
+# TYPE rhapsody_embedded_requests counter
+rhapsody_embedded_requests_total{replica="0"} 3.0
+rhapsody_embedded_requests_total{replica="1"} 4.0
+# TYPE rhapsody_embedded_requests_running gauge
+rhapsody_embedded_requests_running{replica="0"} 2.0
+# TYPE rhapsody_embedded_generation_tokens counter
+rhapsody_embedded_generation_tokens_total{replica="0"} 90.0
+"""
+
+
+def test_chats_are_counted_with_their_rate() -> None:
+    now = _parse(CHATS)
+    before = now._replace(at=now.at - 2, requests=1.0, generated=10.0)
+    text = _describe(now, before)
+    assert "requests  7 done, 2 running  (3.0/s)" in text
+    assert "generated 90 tokens  (40.0/s)" in text
+    assert "none yet" not in text
+
+
+def test_server_without_requests_says_so() -> None:
+    text = _describe(
+        _parse("# TYPE rhapsody_pending_prompts gauge\nrhapsody_pending_prompts 0\n"), None
+    )
+    assert "prompts   none yet" in text
+    assert "requests" not in text
 
 
 def test_server_of_another_program_is_refused() -> None:
