@@ -124,7 +124,7 @@ class InferenceGateway(Lifecycle):
         return self._gateway.endpoint if self._gateway is not None else None
 
     def get_statistics(self) -> dict[str, Any]:
-        """Return the counts of all backends together, and all replicas with their models."""
+        """Return the counts of all backends together, their replicas, and the HTTP clients."""
         each = {one.model_name: one.get_statistics() for one in self.backends}
         counts = {
             name: sum(statistics.get(name, 0) for statistics in each.values())
@@ -136,7 +136,8 @@ class InferenceGateway(Lifecycle):
             for name, statistics in each.items()
             for replica in statistics.get("replicas", [])
         ]
-        return {**counts, "mean_batch_size": mean, "replicas": replicas}
+        clients = self._gateway.usage() if self._gateway is not None else []
+        return {**counts, "mean_batch_size": mean, "replicas": replicas, "clients": clients}
 
 
 _running: set[InferenceGateway] = set()

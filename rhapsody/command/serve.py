@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ from rhapsody.errors import ConfigurationError, RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends import DragonVllmInferenceBackend, InferenceGateway
+    from rhapsody.report.live_page import LivePage
 
 __all__ = ["serve"]
 
@@ -161,6 +163,13 @@ def serve(
             help="Seconds without a reaction until a server is restarted.", rich_help_panel=FAULTS
         ),
     ] = 60.0,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Also serve a live page to this machine, at an address with a secret in it.",
+        ),
+    ] = False,
     drain: Annotated[
         float,
         typer.Option(help="Seconds for pending prompts to finish at the end."),
@@ -210,7 +219,7 @@ def serve(
         "scale_down_after": scale_down_after,
     }
     try:
-        asyncio.run(_serve(_server(config_file, models, options, listen), models, drain))
+        asyncio.run(_serve(_server(config_file, models, options, listen), models, drain, page))
     except RhapsodyError as error:
         raise ConfigurationError(in_terms_of_options(str(error))) from error
 
@@ -265,7 +274,10 @@ def parse_replicas(text: str) -> tuple[int, tuple[int, int] | None]:
 
 
 async def _serve(
-    backend: DragonVllmInferenceBackend | InferenceGateway, models: Sequence[str], drain: float
+    backend: DragonVllmInferenceBackend | InferenceGateway,
+    models: Sequence[str],
+    drain: float,
+    with_page: bool,
 ) -> None:
     """Serve until a signal; a second one ends the program at once."""
     loop = asyncio.get_running_loop()
@@ -278,6 +290,7 @@ async def _serve(
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, on_signal, sig)
     _say(f"Starting {', '.join(models)} ...")
+    page: LivePage | None = None
     starting = asyncio.ensure_future(backend.initialize())
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -286,6 +299,7 @@ async def _serve(
             starting.result()
             key = "with its key" if backend.config.api_key else "without a key"
             _say(f"Serving at {backend.get_endpoint()}/v1 {key}. Ctrl-C stops it.")
+            page = _serve_page(backend, models, with_page)
             await _show_status(backend, stop)
     finally:
         for task in (starting, stopping):
@@ -294,8 +308,34 @@ async def _serve(
         if stop.is_set():
             _say(f"Stopping: {pending} prompts pending, up to {drain:g} s. Ctrl-C ends at once.")
         await backend.shutdown(drain if stop.is_set() and pending else 0)
+        if page is not None:
+            await page.stop()
         await asyncio.gather(starting, stopping, return_exceptions=True)
     _say("Stopped.")
+
+
+def _serve_page(
+    backend: DragonVllmInferenceBackend | InferenceGateway, models: Sequence[str], wanted: bool
+) -> LivePage | None:
+    """Serve the live page, if the option or the variable RHAPSODY_PAGE asks for it."""
+    if not wanted and not os.environ.get("RHAPSODY_PAGE"):
+        return None
+    from rhapsody.report.live_page import serve_if_wanted, serve_page
+    from rhapsody.report.page import PageSource
+    from rhapsody.report.runs import BackendRun
+
+    several = getattr(backend, "backends", None)
+    runs = [BackendRun(one) for one in several or [backend]]
+
+    def clients() -> list[dict[str, Any]]:  # with one model, its own statistics have them
+        return backend.get_statistics().get("clients", []) if several else []
+
+    source = PageSource(", ".join(models), lambda: runs, clients=clients)
+    page = serve_if_wanted(backend, source)
+    if page is None and wanted:
+        page = serve_page(backend, source)
+        _say(f"Live page: {page.url}")
+    return page
 
 
 async def _show_status(

@@ -105,6 +105,16 @@ class Client:
         self._filled_at = clock()
         self._arrival = 0.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return its name and usage."""
+        return {
+            "name": self.name,
+            "prompts": self.prompts,
+            "refused": self.refused,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+
     def try_enter(self, prompts: int = 1) -> float:
         """Count prompts against the rate: all of them or none.
 

@@ -254,7 +254,7 @@ class InferenceService:
         return not self.draining and (bool(self.pool.ready) or self.pool.starts_on_demand)
 
     def get_statistics(self) -> dict[str, Any]:
-        """Return counts of batches and prompts, and the state of the replicas."""
+        """Return counts of batches and prompts, the replicas, and the usage of HTTP clients."""
         batches, batched = self.metrics.batches, self.metrics.batched
         scaling = self.pool.scaling
         return {
@@ -264,6 +264,7 @@ class InferenceService:
             "pending_prompts": self.admission.pending,
             "replicas": [replica.as_dict() for replica in self.pool.replicas],
             **({"scaling": asdict(scaling)} if scaling is not None else {}),
+            **({"clients": self.gateway.usage()} if self.gateway is not None else {}),
         }
 
 

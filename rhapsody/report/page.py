@@ -38,7 +38,7 @@ __all__ = ["PageSource", "charts_json", "live_page", "parts", "policy", "write_f
 
 SCRIPTS = ("page.js", "charts.js", "graph.js", "tasks.js", "live.js")
 """The parts of the page's script, in order."""
-PARTS = ("tiles", "backends", "failures", "nodes", "logs")
+PARTS = ("tiles", "backends", "servers", "failures", "nodes", "logs")
 """The blocks of the template that the live page replaces."""
 LATEST = 1000
 """Tasks from which the live page computes latencies."""
@@ -54,6 +54,7 @@ class PageSource:
         graph: Returns the graph of the tasks. None: tasks do not depend on each other.
         resources: Returns the latest use of each node: mappings with the fields of telemetry's
             `ResourceUpdate`.
+        clients: Returns the usage of the clients of an HTTP server that serves several backends.
         present: The time to which `time.monotonic` of now corresponds, in seconds since 1970.
             None: now.
     """
@@ -62,6 +63,7 @@ class PageSource:
     runs: Callable[[], Sequence[BackendRun]]
     graph: Callable[[], Graph] | None = None
     resources: Callable[[], Iterable[Mapping[str, Any]]] = field(default=lambda: ())
+    clients: Callable[[], Iterable[Mapping[str, Any]]] = field(default=lambda: ())
     present: float | None = None
 
     def current_graph(self) -> Graph:
@@ -260,6 +262,7 @@ class _View:
             "limit_note": _limit_note(runs),
             "has_batches": any(run.history.batches() for run in runs),
             "failures": group_failures((run.name, run.history.failures()) for run in runs),
+            **_servers(runs, self._source.clients()),
             "nodes": _nodes(self._source.resources()),
             "logs": _logs(runs) if with_logs else [],
             "prints": [(run.name, run.prints_to()) for run in runs if run.prints_to()],
@@ -334,6 +337,19 @@ def _scaling(statistics: Mapping[str, Any]) -> str:
 def _median(times: Iterable[float | None]) -> float | None:
     known = [seconds for seconds in times if seconds is not None]
     return median(known) if known else None
+
+
+def _servers(
+    runs: Iterable[BackendRun], clients: Iterable[Mapping[str, Any]]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the replicas of all models with their backend, and the clients of HTTP servers."""
+    replicas: list[Mapping[str, Any]] = []
+    known = list(clients)
+    for run in runs:
+        statistics = run.statistics()
+        replicas += [{"backend": run.name, **one} for one in statistics.get("replicas", [])]
+        known += statistics.get("clients", [])
+    return {"replicas": replicas, "clients": known}
 
 
 def _nodes(resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -76,6 +76,10 @@ class Gateway:
         self._runner: web.AppRunner | None = None
         self._port = 0
 
+    def usage(self) -> list[dict[str, Any]]:
+        """Return the name and the usage of each client."""
+        return [client.as_dict() for client in self.clients]
+
     @property
     def endpoint(self) -> str | None:
         """The URL of the server; None unless it listens."""

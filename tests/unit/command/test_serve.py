@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -19,9 +20,9 @@ KEY = "a-secret"
 @pytest.fixture(params=[["demo"]])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A running server of models, and its address."""
-    command = [sys.executable, "-m", "rhapsody", "serve", *request.param, "--engine", "embedded"]
+    command = [sys.executable, "-m", "rhapsody", "serve", "--engine", "embedded"]
     process = subprocess.Popen(
-        [*command, "--replicas", "2", "--port", "0"],
+        [*command, "--replicas", "2", "--port", "0", *request.param],
         stderr=subprocess.PIPE,
         text=True,
         env={"PATH": "/usr/bin:/bin", "RHAPSODY_API_KEY": KEY},
@@ -68,7 +69,7 @@ def test_server_responds_and_stops_clean_on_interrupt(
     assert top.returncode == 0, top.stderr
     assert re.search(r"replicas +2 ready", top.stdout, re.IGNORECASE)
     assert re.search(r"prompts +1 done", top.stdout)
-    assert re.search(r"servers +2 requests, 4 tokens generated", top.stdout)
+    assert re.search(r"requests +2 done, 0 running\ngenerated 4 tokens", top.stdout)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
@@ -88,6 +89,28 @@ def test_top_without_the_key_says_so(server: tuple["subprocess.Popen[str]", str]
     )
     assert done.returncode == 1
     assert "it needs a key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "server", [["demo", "--page"], ["small", "large", "--page"]], indirect=True
+)
+def test_live_page_shows_model_servers_and_clients(
+    server: tuple["subprocess.Popen[str]", str],
+) -> None:
+    process, _ = server
+    assert process.stderr is not None
+    name, page = process.stderr.readline().strip().rsplit(" ", 1)
+    assert name == "Live page:"
+    with urllib.request.urlopen(f"{page}report", timeout=30) as response:
+        report = response.read().decode()
+    assert report.count("<td>ready</td>") >= 2
+    assert "<th>default</th><td>0</td>" in report
+    with pytest.raises(urllib.error.HTTPError):  # only who knows the secret can read it
+        urllib.request.urlopen("/".join([*page.split("/")[:3], "report"]), timeout=30)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors.splitlines()[-1] == "Stopped."
 
 
 def test_status_line_counts_replicas_and_prompts() -> None:
