@@ -2,13 +2,16 @@
 
 The `python` and `bash` blocks of a page run in order. Python blocks share a namespace and may use
 `await`, as in a notebook. Bash blocks get the page's strings as variables in capitals (`endpoint`
-is `$ENDPOINT`). A block that cannot run has `<!-- not run: reason -->` before it and is checked
-statically. `WAYS` lists what happens to each kind of block; other kinds are errors. Pages that need
-the `dragon` command run in tests/under_dragon.
+is `$ENDPOINT`). A text block after `<!-- output -->` shows what the Python block before it prints;
+"..." in it stands for any text. A block that cannot run has `<!-- not run: reason -->` before it
+and is checked statically. `WAYS` lists what happens to each kind of block; other kinds are errors.
+Pages that need the `dragon` command run in tests/under_dragon.
 """
 
 import asyncio
+import contextlib
 import inspect
+import io
 import json
 import os
 import re
@@ -36,6 +39,7 @@ from tests.support.pages import (
     Block,
     blocks_of,
     indented_code_of,
+    matches_output,
     name_of,
     prose_of,
 )
@@ -52,7 +56,7 @@ WAYS = {
     ("yaml", "not run"): "is parsed; it configures another program",
     ("toml", "run"): "is parsed",
     ("json", "run"): "is parsed, each line on its own",
-    ("text", "run"): "is not checked",
+    ("text", "run"): "is not checked, unless it is marked as the output of the block before it",
 }
 """How a block is checked, by its language and its mark."""
 
@@ -110,12 +114,17 @@ def run_code_of(page: Path, limit: float = PAGE_SECONDS / 2) -> None:
     """
     namespace: dict[str, object] = {"__name__": "__main__"}
     loop = asyncio.new_event_loop()
+    printed = ""
     try:
         for block in blocks_of(page):
-            if block.reason is None and block.language == "python":
-                outcome = eval(block.compile(), namespace)
-                if inspect.iscoroutine(outcome):
-                    loop.run_until_complete(asyncio.wait_for(outcome, limit))
+            if block.is_output:
+                assert matches_output(block.code, printed), f"{block.where} is now:\n{printed}"
+            elif block.reason is None and block.language == "python":
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    outcome = eval(block.compile(), namespace)
+                    if inspect.iscoroutine(outcome):
+                        loop.run_until_complete(asyncio.wait_for(outcome, limit))
+                printed = output.getvalue()
             elif block.reason is None and block.language == "bash":
                 run_commands(block, namespace, limit)
         open_ = [b.name for b in namespace.values() if isinstance(b, BaseBackend) and is_open(b)]
@@ -139,6 +148,32 @@ def run_commands(block: Block, namespace: dict[str, object], limit: float) -> No
         check=False,
     )
     assert run.returncode == 0, f"{block.where}: {run.stdout}{run.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("45\nhello\n", "45\nhello\n\n", True),
+        ("45", "46", False),
+        ("ran for ... s", "ran for 0.02 s", True),
+        ("ran for ... s", "ran for 0.02 min", False),
+        ("first\n...\nlast", "first\nsecond\nthird\nlast", True),
+    ],
+)
+def test_output_of_a_page_is_compared(expected: str, printed: str, same: bool) -> None:
+    assert matches_output(expected, printed) is same
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_output_follows_a_block_that_runs(page: Path) -> None:
+    blocks = list(blocks_of(page))
+    shown = [n for n, block in enumerate(blocks) if block.is_output]
+    for number in shown:
+        block, before = blocks[number], blocks[number - 1]
+        assert block.language == "text", f"{block.where}: output is text"
+        assert (before.language, before.reason) == ("python", None), f"{block.where}: of what?"
+    marks = page.read_text().count("<!-- output -->")
+    assert marks == len(shown), "the mark must be directly between the two blocks"
 
 
 def test_every_block_is_checked() -> None:

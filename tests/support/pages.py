@@ -15,6 +15,8 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
 )
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*) -->\s*\Z")
+OUTPUT = re.compile(r"```\n\n<!-- output -->\s*\Z")
+"""Before a block with what the block before it prints."""
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 INDENTED = re.compile(r"\n\n    +(?![-*\d])\S.*")
 
@@ -29,6 +31,7 @@ class Block:
         language: The language named by its fence.
         code: The code.
         reason: Why the tests do not run it; None if they do.
+        is_output: Whether it is what the block before it prints.
     """
 
     page: Path
@@ -36,6 +39,7 @@ class Block:
     language: str
     code: str
     reason: str | None
+    is_output: bool = False
 
     @property
     def where(self) -> str:
@@ -61,7 +65,14 @@ def blocks_of(page: Path) -> Iterator[Block]:
         code = "\n".join(line.removeprefix(indent) for line in match["code"].split("\n"))
         marked = NOT_RUN.search(before)
         reason = marked["reason"] if marked else None
-        yield Block(page, before.count("\n") + 2, match["language"], code, reason)
+        line = before.count("\n") + 2
+        yield Block(page, line, match["language"], code, reason, OUTPUT.search(before) is not None)
+
+
+def matches_output(expected: str, printed: str) -> bool:
+    """Return whether a page shows what was printed; "..." stands for any text, also for none."""
+    parts = map(re.escape, expected.strip().split("..."))
+    return re.fullmatch(".*".join(parts), printed.strip(), re.S) is not None
 
 
 def prose_of(page: Path) -> str:
