@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rhapsody.backends import discover_backends as discover_backends
     from rhapsody.backends import get_backend as get_backend
     from rhapsody.backends import inference_backend as inference_backend
+    from rhapsody.inference.images import image_part as image_part
     from rhapsody.walltime import EXIT_RESUBMIT as EXIT_RESUBMIT
     from rhapsody.walltime import remaining_walltime as remaining_walltime
 
@@ -42,6 +43,7 @@ _HOME = {
     "EXIT_RESUBMIT": "rhapsody.walltime",
     "WalltimeReached": "rhapsody.api",
     "get_backend": "rhapsody.backends",
+    "image_part": "rhapsody.inference.images",
     "inference_backend": "rhapsody.backends",
     "remaining_walltime": "rhapsody.walltime",
 }

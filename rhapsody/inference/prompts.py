@@ -113,6 +113,16 @@ def order_of(priority: int, arrival: float | None = None) -> int:
     return int((since - priority * AGEING_SECONDS) * 1000)
 
 
+def _beginning(content: Any) -> str:
+    """Return the beginning of a message's content. An image of many MB is not copied."""
+    shown = []
+    for part in content if isinstance(content, (list, tuple)) else [content]:
+        value = part.get("text", part.get("image_url")) if isinstance(part, Mapping) else part
+        value = value.get("url") if isinstance(value, Mapping) else value
+        shown.append(value[:LONGEST_PREFIX] if isinstance(value, str) else "")
+    return "\0".join(shown)
+
+
 class PromptRequest:
     """One prompt with its outcome: a completion, an error, or cancelled.
 
@@ -181,7 +191,7 @@ class PromptRequest:
         parts: list[str] = []
         size = 0
         for message in self.body["messages"] or ():
-            parts.append(f"{message.get('role')}\0{message.get('content')}\0")
+            parts.append(f"{message.get('role')}\0{_beginning(message.get('content'))}\0")
             size += len(parts[-1])
             if size >= LONGEST_PREFIX:
                 break

@@ -39,8 +39,9 @@ class AITask(BaseTask, described_by=("prompt",)):
 
     Args:
         prompt: One text, a list of texts, a chat (a list of messages, each with "role" and
-            "content"), or a list of chats. To embed or classify, a text or a list of texts. To
-            score, `(query, document)`, `(query, [document, ...])`, or a list of
+            "content"), or a list of chats. The content of a message may be a list of parts, with
+            images made by `rhapsody.image_part`. To embed or classify, a text or a list of texts.
+            To score, `(query, document)`, `(query, [document, ...])`, or a list of
             `(query, document)`.
         model: Name of a model: selects the backend that serves it, if backends serve several.
         system_prompt: A system message that precedes the prompt.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from rhapsody.inference.images import FORMATS, image_bytes, image_size
 from rhapsody.inference.protocol.errors import RequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -11,6 +12,8 @@ END = "<|end|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
 TOOL = "<|tool|>"
+IMAGE = "<|image|>"
+"""Stands before and after the description of an image."""
 
 
 def render_chat(messages: object) -> str:
@@ -18,8 +21,8 @@ def render_chat(messages: object) -> str:
 
     Args:
         messages: A list of `{"role": ..., "content": ...}`. The role is system, developer, user,
-            assistant or tool; the content is a str or a list of `{"type": "text", "text": ...}`. A
-            message of the assistant may have `tool_calls` instead.
+            assistant or tool; the content is a str or a list of parts, each a text or an image in a
+            `data:` URL. A message of the assistant may have `tool_calls` instead.
 
     Raises:
         RequestError: A message is malformed; the error names it.
@@ -78,18 +81,33 @@ def _content(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise RequestError(
-            f"{where} must be a str or a list of text parts, got {content!r:.80}.", where
-        )
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(text, str):
-            raise RequestError(
-                f'{where}[{index}] must be {{"type": "text", "text": ...}}, got {part!r:.80}; '
-                "the embedded model reads text only.",
-                f"{where}[{index}]",
-            )
-        texts.append(text)
-    return "\n".join(texts)
+        raise RequestError(f"{where} must be a str or a list of parts, got {content!r:.80}.", where)
+    return "\n".join(_part(part, f"{where}[{index}]") for index, part in enumerate(content))
+
+
+def _part(part: object, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    value = part.get(kind) if isinstance(part, dict) and kind in ("text", "image_url") else None
+    if kind == "image_url":
+        url = value.get("url") if isinstance(value, dict) else value
+        if isinstance(url, str):
+            return _image(url, where)
+    elif isinstance(value, str):
+        return value
+    raise RequestError(
+        f'{where} must be {{"type": "text", "text": ...}} or {{"type": "image_url", "image_url": '
+        f'{{"url": ...}}}}, got {part!r:.80}; the embedded model reads texts and images only.',
+        where,
+    )
+
+
+def _image(url: str, where: str) -> str:
+    """Describe an image. Nothing is fetched: its URL must hold its data."""
+    try:
+        found = image_size(image_bytes(url))
+    except ValueError as error:
+        raise RequestError(f"{where}.image_url: {error}, got {url[:60]!r}.", where) from None
+    if found is None:
+        raise RequestError(f"{where}.image_url is not an image; it must be {FORMATS}.", where)
+    text = f"{found.format.upper()} of {found.width} x {found.height} pixels"
+    return f"{IMAGE}{text}{IMAGE}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from rhapsody.inference.embedded.candidates import Candidates
-from rhapsody.inference.embedded.chat import ASSISTANT, END, TOOL, USER
+from rhapsody.inference.embedded.chat import ASSISTANT, END, IMAGE, TOOL, USER
 from rhapsody.inference.embedded.ngrams import Ngrams
 from rhapsody.inference.embedded.sampling import DEFAULT_MAX_TOKENS, Sampling
 from rhapsody.inference.embedded.tokens import (
@@ -76,6 +76,9 @@ class Prompt:
         max_tokens = _room(len(tokens), sampling, max_model_len)
         salt = zlib.crc32(text.encode("utf-8", "surrogatepass"))
         question = last_question(tokens)
+        images: list[str] = []
+        if question is not None:
+            images, question = _without_images(question)
         words = topic_of(tokens if question is None else question)
         opening: tuple[Token, ...] = ()
         context: Context = ()
@@ -84,7 +87,7 @@ class Prompt:
             end = "".join(tokens[-ORDER:]).strip()
             context = tuple(tokenize(" " + end))[1 - ORDER :] if end else ()
         else:
-            opening = _results(tokens) or _opening(words, salt)
+            opening = _results(tokens) or (*_images(images), *_opening(words, salt))
         return cls(
             length=len(tokens),
             max_tokens=max_tokens,
@@ -132,6 +135,29 @@ def _results(tokens: list[Token]) -> tuple[Token, ...]:
         return ()
     said = "; ".join(reversed(results))[:_LONGEST_RESULT]
     return tuple(tokenize(f" The tools returned: {said}."))
+
+
+def _without_images(question: list[Token]) -> tuple[list[str], list[Token]]:
+    """Return the descriptions of a question's images, and its other tokens."""
+    images: list[str] = []
+    rest: list[Token] = []
+    while IMAGE in question:
+        start = question.index(IMAGE)
+        rest += question[:start]
+        inside, question = question[start + 1 :], []
+        if IMAGE in inside:
+            end = inside.index(IMAGE)
+            inside, question = inside[:end], inside[end + 1 :]
+        images.append("".join(inside))
+    return images, rest + question
+
+
+def _images(images: list[str]) -> tuple[Token, ...]:
+    if not images:
+        return ()
+    said = "; ".join(images)[:_LONGEST_RESULT]
+    noun = "The image is" if len(images) == 1 else "The images are"
+    return tuple(tokenize(f" {noun} {said}."))
 
 
 def _opening(words: list[str], salt: int) -> tuple[Token, ...]:

@@ -14,6 +14,12 @@ from typing import Any
 from rhapsody.inference.kinds import CHAT
 from rhapsody.inference.protocol.batch import Event, delta_event, done_event, token_usage
 from rhapsody.inference.protocol.errors import RequestError
+from rhapsody.inference.vllm.chat_route import (
+    MediaPolicy,
+    chat_event,
+    chat_sampling,
+    find_media,
+)
 from rhapsody.inference.vllm.pooling import AskRoute, Pooler, PreparedInput
 from rhapsody.inference.vllm.versions import (
     adapters_of,
@@ -50,9 +56,11 @@ class PreparedPrompt:
 
 @dataclass(frozen=True)
 class PreparedChat:
-    """A chat with tools, for vLLM's own route: how calls of tools are read depends on the model."""
+    """A chat for vLLM's own route: how calls of tools and media are read depends on the model."""
 
     body: dict[str, Any]
+    has_tools: bool = True
+    stream: bool = False
 
 
 AnyPrepared = PreparedPrompt | PreparedInput | PreparedChat
@@ -95,6 +103,7 @@ class EngineAdapter:
         self._template_arguments = dict(template_arguments)
         config = engine.model_config
         scheduler = getattr(getattr(engine, "vllm_config", None), "scheduler_config", None)
+        self._media = MediaPolicy(config)
         self._has_priorities = getattr(scheduler, "policy", "fcfs") == "priority"
         self._max_model_len = int(config.max_model_len)
         longest = _longest_token(tokenizer)
@@ -176,12 +185,18 @@ class EngineAdapter:
         if not isinstance(order, int):
             raise RequestError(f"order must be an integer, got {order!r:.80}.", "order")
         order = order if self._has_priorities else 0
-        if kind == CHAT:
-            options = dict(item.get("options") or {})
-            priority = {"priority": order} if order else {}
+        media = find_media(messages)
+        if media is not None:
+            self._media.check(*media)
+        if kind == CHAT or (kind == "generate" and media is not None):
+            has_tools = kind == CHAT
+            options = item.get("options") if has_tools else chat_sampling(item.get("sampling"))
+            body = {**(options or {}), "messages": messages}
+            if order:
+                body["priority"] = order
             if item.get("adapter") is not None:
-                options["model"] = item["adapter"]
-            return PreparedChat({**options, **priority, "messages": messages})
+                body["model"] = item["adapter"]
+            return PreparedChat(body, has_tools, bool(item.get("stream")))
         adapter = self._adapter_of(item)
         if kind != "generate":
             return self._pooler.prepare(item, tokenizer, order, adapter)
@@ -271,9 +286,11 @@ class EngineAdapter:
         """
         if isinstance(prepared, PreparedChat):
             assert self._pooler.ask is not None
-            yield chat_event(
-                prompt_id, await self._pooler.ask("/v1/chat/completions", prepared.body)
-            )
+            answer = await self._pooler.ask("/v1/chat/completions", prepared.body)
+            event = chat_event(prompt_id, answer, has_tools=prepared.has_tools)
+            if prepared.stream:  # in one piece: the route is asked for the whole response
+                yield delta_event(prompt_id, 0, event["texts"][0])
+            yield event
             return
         if isinstance(prepared, PreparedInput):
             yield await self._pooler.event(prompt_id, prepared)
@@ -293,17 +310,6 @@ class EngineAdapter:
                     if prepared.stream and choice.text:
                         yield delta_event(prompt_id, choice.index, choice.text)
         yield completions.event(prompt_id)
-
-
-def chat_event(prompt_id: str, answer: Mapping[str, Any]) -> Event:
-    """Return the last event of a chat with tools, given the response of vLLM's route."""
-    [choice] = answer["choices"]
-    message = {key: value for key, value in choice["message"].items() if value not in (None, [])}
-    found = answer.get("usage") or {}
-    usage = token_usage(found.get("prompt_tokens") or 0, found.get("completion_tokens") or 0)
-    texts = [message.get("content") or ""]
-    event = done_event(prompt_id, texts, [choice.get("finish_reason") or "stop"], usage)
-    return {**event, "message": message}
 
 
 def _parts(items: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, Mapping[str, Any]]]]:
@@ -388,8 +394,8 @@ def _plain(message: Any, position: int) -> dict[str, Any]:
         parts = [p.get("text") if isinstance(p, Mapping) else None for p in content]
         if not all(isinstance(part, str) for part in parts):
             raise RequestError(
-                f"messages[{position}] must have only text as content. Send images and other media "
-                "to /v1/chat/completions.",
+                f"messages[{position}].content must be a text or a list of parts such as "
+                '{"type": "text", "text": ...}.',
                 "messages",
             )
         content = "\n".join(str(part) for part in parts)

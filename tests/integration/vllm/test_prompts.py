@@ -9,9 +9,10 @@ import pytest
 from radical.asyncflow import WorkflowEngine
 
 from asyncflow_ext import extend
-from rhapsody import AITask, Session
+from rhapsody import AITask, Session, image_part
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
-from rhapsody.errors import PromptError, TaskCancelledError
+from rhapsody.errors import PartialFailureError, PromptError, TaskCancelledError
+from tests.support.images import png
 from tests.support.vllm_servers import ENDLESS, GREEDY
 from tests.support.waiting import until
 
@@ -264,6 +265,21 @@ async def test_disconnect_aborts_the_request(
         assert await running(http, at_least=1)
         response.close()
     await until(lambda: running(http, at_most=0), 5)
+
+
+async def test_model_that_reads_text_only_refuses_images(served: Backend) -> None:
+    content = [{"type": "text", "text": QUESTION}, image_part(png(4, 3))]
+    chats: list[Any] = [
+        [{"role": "user", "content": content}],
+        [{"role": "user", "content": QUESTION}],
+    ]
+    with pytest.raises(PartialFailureError) as caught:
+        await served.generate(chats, **GREEDY)
+    refused, completed = caught.value.errors
+    assert "messages[0].content[1] is of type 'image_url', but the model reads text only" in str(
+        refused
+    )
+    assert completed is None
 
 
 async def running(

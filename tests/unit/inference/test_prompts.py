@@ -6,6 +6,7 @@ import pytest
 
 from rhapsody.errors import PromptError
 from rhapsody.inference.prompts import Completion, PromptRequest, as_messages, order_of
+from tests.support.images import chat_about, png, url_of
 
 DONE = Completion(["text"], ["stop"], {"prompt_tokens": 1, "completion_tokens": 1})
 CHAT = [{"role": "user", "content": "hi"}]
@@ -117,3 +118,20 @@ def test_priority_counts_as_a_minute_of_waiting() -> None:
     now = order_of(0)
     assert now - 60_000 <= order_of(1) < now - 50_000
     assert order_of(-1) >= now + 60_000
+
+
+async def test_chats_about_one_image_have_the_same_beginning() -> None:
+    image, other = url_of(png(64, 64) + bytes(5000)), url_of(png(32, 64) + bytes(5000))
+    requests = [PromptRequest(chat_about(url, text="See")) for url in (image, image, other)]
+    keys = [request.prefix_keys() for request in requests]
+    assert keys[0] == keys[1] != keys[2]
+    assert len(keys[0]) == 4
+    for request in requests:
+        request.close()
+
+
+async def test_malformed_contents_have_a_beginning() -> None:
+    parts = [{"type": ["text"]}, {"image_url": 3}, "text", 4, None]
+    request = PromptRequest([{"role": "user", "content": parts}, {"role": "user"}])
+    assert request.prefix_keys() == ()
+    request.close()

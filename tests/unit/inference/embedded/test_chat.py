@@ -6,6 +6,7 @@ import pytest
 
 from rhapsody.inference.embedded import RequestError
 from rhapsody.inference.embedded.chat import render_chat, render_prompt
+from tests.support.images import chat_about, png, url_of
 
 
 def test_chat_ends_where_the_reply_begins() -> None:
@@ -57,3 +58,24 @@ def test_malformed_messages_are_named(messages: Any, param: str) -> None:
 def test_empty_prompt_is_refused() -> None:
     with pytest.raises(RequestError, match="empty"):
         render_prompt("")
+
+
+def test_image_is_rendered_as_its_format_and_size() -> None:
+    text = render_chat(chat_about(url_of(png(40, 30)), url_of(png(2, 1))))
+    assert "Describe it\n<|image|>PNG of 40 x 30 pixels<|image|>\n<|image|>PNG of 2 x 1" in text
+    as_text = [{"role": "user", "content": [{"type": "image_url", "image_url": url_of(png(1, 1))}]}]
+    assert "PNG of 1 x 1 pixels" in render_chat(as_text)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://example.org/a.png", "must be a data: URL"),
+        ("data:image/png;base64,a*", "are not base64"),
+        (url_of(b"no image"), "is not an image; it must be PNG"),
+    ],
+)
+def test_image_that_cannot_be_read_is_refused(url: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        render_chat(chat_about(url))
+    assert caught.value.param == "messages[0].content[1]"

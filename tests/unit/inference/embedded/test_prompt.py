@@ -7,6 +7,7 @@ from rhapsody.inference.embedded.ngrams import Ngrams
 from rhapsody.inference.embedded.prompt import Prompt
 from rhapsody.inference.embedded.sampling import Sampling
 from rhapsody.inference.protocol.errors import RequestError
+from tests.support.images import chat_about, png, url_of
 
 NGRAMS = Ngrams("Water is warm. Ice is cold.")
 
@@ -76,3 +77,16 @@ def test_empty_prompt_is_refused() -> None:
 
 def test_salt_depends_on_the_text_only() -> None:
     assert read("same").salt == read("same", temperature=0).salt != read("other").salt
+
+
+def test_response_to_images_begins_with_their_sizes() -> None:
+    one, two = url_of(png(40, 30)), url_of(png(2, 1))
+    opening = "".join(read(render_chat(chat_about(one, text="Ice?")), 256).opening)
+    assert opening.startswith(" The image is PNG of 40 x 30 pixels.")
+    assert opening.endswith(" Ice:")
+    opening = "".join(read(render_chat(chat_about(one, two, text="Ice?")), 256).opening)
+    assert opening.startswith(" The images are PNG of 40 x 30 pixels; PNG of 2 x 1 pixels.")
+
+
+def test_mark_of_an_image_in_a_text_is_harmless() -> None:
+    read(render_prompt("a <|image|> b"), 256)

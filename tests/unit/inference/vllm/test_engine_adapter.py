@@ -18,9 +18,12 @@ from rhapsody.inference.vllm.engine_adapter import (
     INLINE_CHARACTERS,
     PROMPTS_PER_CALL,
     EngineAdapter,
+    PreparedChat,
     PreparedPrompt,
     request_error,
 )
+from rhapsody.inference.vllm.pooling import Pooler
+from tests.support.images import chat_about, png, url_of
 
 CONTEXT = 100
 DEFAULTS = {"temperature": 0.7}
@@ -79,6 +82,7 @@ class Engine:
     policy: str = "priority"
     priorities: list[int] = field(default_factory=list)
     adapters: list[Any] = field(default_factory=list)
+    takes_images: bool = False
 
     @property
     def vllm_config(self) -> Any:
@@ -87,7 +91,10 @@ class Engine:
     @property
     def model_config(self) -> Any:
         return SimpleNamespace(
-            max_model_len=CONTEXT, get_diff_sampling_param=lambda: dict(DEFAULTS)
+            max_model_len=CONTEXT,
+            get_diff_sampling_param=lambda: dict(DEFAULTS),
+            is_multimodal_model=self.takes_images,
+            allowed_media_domains=None,
         )
 
     async def generate(
@@ -120,9 +127,12 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 def adapter(
     engine: Engine | None = None,
     chat_template: str | None = "template",
+    ask: Any = None,
     **template_arguments: Any,
 ) -> EngineAdapter:
-    return EngineAdapter(engine or Engine(), Tokenizer(chat_template), None, template_arguments)
+    engine = engine or Engine()
+    pooler = Pooler(engine, ["generate"], False, ask)
+    return EngineAdapter(engine, Tokenizer(chat_template), None, template_arguments, pooler)
 
 
 async def prepare(on: EngineAdapter, *items: Mapping[str, Any]) -> list[Any]:
@@ -194,6 +204,37 @@ async def test_messages_need_a_template() -> None:
 async def test_invalid_prompt_names_its_field(item: dict[str, Any], param: str) -> None:
     error = await refusal(**item)
     assert (error.param, error.code) == (param, 400)
+
+
+async def test_chat_with_an_image_goes_to_the_route_of_chats() -> None:
+    asked: list[Any] = []
+
+    async def ask(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        asked.append((path, body))
+        return {"choices": [{"message": {"content": "white"}, "finish_reason": "stop"}]}
+
+    on = adapter(Engine(takes_images=True), ask=ask)
+    chat = chat_about(url_of(png(4, 3)))
+    sampling = {"max_tokens": 5, "logprobs": 2}
+    [prepared] = await prepare(on, {"messages": chat, "sampling": sampling, "order": 7})
+    assert isinstance(prepared, PreparedChat)
+    events = [event async for event in on.events("p", prepared)]
+    body = {"messages": chat, "max_tokens": 5, "logprobs": True, "top_logprobs": 2, "priority": 7}
+    assert asked == [("/v1/chat/completions", body)]
+    assert [(event["type"], event["texts"]) for event in events] == [("done", ["white"])]
+
+    [prepared] = await prepare(on, {"messages": chat, "stream": True})
+    events = [event async for event in on.events("p", prepared)]
+    assert [event["type"] for event in events] == ["delta", "done"]
+    assert events[0]["text"] == "white"
+
+
+@pytest.mark.parametrize("kind", ["generate", "chat"])
+async def test_model_that_reads_text_only_refuses_an_image(kind: str) -> None:
+    error = await refusal(messages=chat_about(url_of(png(4, 3))), kind=kind)
+    assert "messages[0].content[1] is of type 'image_url', but the model reads text only" in str(
+        error
+    )
 
 
 async def test_invalid_prompt_does_not_affect_its_neighbours() -> None:
