@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from asyncflow_ext.agents.agent import AGENT_OPTIONS, Agent, Conversation
+from asyncflow_ext.agents.tools import make_tool
 from asyncflow_ext.arguments import find_futures, required, with_values
 from asyncflow_ext.failures import dependency_failure
 from asyncflow_ext.plain_functions import take_plain_functions
@@ -30,6 +30,7 @@ from rhapsody.backends.protocol import (
     backends_for_ai_kind,
 )
 from rhapsody.errors import ConfigurationError, TaskValidationError, as_exception
+from rhapsody.inference.agents.agent import AGENT_OPTIONS, Agent, Conversation
 from rhapsody.inference.kinds import GENERATE, SCORE, pooling_inputs, pooling_result
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 from rhapsody.suggest import unknown_name
@@ -150,7 +151,7 @@ class AITaskDecorator:
         if hasattr(self._flow, "_ai_component"):
             retrying = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}
         given = {name: options.pop(name) for name in AGENT_OPTIONS if name in options}
-        agent = Agent(**given) if given.get("tools") is not None else None
+        agent = Agent.of(make_tool, **given) if given.get("tools") is not None else None
         if agent is None and given:
             raise TypeError(f"'{min(given)}' needs 'tools'")
         _check_options(options)

@@ -1,1 +1,1 @@
-"""Agents: AI tasks whose model calls tools, which run as tasks."""
+"""Agents whose tools are tasks of an engine."""

@@ -1,133 +1,29 @@
-"""Tools of an agent: functions with a JSON schema of their parameters."""
+"""Tools of an engine's agents: its tasks, and plain functions."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import re
-import typing
 from collections.abc import Callable
-from functools import partial
-from typing import Annotated, Any
-
-import pydantic_core
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
-from typing_extensions import NotRequired, TypedDict
+from typing import Any
 
 from asyncflow_ext.decorators import is_decorated
+from rhapsody.inference.agents.tools import Tool
 
-__all__ = ["Tool"]
+__all__ = ["make_tool"]
 
 OF_THE_ENGINE = ("task_description", "workflow_id")
 """Parameters of decorated functions that are options of the engine."""
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-ENTRY = re.compile(r"\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.+)")
 
 
-class Tool:
-    """A function that a model may call.
-
-    Args:
-        function: A plain function, or one that a decorator of the engine made a task.
+def make_tool(function: Callable[..., Any]) -> Tool:
+    """Return a tool of a function that a decorator of the engine made a task, or a plain one.
 
     Raises:
-        TypeError: The function has no name that models accept, has parameters without names, or
-            parameters of a type that has no JSON schema.
+        TypeError: A model cannot call it.
     """
+    if not is_decorated(function):
+        return Tool(function, hidden=OF_THE_ENGINE)
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        name = getattr(function, "__name__", "")
-        if not callable(function) or not NAME.match(name):
-            raise TypeError(
-                "a tool must be a function with a name of 1 to 64 letters, digits and '_', got "
-                f"{function!r:.80}"
-            )
-        self.name: str = name
-        self._function = function
-        original = inspect.unwrap(function)
-        self._in_thread = not (is_decorated(function) or inspect.iscoroutinefunction(original))
-        text = inspect.cleandoc(original.__doc__ or "")
-        self.description = text.partition("\n\n")[0].replace("\n", " ")
-        try:
-            self._arguments: TypeAdapter[Any] = TypeAdapter(_arguments_of(function, original, text))
-            self._parameters = self._arguments.json_schema()
-        except (PydanticUserError, NameError) as error:
-            first = str(error).partition("\n")[0]
-            raise TypeError(
-                f"the parameters of the tool '{name}' must have types with a JSON schema: {first}"
-            ) from error
+    async def run(given: dict[str, Any]) -> Any:
+        return await function(**given)
 
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The tool in OpenAI's format."""
-        function: dict[str, Any] = {"name": self.name, "parameters": self._parameters}
-        if self.description:
-            function["description"] = self.description
-        return {"type": "function", "function": function}
-
-    async def call(self, arguments: str) -> str:
-        """Call the function, and return its result as text: a str as it is, others as JSON.
-
-        Args:
-            arguments: Its arguments as a JSON object.
-
-        Raises:
-            ValueError: The arguments do not fit the parameters.
-            Exception: The function failed.
-        """
-        try:
-            given = self._arguments.validate_json(arguments or "{}")
-        except ValidationError as error:
-            raise ValueError(_faults(error)) from None
-        call = partial(self._function, **given)
-        result = await asyncio.to_thread(call) if self._in_thread else call()
-        if inspect.isawaitable(result):
-            result = await result
-        if isinstance(result, str):
-            return result
-        return pydantic_core.to_json(result, fallback=str).decode()
-
-
-def _arguments_of(function: Callable[..., Any], original: Callable[..., Any], text: str) -> Any:
-    """Return a TypedDict of a function's parameters."""
-    hints = typing.get_type_hints(original, include_extras=True)
-    described = _descriptions(text)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in OF_THE_ENGINE:
-            continue
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(
-                f"the tool '{original.__name__}' must have named parameters only, got {parameter}"
-            )
-        hint = hints.get(name, Any)
-        if name in described:
-            hint = Annotated[hint, Field(description=described[name])]
-        is_required = parameter.default is inspect.Parameter.empty
-        fields[name] = hint if is_required else NotRequired[hint]
-    make: Any = TypedDict  # type checkers want the fields to stand in the program
-    made = make(original.__name__, fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    return made
-
-
-def _descriptions(text: str) -> dict[str, str]:
-    """Return the descriptions of parameters in a docstring, by Google's convention."""
-    found: dict[str, str] = {}
-    last, inside = "", False
-    for line in text.splitlines():
-        if not line.startswith(" "):
-            inside = line.strip() in ("Args:", "Arguments:", "Parameters:")
-        elif inside and (entry := ENTRY.match(line)):
-            last = entry[1]
-            found[last] = entry[2].strip()
-        elif inside and last:
-            found[last] += f" {line.strip()}"
-    return found
-
-
-def _faults(error: ValidationError) -> str:
-    faults = error.errors(include_url=False, include_context=False)
-    named = [(".".join(map(str, fault["loc"])) or "arguments", fault["msg"]) for fault in faults]
-    return "; ".join(f"{name}: {text}" for name, text in named)
+    return Tool(function, run, OF_THE_ENGINE)

@@ -1,87 +1,10 @@
-"""Tools: schemas from type hints and docstrings, arguments, and results as text."""
+"""Tools of an engine: decorated functions are called on the loop, plain ones in a thread."""
 
 import threading
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import pytest
-from pydantic import BaseModel, Field
-
-from asyncflow_ext.agents.tools import Tool
+from asyncflow_ext.agents.tools import make_tool
 from asyncflow_ext.decorators import make_decorator
-
-
-class Point(BaseModel):
-    x: int
-
-
-def simulate(
-    kelvin: int, substance: Literal["water", "ether"] = "water", *, at: Point | None = None
-) -> dict[str, Any]:
-    """Simulate a substance
-    in a box.
-
-    More about it.
-
-    Args:
-        kelvin: Temperature,
-            in kelvin.
-        at (Point): Where.
-
-    Returns:
-        substance: not a parameter.
-    """
-    return {"kelvin": kelvin, "substance": substance, "x": at.x if at else None}
-
-
-def test_schema_comes_from_hints_and_docstring() -> None:
-    function = Tool(simulate).schema["function"]
-    assert (function["name"], function["description"]) == (
-        "simulate",
-        "Simulate a substance in a box.",
-    )
-    parameters = function["parameters"]
-    assert parameters["required"] == ["kelvin"]
-    assert parameters["additionalProperties"] is False
-    properties = parameters["properties"]
-    assert properties["kelvin"]["type"] == "integer"
-    assert properties["kelvin"]["description"] == "Temperature, in kelvin."
-    assert properties["substance"]["enum"] == ["water", "ether"]
-    assert "description" not in properties["substance"]
-    assert properties["at"]["description"] == "Where."
-
-
-async def test_arguments_are_converted_and_result_is_json() -> None:
-    assert (
-        await Tool(simulate).call('{"kelvin": 4, "at": {"x": 2}}')
-        == '{"kelvin":4,"substance":"water","x":2}'
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("{", "Invalid JSON"),
-        ("{}", "kelvin: Field required"),
-        ('{"kelvin": "hot"}', "kelvin: Input should be a valid integer"),
-        ('{"kelvin": 1, "colour": 2}', "colour: Extra inputs are not permitted"),
-    ],
-)
-async def test_wrong_arguments_are_named(arguments: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        await Tool(simulate).call(arguments)
-
-
-async def test_plain_function_runs_in_a_thread_and_async_one_on_the_loop() -> None:
-    def plain() -> int:
-        return threading.get_ident()
-
-    async def waiting() -> int:
-        return threading.get_ident()
-
-    here = str(threading.get_ident())
-    assert await Tool(plain).call("") != here
-    assert await Tool(waiting).call("{}") == here
 
 
 async def test_decorated_sync_function_is_called_on_the_loop() -> None:
@@ -99,45 +22,14 @@ async def test_decorated_sync_function_is_called_on_the_loop() -> None:
     def work(n: int) -> str:
         raise AssertionError
 
-    assert await Tool(work).call('{"n": 1}') == "done"
+    assert await make_tool(work).call('{"n": 1}') == "done"
     assert calls == [threading.get_ident()]
 
 
-async def test_result_without_json_is_text() -> None:
-    def odd() -> Any:
-        return {"what": object, "nan": float("nan")}
+async def test_plain_function_runs_in_a_thread() -> None:
+    def plain(n: int, workflow_id: str = "") -> int:
+        return threading.get_ident()
 
-    assert "class" in await Tool(odd).call("")
-
-
-@pytest.mark.parametrize("name", ["copy", "json", "schema", "model_config"])
-def test_parameter_may_have_any_name(name: str) -> None:
-    scope: dict[str, Any] = {}
-    exec(f"def work({name}: int): ...", scope)
-    assert name in Tool(scope["work"]).schema["function"]["parameters"]["properties"]
-
-
-def test_annotated_parameter_keeps_its_bounds() -> None:
-    def work(n: Annotated[int, Field(ge=1)]) -> None: ...
-
-    assert Tool(work).schema["function"]["parameters"]["properties"]["n"]["minimum"] == 1
-
-
-def variadic(*args: int) -> None: ...
-
-
-def unknown(what: threading.Thread) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (variadic, "named parameters only"),
-        (unknown, "must have types with a JSON schema"),
-        (lambda: 1, "a function with a name"),
-        ("text", "a function with a name"),
-    ],
-)
-def test_impossible_tool_is_refused(function: Callable[..., Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        Tool(function)
+    tool = make_tool(plain)
+    assert await tool.call('{"n": 1}') != str(threading.get_ident())
+    assert list(tool.schema["function"]["parameters"]["properties"]) == ["n"]

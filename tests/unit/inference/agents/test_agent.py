@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from asyncflow_ext.agents.agent import Agent, Conversation
 from rhapsody.errors import (
     ConfigurationError,
     PromptError,
     TaskTimeoutError,
     TaskValidationError,
 )
+from rhapsody.inference.agents.agent import Agent, Conversation
+from rhapsody.inference.agents.tools import Tool
 
 FIELDS = {"uid": "ask", "prompt": "hi", "system_prompt": "Be brief.", "temperature": 0}
 
@@ -37,9 +38,13 @@ class Model:
         return {"response": message["content"], "usage": usage, "message": message}
 
 
-async def run(agent: Agent, model: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
+async def run(on: Agent, model: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
     conversation = Conversation()
-    return await agent.run({**FIELDS, **fields}, model, conversation), conversation.messages
+    return await on.run({**FIELDS, **fields}, model, conversation), conversation.messages
+
+
+def agent(tools: Any, **options: Any) -> Agent:
+    return Agent.of(Tool, tools, **options)
 
 
 async def double(n: int) -> int:
@@ -57,7 +62,7 @@ async def test_calls_above_the_limit_of_a_turn_are_not_made() -> None:
         made.append(n)
         return n
 
-    _, messages = await run(Agent([note]), Model([("note", {"n": n}) for n in range(70)]))
+    _, messages = await run(agent([note]), Model([("note", {"n": n}) for n in range(70)]))
     assert made == list(range(64))
     results = [message["content"] for message in messages if message["role"] == "tool"]
     assert len(results) == 70
@@ -66,7 +71,7 @@ async def test_calls_above_the_limit_of_a_turn_are_not_made() -> None:
 
 async def test_results_go_back_until_the_model_answers() -> None:
     model = Model([("double", {"n": 2}), ("double", {"n": 3})], [("double", {"n": 4})])
-    result, messages = await run(Agent([double]), model)
+    result, messages = await run(agent([double]), model)
     assert result == {"response": "done", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
     assert [message["role"] for message in messages] == [
         *("system", "user"),
@@ -91,7 +96,7 @@ async def test_calls_of_one_turn_run_at_the_same_time() -> None:
         await both.wait()
         return "met"
 
-    _, messages = await run(Agent([meet]), Model([("meet", {}), ("meet", {})]))
+    _, messages = await run(agent([meet]), Model([("meet", {}), ("meet", {})]))
     assert [m["content"] for m in messages if m["role"] == "tool"] == ["met", "met"]
 
 
@@ -104,7 +109,7 @@ async def test_calls_of_one_turn_run_at_the_same_time() -> None:
     ],
 )
 async def test_error_of_a_tool_is_told(call: tuple[str, dict[str, Any]], told: str) -> None:
-    result, messages = await run(Agent([double, failing]), Model([call]))
+    result, messages = await run(agent([double, failing]), Model([call]))
     assert messages[3]["content"].startswith(told)
     assert result["response"] == "done"
 
@@ -118,9 +123,9 @@ async def test_error_of_a_tool_can_fail_the_task_and_cancels_the_others() -> Non
         finally:
             cancelled.set()
 
-    agent = Agent([failing, endless], on_tool_error="fail")
+    on = agent([failing, endless], on_tool_error="fail")
     with pytest.raises(OSError, match="disk"):
-        await run(agent, Model([("endless", {}), ("failing", {})]))
+        await run(on, Model([("endless", {}), ("failing", {})]))
     assert cancelled.is_set()
 
 
@@ -133,13 +138,13 @@ async def test_broken_call_fails_the_task(calls: Any) -> None:
         return {"usage": {}, "message": {"role": "assistant", "tool_calls": calls}}
 
     with pytest.raises(PromptError, match="tool calls that are not as in OpenAI's API") as failed:
-        await run(Agent([double]), respond)
+        await run(agent([double]), respond)
     assert failed.value.code == 502
 
 
 async def test_too_many_rounds_fail() -> None:
     with pytest.raises(PromptError, match="in all 2 rounds") as failed:
-        await run(Agent([double], max_rounds=2), Model(*[[("double", {"n": 1})]] * 3))
+        await run(agent([double], max_rounds=2), Model(*[[("double", {"n": 1})]] * 3))
     assert failed.value.param == "max_rounds"
 
 
@@ -150,7 +155,7 @@ async def test_calls_whose_results_the_model_would_not_see_are_not_made() -> Non
         made.append(n)
 
     with pytest.raises(PromptError, match="in all 2 rounds"):
-        await run(Agent([pay], max_rounds=2), Model([("pay", {"n": 1})], [("pay", {"n": 2})]))
+        await run(agent([pay], max_rounds=2), Model([("pay", {"n": 1})], [("pay", {"n": 2})]))
     assert made == [1]
 
 
@@ -159,16 +164,16 @@ async def test_timeout_holds_for_the_conversation() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TaskTimeoutError, match=r"0\.05 s"):
-        await run(Agent([endless]), Model([("endless", {})]), timeout=0.05)
+        await run(agent([endless]), Model([("endless", {})]), timeout=0.05)
 
 
 async def test_timeout_of_a_tool_is_not_one_of_the_task() -> None:
     async def connect() -> None:
         raise asyncio.TimeoutError("no connection")
 
-    agent = Agent([connect], on_tool_error="fail")
+    on = agent([connect], on_tool_error="fail")
     with pytest.raises(asyncio.TimeoutError, match="no connection"):
-        await run(agent, Model([("connect", {})]), timeout=60)
+        await run(on, Model([("connect", {})]), timeout=60)
 
 
 class Failing(Model):
@@ -197,8 +202,8 @@ async def test_next_attempt_keeps_the_finished_turns() -> None:
         return 2 * n
 
     with pytest.raises(OSError, match="lost"):
-        await Agent([double]).run(FIELDS, model, conversation)
-    result = await Agent([double]).run(FIELDS, model, conversation)
+        await agent([double]).run(FIELDS, model, conversation)
+    result = await agent([double]).run(FIELDS, model, conversation)
     assert made == [2, 3]
     assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 6]
     assert result == {"response": "done", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
@@ -214,13 +219,13 @@ async def test_next_attempt_repeats_the_turn_that_failed() -> None:
         return 2 * n
 
     model, conversation = Model(*TWO_TURNS, TWO_TURNS[1]), Conversation()
-    agent = Agent([double], on_tool_error="fail")
+    on = agent([double], on_tool_error="fail")
     with pytest.raises(OSError, match="busy"):
-        await agent.run(FIELDS, model, conversation)
+        await on.run(FIELDS, model, conversation)
     assert [message["role"] for message in conversation.messages[2:]] == [
         *("assistant", "tool", "assistant"),
     ]
-    result = await agent.run(FIELDS, model, conversation)
+    result = await on.run(FIELDS, model, conversation)
     assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 4, 6]
     assert result["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
     assert [m["content"] for m in conversation.messages if m["role"] == "tool"] == ["4", "6"]
@@ -228,11 +233,11 @@ async def test_next_attempt_repeats_the_turn_that_failed() -> None:
 
 async def test_rounds_count_over_all_attempts() -> None:
     model = Failing(2, OSError("lost"), *TWO_TURNS, TWO_TURNS[0])
-    agent, conversation = Agent([double], max_rounds=3), Conversation()
+    on, conversation = agent([double], max_rounds=3), Conversation()
     with pytest.raises(OSError, match="lost"):
-        await agent.run(FIELDS, model, conversation)
+        await on.run(FIELDS, model, conversation)
     with pytest.raises(PromptError, match="in all 3 rounds"):
-        await agent.run(FIELDS, model, conversation)
+        await on.run(FIELDS, model, conversation)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +248,8 @@ async def test_rounds_count_over_all_attempts() -> None:
 async def test_next_attempt_starts_anew(error: Exception, prompt: str) -> None:
     model, conversation = Failing(1, error, TWO_TURNS[0]), Conversation()
     with pytest.raises(type(error)):
-        await Agent([double]).run(FIELDS, model, conversation)
-    result = await Agent([double]).run({**FIELDS, "prompt": prompt}, model, conversation)
+        await agent([double]).run(FIELDS, model, conversation)
+    result = await agent([double]).run({**FIELDS, "prompt": prompt}, model, conversation)
     assert [len(fields["prompt"]) for fields in model.asked] == [2, 2]
     assert conversation.messages[1]["content"] == prompt
     assert result["usage"]["total_tokens"] == 2
@@ -252,7 +257,7 @@ async def test_next_attempt_starts_anew(error: Exception, prompt: str) -> None:
 
 async def test_chat_is_the_beginning_of_the_conversation() -> None:
     chat = [{"role": "user", "content": "hi"}]
-    _, messages = await run(Agent([double]), Model(), prompt=chat, system_prompt=None)
+    _, messages = await run(agent([double]), Model(), prompt=chat, system_prompt=None)
     assert messages[0] == chat[0]
     assert len(chat) == 1
 
@@ -262,7 +267,7 @@ async def test_chat_is_the_beginning_of_the_conversation() -> None:
 )
 async def test_prompt_that_cannot_have_tools_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(TaskValidationError, match="a task with 'tools' must have"):
-        await run(Agent([double]), Model(), **fields)
+        await run(agent([double]), Model(), **fields)
 
 
 @pytest.mark.parametrize(
@@ -278,4 +283,4 @@ async def test_prompt_that_cannot_have_tools_is_refused(fields: dict[str, Any]) 
 )
 def test_invalid_option_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
-        Agent(**options)
+        Agent.of(Tool, **options)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from asyncflow_ext.agents.tools import Tool
 from rhapsody.errors import (
     ConfigurationError,
     PromptError,
     TaskTimeoutError,
     TaskValidationError,
 )
+from rhapsody.inference.agents.tools import Tool
 from rhapsody.inference.kinds import GENERATE
 
 __all__ = ["AGENT_OPTIONS", "Agent", "Conversation"]
@@ -77,23 +77,20 @@ class Agent:
     """Runs the turns of a chat, and the tools that the model calls.
 
     Args:
-        tools: Functions, or tasks of the engine.
+        tools: The tools, at least one, with different names.
         max_rounds: How often the model may respond; its last response must call no tool.
         on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
 
     Raises:
         ConfigurationError: An option is invalid.
-        TypeError: A tool cannot be called by a model.
     """
 
     def __init__(
         self,
-        tools: Sequence[Callable[..., Any]],
+        tools: Sequence[Tool],
         max_rounds: int = DEFAULT_ROUNDS,
         on_tool_error: str = TELL,
     ) -> None:
-        if not isinstance(tools, (list, tuple)) or not tools:
-            raise ConfigurationError(f"'tools' must be a non-empty list, got {tools!r:.80}")
         if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
             raise ConfigurationError(
                 f"'max_rounds' must be a whole number of at least 1, got {max_rounds!r:.80}"
@@ -102,12 +99,28 @@ class Agent:
             raise ConfigurationError(
                 f"'on_tool_error' must be 'tell' or 'fail', got {on_tool_error!r:.80}"
             )
-        made = [Tool(function) for function in tools]
-        self._tools = {tool.name: tool for tool in made}
-        if len(self._tools) < len(made):
+        self._tools = {tool.name: tool for tool in tools}
+        if len(self._tools) < len(tools):
             raise ConfigurationError("'tools' has two tools of one name; rename one")
         self._max_rounds = max_rounds
         self._fails = on_tool_error == FAIL
+
+    @classmethod
+    def of(cls, make_tool: Callable[[Any], Tool], tools: Any, **options: Any) -> Agent:
+        """Return an agent with tools that are not made yet.
+
+        Args:
+            make_tool: Makes a tool of an entry of `tools`.
+            tools: A list of what the model may call.
+            **options: Other arguments of the agent.
+
+        Raises:
+            ConfigurationError: An option is invalid.
+            TypeError: An entry cannot be called by a model.
+        """
+        if not isinstance(tools, (list, tuple)) or not tools:
+            raise ConfigurationError(f"'tools' must be a non-empty list, got {tools!r:.80}")
+        return cls([make_tool(one) for one in tools], **options)
 
     async def run(
         self, fields: Mapping[str, Any], respond: Respond, conversation: Conversation

@@ -1,0 +1,1 @@
+"""Agents: chats with a model that calls tools."""
