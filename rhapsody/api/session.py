@@ -110,7 +110,7 @@ class Session:
         self.backends: dict[str, Any] = {}
         self.closed = False
         self._close_task: asyncio.Task[None] | None = None
-        self._submissions = Submissions(self._reattach)
+        self._submissions = Submissions(self._reattach, self.submit_tasks)
         self._loop = SessionLoop(self.uid, self._submissions)
         self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
         self._runs: dict[str, BackendRun] = {}
@@ -636,6 +636,7 @@ class Session:
         for executor in list(self._executors):
             executor.shutdown(wait=False, cancel_futures=True)
         try:
+            await self._submissions.stop_agents()
             self._submissions.cancel_waiting()  # a backend that gets them would start again
             shutdowns = [backend.shutdown() for backend in self.backends.values()]
             for error in await asyncio.gather(*shutdowns, return_exceptions=True):

@@ -20,6 +20,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.api.agents import SessionAgents, check_tools, is_agent
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
 from rhapsody.api.tasks import BaseTask
@@ -173,19 +174,26 @@ class Submissions:
     Args:
         reattach: A method that attaches the session to a backend again, if another owner had the
             backend meanwhile. None: no such method.
+        submit: The session's `submit_tasks`, for the turns of agents. None: there are no agents.
 
     Attributes:
         active: Submissions whose tasks have not ended, by uid.
         histories: By name, for backends that keep no history themselves.
+        agents: Runs the AI tasks with tools.
         telemetry: The session's telemetry, once it was started.
         journal: Recalls and records results. None: the session has no journal.
         walltime: Ends the run in time. None: there is no walltime.
         closing: Whether the session closes, so that tasks are cancelled instead of handed over.
     """
 
-    def __init__(self, reattach: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        reattach: Callable[[Any], None] | None = None,
+        submit: Callable[[Any], Any] | None = None,
+    ) -> None:
         # Held weakly: a session that nobody holds any more must end without a garbage collection.
         self._reattach = None if reattach is None else weakref.WeakMethod(reattach)
+        self.agents = SessionAgents(submit)
         self.active: dict[str, Submission] = {}
         self.histories: dict[str, OwnerHistory] = {}
         self.telemetry: TelemetryManager | None = None
@@ -278,6 +286,9 @@ class Submissions:
         grouped: dict[str, tuple[Any, list[AnyTask]]] = {}
         for part in in_parts(tasks):
             self.check(part, uids)
+            for task in part:
+                if is_agent(task):
+                    check_tools(task, router.backend_for)
             for backend, batch in router.group(part):
                 grouped.setdefault(backend.name, (backend, []))[1].extend(batch)
             await after_part(tasks)
@@ -404,6 +415,8 @@ class Submissions:
     def _is_recalled(self, task: AnyTask, backend: Any) -> bool:
         """Return whether the journal ends a task; an error of it must not stop the others."""
         assert self.journal is not None
+        if is_agent(task):  # its turns and its calls are recalled
+            return False
         try:
             return self.journal.recall(task, backend)
         except Exception as error:
@@ -465,6 +478,10 @@ class Submissions:
                 if submission.task.get("retries"):
                     task, policy = submission.task, policy_of(submission.task)
                     task[ATTEMPT_KEY] = policy.attempt(task["uid"], submission.failed)
+        await self._give(backend, batch)
+
+    async def _give(self, backend: Any, batch: list[AnyTask]) -> None:
+        """Give tasks to their backend, and start those that are agents."""
         if self.histories and backend.name in self.histories:
             for task in batch:
                 self.histories[backend.name].submitted(task)
@@ -476,12 +493,31 @@ class Submissions:
             reattach = None if self._reattach is None else self._reattach()
             if reattach is not None:
                 reattach(backend)
-            await backend.submit_tasks(batch)
+            if batch := self._start_agents(backend, batch):
+                await backend.submit_tasks(batch)
         except Exception as error:  # backends must report failures instead, task by task
             logger.exception("backend '%s' raised from submit_tasks", backend.name)
             for task in batch:
                 task.setdefault("exception", error)
                 self.on_state(task, TaskStates.FAILED)
+
+    def _start_agents(self, backend: Any, batch: list[AnyTask]) -> list[AnyTask]:
+        """Start the agents among tasks, and return the others."""
+        others = []
+        for task in batch:
+            if is_agent(task):
+                task.pop(ATTEMPT_KEY, None)
+                self.agents.start(self, task, backend)
+            else:
+                others.append(task)
+        return others
+
+    async def stop_agents(self) -> None:
+        """Cancel the agents: their turns cannot go on while the session closes."""
+        for submission in list(self.active.values()):
+            if is_agent(submission.task):
+                self.on_state(submission.task, TaskStates.CANCELED)
+        await self.agents.wait_stopped()
 
     def on_state(self, task: AnyTask, state: str) -> None:
         """Record a state that a backend reports."""
@@ -513,17 +549,22 @@ class Submissions:
             history = self.histories.get(submission.backend.name, submission.backend)
             history.report_cancelled_in_pause(task["uid"])
         if state in TaskStates.terminal_states:
-            del self.active[task["uid"]]
-            if guard is not None:
-                guard.ended(submission)
-            if submission.pause is not None:
-                submission.pause.cancel()
-            task["state"] = state
-            submission.settle(state)
+            self._end(submission, state)
         elif state == TaskStates.RUNNING:
             task["state"] = state
         if self.telemetry is not None:
             self.telemetry.on_task_state(task, state)
+
+    def _end(self, submission: Submission, state: str) -> None:
+        task = submission.task
+        del self.active[task["uid"]]
+        self.agents.stop(task["uid"])
+        if self.walltime is not None:
+            self.walltime.ended(submission)
+        if submission.pause is not None:
+            submission.pause.cancel()
+        task["state"] = state
+        submission.settle(state)
 
     def _repeat(self, submission: Submission) -> bool:
         """Start another attempt of a task that failed, after a pause; False if none follows."""
@@ -597,6 +638,10 @@ class Submissions:
             check_loop(uid, submission.future)
         if not submission.at_backend:
             self.on_state(submission.task, TaskStates.CANCELED)
+            return True
+        if (stopping := self.agents.stop(uid)) is not None:
+            self.on_state(submission.task, TaskStates.CANCELED)
+            await asyncio.wait([stopping])
             return True
         return bool(await submission.backend.cancel_task(uid))
 

@@ -15,6 +15,7 @@ from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.core.work import Work, refuse_unknown
 from rhapsody.backends.protocol import GENERATE_KINDS, PROMPT_KINDS
 from rhapsody.errors import BackendError, UnsupportedTaskError
+from rhapsody.inference.agents.tools import is_schema
 from rhapsody.inference.execution import (
     PromptService,
     all_or_raise,
@@ -76,6 +77,10 @@ class PromptBackend(BaseBackend):
             _check_stream(work.uid, work.task)
         self._check_model(work.uid, work.task)
         self._check_adapter(work.uid, work.task)
+        if not all(map(is_schema, work.task.get("tools") or ())):
+            raise UnsupportedTaskError(
+                work.uid, "'tools' need a session or a workflow, which calls them"
+            )
 
     def _check_kind(self, uid: str, task: Mapping[str, Any]) -> None:
         kinds, kind = self.ai_kinds, kind_of(task)

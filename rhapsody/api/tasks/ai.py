@@ -8,6 +8,9 @@ from typing import Any
 
 from rhapsody.api.tasks.base import BaseTask
 from rhapsody.api.tasks.fields import AI_FIELDS, is_chat
+from rhapsody.api.tasks.tools import make_agent
+from rhapsody.errors import ConfigurationError
+from rhapsody.inference.agents.agent import AGENT_OPTIONS, first_messages
 from rhapsody.inference.kinds import EXPECTED_PROMPTS, GENERATE, is_prompt
 from rhapsody.sampling import SAMPLING_FIELDS
 from rhapsody.streaming import OnText
@@ -22,7 +25,7 @@ Prompt = (
 )
 """One text, several texts, one chat (a list of messages), or several chats; to score, pairs."""
 
-GENERATE_ONLY = ("on_text", "system_prompt", *sorted(SAMPLING_FIELDS))
+GENERATE_ONLY = ("on_text", "system_prompt", "tools", *sorted(SAMPLING_FIELDS))
 """Fields that have no meaning for the other kinds."""
 
 
@@ -31,7 +34,8 @@ class AITask(BaseTask, described_by=("prompt",)):
 
     Results: `response` (a str for one prompt, a list for several), with `usage` (tokens) and
     `finish_reason`; with `response_format` also `parsed`, the object that the response describes,
-    and with `logprobs` also `response_logprobs`. For the other kinds, `response` is
+    and with `logprobs` also `response_logprobs`, and with `tools` the conversation as `messages`.
+    For the other kinds, `response` is
 
     - "embed": float32 numbers, of shape `(d,)` for one text and `(n, d)` for a list;
     - "score": a float for one pair, and float32 numbers of shape `(n,)` for several;
@@ -64,6 +68,13 @@ class AITask(BaseTask, described_by=("prompt",)):
         on_text: Called with each piece of the response while the model writes it, on the loop that
             submitted the task. Only for one response to one prompt.
         stop_sequences: Another name for `stop`.
+        tools: What the model may call: functions, ComputeTasks with a function whose calls have
+            their options, and functions annotated to return the ComputeTask of a call. In a
+            session each call runs as a task, and its result goes back to the model, until the
+            model responds without a call.
+        max_rounds: How often the model may respond; its last response must call no tool. None: 8.
+        on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
+            None: "tell".
         **extra: More sampling parameters of the engine, such as `logprobs` (the number of most
             likely tokens to return) and `response_format` (a pydantic model class, or a dict as in
             OpenAI's API). Unknown fields are refused, since the model would never see them.
@@ -90,6 +101,7 @@ class AITask(BaseTask, described_by=("prompt",)):
         | SAMPLING_FIELDS
         | {"adapter", "inference_endpoint", "kind", "model", "on_text", "prompt"}
         | {"stop_sequences", "system_prompt"}
+        | set(AGENT_OPTIONS)
     )
 
     def __init__(
@@ -113,6 +125,9 @@ class AITask(BaseTask, described_by=("prompt",)):
         priority: int | None = None,
         on_text: OnText | None = None,
         stop_sequences: Sequence[str] | None = None,
+        tools: Sequence[Any] | None = None,
+        max_rounds: int | None = None,
+        on_tool_error: str | None = None,
         **extra: Any,
     ) -> None:
         fields: dict[str, Any] = {
@@ -133,6 +148,9 @@ class AITask(BaseTask, described_by=("prompt",)):
             "timeout": timeout,
             "priority": priority,
             "on_text": on_text,
+            "tools": tools,
+            "max_rounds": max_rounds,
+            "on_tool_error": on_tool_error,
         }
         given = {k: v for k, v in fields.items() if v is not None}
         given["prompt"] = prompt
@@ -140,6 +158,8 @@ class AITask(BaseTask, described_by=("prompt",)):
         self._check_kind()
         if on_text is not None:
             self._check_on_text()
+        if any(self[name] is not None for name in AGENT_OPTIONS):
+            self._check_tools()
 
     def __missing__(self, field: str) -> Any:
         return self["stop"] if field == "stop_sequences" else super().__missing__(field)
@@ -155,6 +175,17 @@ class AITask(BaseTask, described_by=("prompt",)):
                 text = f"'{field}' has no meaning for the kind '{kind}'; leave it out"
                 self._refuse(field, self[field], text)
 
+    def _check_tools(self) -> None:
+        tools = self["tools"]
+        if tools is None:
+            name = next(name for name in AGENT_OPTIONS if self[name] is not None)
+            self._refuse(name, self[name], f"'{name}' needs 'tools'")
+        try:
+            make_agent(self, _not_run)
+        except (ConfigurationError, TypeError) as error:
+            self._refuse("tools", tools, str(error))
+        first_messages(self)
+
     def _check_on_text(self) -> None:
         on_text = self["on_text"]
         if not callable(on_text) or inspect.iscoroutinefunction(on_text):
@@ -169,3 +200,7 @@ class AITask(BaseTask, described_by=("prompt",)):
 
     def _subject(self) -> str:
         return f"prompt={brief(self['prompt'])}"
+
+
+async def _not_run(task: BaseTask) -> None:
+    """Take the place of a session, while a task is checked."""

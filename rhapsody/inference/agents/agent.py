@@ -15,7 +15,7 @@ from rhapsody.errors import (
 from rhapsody.inference.agents.tools import Tool
 from rhapsody.inference.kinds import GENERATE
 
-__all__ = ["AGENT_OPTIONS", "Agent", "Conversation"]
+__all__ = ["AGENT_OPTIONS", "Agent", "Conversation", "first_messages"]
 
 AGENT_OPTIONS = ("max_rounds", "on_tool_error", "tools")
 DEFAULT_ROUNDS = 8
@@ -138,7 +138,7 @@ class Agent:
             TaskValidationError: The task cannot have tools.
             Exception: The model or, with `on_tool_error="fail"`, a tool failed.
         """
-        conversation.begin(_first_messages(fields))
+        conversation.begin(first_messages(fields))
         timeout = fields.get("timeout")
         schemas = [tool.schema for tool in self._tools.values()]
         asked = {**fields, "system_prompt": None, "timeout": None, "tools": schemas}
@@ -211,7 +211,15 @@ def _result_message(call: Mapping[str, Any], content: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call.get("id"), "content": content}
 
 
-def _first_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+def first_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the chat that an AI task begins with.
+
+    Args:
+        fields: The fields of the task.
+
+    Raises:
+        TaskValidationError: The task cannot have tools.
+    """
     prompt, system_prompt = fields["prompt"], fields.get("system_prompt")
     one_text = isinstance(prompt, str)
     if not (one_text or isinstance(prompt[0], Mapping)) or fields.get("n") not in (None, 1):

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,13 +15,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import NotRequired, TypedDict
 
-__all__ = ["Run", "Tool"]
+__all__ = ["Run", "Tool", "is_schema"]
 
 Run = Callable[[dict[str, Any]], Awaitable[Any]]
 """Makes a call of a tool with the values of its parameters, and returns its result."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 ENTRY = re.compile(r"\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.+)")
+
+
+def is_schema(tool: Any) -> bool:
+    """Return whether a tool is its description in OpenAI's format, which nothing can call."""
+    return isinstance(tool, Mapping) and tool.get("type") == "function"
 
 
 class Tool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asyncflow_ext import WorkflowEngine
-from rhapsody import AITask
+from rhapsody import AITask, ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend, EndpointInferenceBackend
 from tests.support.engines import ENGINES, make_engine
 
@@ -56,6 +56,35 @@ async def test_tools_run_as_tasks(start: Any, tmp_path: Path, kind: str) -> None
     assert results == ['{"substance":"ether","boils":true}', "hello\n", "gold is known"]
     assert answer.startswith("The tools returned: " + results[0])
     assert answer == task.response == task.messages[-1]["content"]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_task_of_a_workflow_may_bring_its_tools(
+    start: Any, tmp_path: Path, kind: str
+) -> None:
+    backends = [ConcurrentExecutionBackend("thread"), await start()]
+    flow = await make_engine(kind, backends, work_dir=str(tmp_path))
+
+    @flow.ai_task()
+    async def agent(question: str) -> Any:
+        return AITask(question, tools=[lookup], max_rounds=2)
+
+    assert "gold is known" in await agent("lookup 'gold'")
+    await flow.shutdown()
+
+
+async def test_session_calls_tools(start: Any) -> None:
+    def shout(text: str) -> ComputeTask:
+        """Print a text."""
+        return ComputeTask(executable="echo", arguments=[text])
+
+    async with Session([ConcurrentExecutionBackend("thread"), await start()]) as session:
+        task = AITask("Please shout 'hello' and lookup 'gold'", tools=[shout, lookup])
+        await session.submit_tasks(task)
+        await task
+    results = [message["content"] for message in task.messages if message["role"] == "tool"]
+    assert results == ["hello\n", "gold is known"]
+    assert task.response.startswith("The tools returned: hello")
 
 
 async def test_agent_works_through_an_endpoint(start: Any, tmp_path: Path) -> None:

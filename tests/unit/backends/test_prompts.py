@@ -25,3 +25,8 @@ async def test_unknown_option_of_a_prompt_is_refused_with_the_nearest_one() -> N
     task = {"prompt": "hi", "task_backend_specific_kwargs": {"time_out": 3}}
     with pytest.raises(UnsupportedTaskError, match="has no option 'time_out'; did you mean 'tim"):
         await embedded().run_one(task)
+
+
+async def test_functions_as_tools_are_left_to_sessions_and_workflows() -> None:
+    with pytest.raises(UnsupportedTaskError, match="'tools' need a session or a workflow"):
+        await embedded().run_one({"prompt": "hi", "tools": [print]})

@@ -159,3 +159,41 @@ def test_other_kinds_take_no_fields_of_generate(field: str, value: Any) -> None:
 def test_unknown_field_is_refused_with_the_nearest_name(field: str, nearest: str) -> None:
     with pytest.raises(TaskValidationError, match=f"unknown field '{field}'; {nearest}"):
         AITask("hi", **{field: 1})  # type: ignore[arg-type]  # as a user would
+
+
+def double(n: int) -> int:
+    return 2 * n
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tools": []}, "'tools' must be a non-empty list"),
+        ({"tools": double}, "'tools' must be a non-empty list"),
+        ({"tools": [double, double]}, "two tools of one name"),
+        ({"tools": ["double"]}, "a tool must be a function"),
+        ({"tools": [{"type": "function"}]}, "a tool must be a function"),
+        ({"tools": [double], "max_rounds": 0}, "'max_rounds' must be a whole number"),
+        ({"tools": [double], "on_tool_error": "ignore"}, "'on_tool_error' must be"),
+        ({"max_rounds": 3}, "'max_rounds' needs 'tools'"),
+        ({"tools": [double], "n": 2}, "no 'n' above 1"),
+        ({"tools": [double], "on_text": print}, "neither 'on_text'"),
+        ({"tools": [double], "kind": "embed"}, "'tools' has no meaning for the kind 'embed'"),
+        ({"tools": [ComputeTask(executable="date")]}, "a function without arguments"),
+        ({"tools": [ComputeTask(function=double, args=[1])]}, "a function without arguments"),
+    ],
+)
+def test_invalid_tools_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskValidationError, match=message):
+        AITask("hi", **fields)
+
+
+def test_several_prompts_with_tools_are_refused() -> None:
+    with pytest.raises(TaskValidationError, match="must have a single prompt"):
+        AITask(["a", "b"], tools=[double])
+
+
+def test_tools_and_their_options_are_fields() -> None:
+    task = AITask("hi", tools=[double], max_rounds=3, on_tool_error="fail")
+    assert (task.tools, task.max_rounds, task.on_tool_error) == ([double], 3, "fail")
+    assert AITask("hi").max_rounds is None
