@@ -117,9 +117,11 @@ class AITaskDecorator:
     With `tools=`, a list of functions or of tasks of this engine, the model may call them: each
     call runs as a task, calls of one turn run at the same time, and their results go back to the
     model, until it responds without a call. `max_rounds` (default 8) limits its responses, and
-    `timeout` the whole conversation. A tool that fails is told to the model, or with
-    `on_tool_error="fail"` fails the task. The conversation is in `messages` of an `AITask` that
-    the function returned, and on Rhapsody's engine in `future.task["messages"]`.
+    `timeout` the whole conversation. The model gets `max_result_chars` (default 20,000) of a
+    result. A tool that fails is told to the model, or with `on_tool_error="fail"` fails the task.
+    An `AITask` that the function returns may have tools of its own. The conversation is in
+    `messages` of an `AITask` that the function returned, and on Rhapsody's engine in
+    `future.task["messages"]`; the calls, with whole results, are in `tool_calls`.
 
     Options are given to the decorator, as keywords of a call (unless the function has a parameter
     of that name), or in a `task_description`, either of a call or as the default of the function's
@@ -299,7 +301,7 @@ class AITaskDecorator:
             result = await respond(fields)
         else:
             conversation = self._conversation()
-            task["messages"] = conversation.messages
+            task.update(messages=conversation.messages, tool_calls=conversation.calls)
             result = await agent.run(fields, respond, conversation)
         task.update(result, state="DONE")
         return task["parsed" if is_model_class(fields.get("response_format")) else "response"]
@@ -314,6 +316,7 @@ class AITaskDecorator:
             component.conversation = Conversation()
         conversation: Conversation = component.conversation
         component.description["messages"] = conversation.messages
+        component.description["tool_calls"] = conversation.calls
         return conversation
 
     async def _respond(self, name: str, backend: Any, fields: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class SessionAgents:
         try:
             agent = make_agent(task, run)
             conversation = self._conversations.setdefault(task["uid"], Conversation())
-            task["messages"] = conversation.messages
+            task.update(messages=conversation.messages, tool_calls=conversation.calls)
             self._report(owner, task, TaskStates.RUNNING)
             result = await agent.run(task, respond, conversation)
         except asyncio.CancelledError:

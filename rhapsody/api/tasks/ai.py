@@ -34,8 +34,8 @@ class AITask(BaseTask, described_by=("prompt",)):
 
     Results: `response` (a str for one prompt, a list for several), with `usage` (tokens) and
     `finish_reason`; with `response_format` also `parsed`, the object that the response describes,
-    and with `logprobs` also `response_logprobs`, and with `tools` the conversation as `messages`.
-    For the other kinds, `response` is
+    and with `logprobs` also `response_logprobs`, and with `tools` the conversation as `messages`,
+    and the calls with their whole results as `tool_calls`. For the other kinds, `response` is
 
     - "embed": float32 numbers, of shape `(d,)` for one text and `(n, d)` for a list;
     - "score": a float for one pair, and float32 numbers of shape `(n,)` for several;
@@ -75,6 +75,8 @@ class AITask(BaseTask, described_by=("prompt",)):
         max_rounds: How often the model may respond; its last response must call no tool. None: 8.
         on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
             None: "tell".
+        max_result_chars: How many characters of a tool's result the model gets. A longer one is
+            cut, and the text says so. None: 20,000.
         **extra: More sampling parameters of the engine, such as `logprobs` (the number of most
             likely tokens to return) and `response_format` (a pydantic model class, or a dict as in
             OpenAI's API). Unknown fields are refused, since the model would never see them.
@@ -128,6 +130,7 @@ class AITask(BaseTask, described_by=("prompt",)):
         tools: Sequence[Any] | None = None,
         max_rounds: int | None = None,
         on_tool_error: str | None = None,
+        max_result_chars: int | None = None,
         **extra: Any,
     ) -> None:
         fields: dict[str, Any] = {
@@ -151,6 +154,7 @@ class AITask(BaseTask, described_by=("prompt",)):
             "tools": tools,
             "max_rounds": max_rounds,
             "on_tool_error": on_tool_error,
+            "max_result_chars": max_result_chars,
         }
         given = {k: v for k, v in fields.items() if v is not None}
         given["prompt"] = prompt

@@ -23,6 +23,7 @@ RESULT_KEYS = frozenset(
         "state",
         "stderr",
         "stdout",
+        "tool_calls",
         "usage",
     }
 )

@@ -12,13 +12,15 @@ from rhapsody.errors import (
     TaskTimeoutError,
     TaskValidationError,
 )
-from rhapsody.inference.agents.tools import Tool
+from rhapsody.inference.agents.tools import Tool, as_text
 from rhapsody.inference.kinds import GENERATE
 
 __all__ = ["AGENT_OPTIONS", "Agent", "Conversation", "first_messages"]
 
-AGENT_OPTIONS = ("max_rounds", "on_tool_error", "tools")
+AGENT_OPTIONS = ("max_result_chars", "max_rounds", "on_tool_error", "tools")
 DEFAULT_ROUNDS = 8
+DEFAULT_RESULT_CHARS = 20_000
+"""About 5,000 tokens: a result must not fill the context of the model by itself."""
 MAX_CALLS = 64
 """How many calls of one turn are made. A model that repeats itself may send thousands."""
 TELL, FAIL = "tell", "fail"
@@ -32,16 +34,19 @@ class Conversation:
 
     Attributes:
         messages: All messages so far; the list stays the same.
+        calls: The calls of tools in the order in which they ended, each with `id`, `name`,
+            `arguments`, and the whole `result` or the `error`; the list stays the same.
         usage: The usage of the finished turns.
         turns: How many turns are finished: the model responded, and its calls have results.
     """
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
         self.usage: dict[str, int] = {}
         self.turns = 0
         self._first: list[dict[str, Any]] | None = None
-        self._finished = 0
+        self._finished = self._finished_calls = 0
 
     def begin(self, first: list[dict[str, Any]]) -> None:
         """Begin an attempt, after the finished turns of the attempts before.
@@ -51,11 +56,12 @@ class Conversation:
                 conversation starts anew.
         """
         if first == self._first:
-            del self.messages[self._finished :]
+            del self.messages[self._finished :], self.calls[self._finished_calls :]
             return
         self._first, self.messages[:] = first, first
         self.usage.clear()
-        self.turns, self._finished = 0, len(first)
+        self.calls.clear()
+        self.turns, self._finished, self._finished_calls = 0, len(first), 0
 
     def finish_turn(self, usage: Mapping[str, int]) -> None:
         """Keep the messages so far.
@@ -66,7 +72,7 @@ class Conversation:
         for name, tokens in usage.items():
             self.usage[name] = self.usage.get(name, 0) + tokens
         self.turns += 1
-        self._finished = len(self.messages)
+        self._finished, self._finished_calls = len(self.messages), len(self.calls)
 
     def forget(self) -> None:
         """Have the next attempt start anew."""
@@ -80,6 +86,7 @@ class Agent:
         tools: The tools, at least one, with different names.
         max_rounds: How often the model may respond; its last response must call no tool.
         on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
+        max_result_chars: How many characters of a tool's result, or of its error, the model gets.
 
     Raises:
         ConfigurationError: An option is invalid.
@@ -90,11 +97,13 @@ class Agent:
         tools: Sequence[Tool],
         max_rounds: int = DEFAULT_ROUNDS,
         on_tool_error: str = TELL,
+        max_result_chars: int = DEFAULT_RESULT_CHARS,
     ) -> None:
-        if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
-            raise ConfigurationError(
-                f"'max_rounds' must be a whole number of at least 1, got {max_rounds!r:.80}"
-            )
+        for name, value in (("max_rounds", max_rounds), ("max_result_chars", max_result_chars)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(
+                    f"'{name}' must be a whole number of at least 1, got {value!r:.80}"
+                )
         if on_tool_error not in (TELL, FAIL):
             raise ConfigurationError(
                 f"'on_tool_error' must be 'tell' or 'fail', got {on_tool_error!r:.80}"
@@ -104,6 +113,7 @@ class Agent:
             raise ConfigurationError("'tools' has two tools of one name; rename one")
         self._max_rounds = max_rounds
         self._fails = on_tool_error == FAIL
+        self._max_result_chars = max_result_chars
 
     @classmethod
     def of(cls, make_tool: Callable[[Any], Tool], tools: Any, **options: Any) -> Agent:
@@ -168,7 +178,7 @@ class Agent:
                 fields = {name: value for name, value in result.items() if name != "message"}
                 return {**fields, "usage": dict(conversation.usage)}
             if left:  # otherwise the model would not see the results
-                messages += await self._call_all(calls)
+                messages += await self._call_all(calls, conversation.calls)
                 conversation.finish_turn(result["usage"])
         raise PromptError(
             f"the model called tools in all {self._max_rounds} rounds and gave no answer; raise "
@@ -178,9 +188,11 @@ class Agent:
             "max_rounds",
         )
 
-    async def _call_all(self, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    async def _call_all(
+        self, calls: Sequence[Mapping[str, Any]], made: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         """Make the calls of one turn at the same time. If one fails the task, cancel the others."""
-        running = [asyncio.ensure_future(self._call(call)) for call in calls[:MAX_CALLS]]
+        running = [asyncio.ensure_future(self._call(call, made)) for call in calls[:MAX_CALLS]]
         left_out = [
             _result_message(call, f"This call was not made: {MAX_CALLS} calls in one turn at most.")
             for call in calls[MAX_CALLS:]
@@ -192,19 +204,32 @@ class Agent:
                 one.cancel()
             await asyncio.wait(running)
 
-    async def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+    async def _call(self, call: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
         """Call a tool, and return the message with its result or its error."""
-        name = call["function"]["name"]
+        name, arguments = call["function"]["name"], call["function"].get("arguments") or ""
         tool = self._tools.get(name)
+        record = {"id": call.get("id"), "name": name, "arguments": arguments}
         try:
             if tool is None:
                 raise ValueError(f"there is no such tool; there are: {', '.join(self._tools)}")
-            content = await tool.call(call["function"].get("arguments") or "")
+            result = await tool.call(arguments)
+            content = as_text(result)
+            made.append({**record, "result": result})
         except Exception as error:
+            made.append({**record, "error": error})
             if self._fails:
                 raise
             content = f"The tool '{name}' failed: {type(error).__name__}: {error}"
-        return _result_message(call, content)
+        return _result_message(call, self._shortened(content))
+
+    def _shortened(self, content: str) -> str:
+        """Return a text, cut at the limit with a note that says so."""
+        limit = self._max_result_chars
+        if len(content) <= limit:
+            return content
+        return (
+            f"{content[:limit]}\n[The result was cut here: {limit} of {len(content)} characters.]"
+        )
 
 
 def _result_message(call: Mapping[str, Any], content: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import NotRequired, TypedDict
 
-__all__ = ["Run", "Tool", "is_schema"]
+__all__ = ["Run", "Tool", "as_text", "is_schema"]
 
 Run = Callable[[dict[str, Any]], Awaitable[Any]]
 """Makes a call of a tool with the values of its parameters, and returns its result."""
@@ -78,8 +78,8 @@ class Tool:
             function["description"] = self.description
         return {"type": "function", "function": function}
 
-    async def call(self, arguments: str) -> str:
-        """Call the function, and return its result as text: a str as it is, others as JSON.
+    async def call(self, arguments: str) -> Any:
+        """Call the function, and return its result.
 
         Args:
             arguments: Its arguments as a JSON object.
@@ -92,10 +92,14 @@ class Tool:
             given = self._arguments.validate_json(arguments or "{}")
         except ValidationError as error:
             raise ValueError(_faults(error)) from None
-        result = await self._run(given)
-        if isinstance(result, str):
-            return result
-        return pydantic_core.to_json(result, fallback=str).decode()
+        return await self._run(given)
+
+
+def as_text(result: Any) -> str:
+    """Return the result of a tool as a model gets it: a str as it is, others as JSON."""
+    if isinstance(result, str):
+        return result
+    return pydantic_core.to_json(result, fallback=str).decode()
 
 
 async def _call(function: Callable[..., Any], is_async: bool, given: dict[str, Any]) -> Any:

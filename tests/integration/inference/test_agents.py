@@ -56,6 +56,8 @@ async def test_tools_run_as_tasks(start: Any, tmp_path: Path, kind: str) -> None
     assert results == ['{"substance":"ether","boils":true}', "hello\n", "gold is known"]
     assert answer.startswith("The tools returned: " + results[0])
     assert answer == task.response == task.messages[-1]["content"]
+    whole = {call["name"]: call["result"] for call in task.tool_calls}
+    assert whole["simulate"] == {"substance": "ether", "boils": True}
 
 
 @pytest.mark.parametrize("kind", ENGINES)

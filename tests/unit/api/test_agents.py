@@ -112,6 +112,18 @@ async def test_calls_of_functions_are_tasks_of_the_session() -> None:
         assert tool["function"]["description"] == "Double a number."
 
 
+async def test_long_result_is_cut_for_the_model_only() -> None:
+    def write() -> list[int]:
+        return list(range(100))
+
+    async with session_of([("write", {})]) as session:
+        task = await ask(session, [write], max_result_chars=20)
+    assert results(task) == [
+        "[0,1,2,3,4,5,6,7,8,9\n[The result was cut here: 20 of 291 characters.]"
+    ]
+    assert [call["result"] for call in task.tool_calls] == [list(range(100))]
+
+
 async def test_call_has_the_options_of_its_compute_task() -> None:
     failed: list[int] = []
 

@@ -114,6 +114,38 @@ async def test_error_of_a_tool_is_told(call: tuple[str, dict[str, Any]], told: s
     assert result["response"] == "done"
 
 
+async def write(length: int) -> list[str]:
+    return ["x" * length]
+
+
+async def failing_at_length() -> None:
+    raise OSError("y" * 100)
+
+
+async def test_long_result_is_cut_in_the_conversation_and_whole_in_the_calls() -> None:
+    model = Model([("write", {"length": 100}), ("write", {"length": 6}), ("failing_at_length", {})])
+    conversation = Conversation()
+    on = agent([write, failing_at_length], max_result_chars=10)
+    await on.run(FIELDS, model, conversation)
+    cut, short, failed = [m["content"] for m in conversation.messages if m["role"] == "tool"]
+    assert cut == '["xxxxxxxx\n[The result was cut here: 10 of 104 characters.]'
+    assert short == '["xxxxxx"]'
+    assert failed.startswith("The tool '\n[The result was cut here: 10 of ")
+    whole = {call["arguments"]: call for call in conversation.calls}
+    assert whole['{"length": 100}'] == {
+        "id": "write",
+        "name": "write",
+        "arguments": '{"length": 100}',
+        "result": ["x" * 100],
+    }
+    assert str(whole["{}"]["error"]) == "y" * 100
+
+
+async def test_default_limit_of_a_result() -> None:
+    _, messages = await run(agent([write]), Model([("write", {"length": 30_000})]))
+    assert messages[3]["content"].endswith("[The result was cut here: 20000 of 30004 characters.]")
+
+
 async def test_error_of_a_tool_can_fail_the_task_and_cancels_the_others() -> None:
     cancelled = asyncio.Event()
 
@@ -208,6 +240,7 @@ async def test_next_attempt_keeps_the_finished_turns() -> None:
     assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 6]
     assert result == {"response": "done", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
     assert len(conversation.messages) == 7
+    assert [call["result"] for call in conversation.calls] == [4, 6]
 
 
 async def test_next_attempt_repeats_the_turn_that_failed() -> None:
@@ -229,6 +262,7 @@ async def test_next_attempt_repeats_the_turn_that_failed() -> None:
     assert [len(fields["prompt"]) for fields in model.asked] == [2, 4, 4, 6]
     assert result["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
     assert [m["content"] for m in conversation.messages if m["role"] == "tool"] == ["4", "6"]
+    assert [call["result"] for call in conversation.calls] == [4, 6]
 
 
 async def test_rounds_count_over_all_attempts() -> None:
@@ -278,6 +312,8 @@ async def test_prompt_that_cannot_have_tools_is_refused(fields: dict[str, Any]) 
         {"tools": [double, double]},
         {"tools": [double], "max_rounds": 0},
         {"tools": [double], "max_rounds": True},
+        {"tools": [double], "max_result_chars": 0},
+        {"tools": [double], "max_result_chars": "10"},
         {"tools": [double], "on_tool_error": "ignore"},
     ],
 )

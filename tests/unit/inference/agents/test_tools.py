@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from rhapsody.inference.agents.tools import Tool
+from rhapsody.inference.agents.tools import Tool, as_text
 
 
 class Point(BaseModel):
@@ -52,7 +52,7 @@ def test_schema_comes_from_hints_and_docstring() -> None:
 
 async def test_arguments_are_converted_and_result_is_json() -> None:
     assert (
-        await Tool(simulate).call('{"kelvin": 4, "at": {"x": 2}}')
+        as_text(await Tool(simulate).call('{"kelvin": 4, "at": {"x": 2}}'))
         == '{"kelvin":4,"substance":"water","x":2}'
     )
 
@@ -78,7 +78,7 @@ async def test_plain_function_runs_in_a_thread_and_async_one_on_the_loop() -> No
     async def waiting() -> int:
         return threading.get_ident()
 
-    here = str(threading.get_ident())
+    here = threading.get_ident()
     assert await Tool(plain).call("") != here
     assert await Tool(waiting).call("{}") == here
 
@@ -90,15 +90,19 @@ async def test_tool_with_another_way_to_run_gets_the_converted_arguments() -> No
     def work(n: int, uid: str = "") -> None: ...
 
     tool = Tool(work, run, hidden=("uid",))
-    assert await tool.call('{"n": 1}') == '{"n":1}'
+    assert await tool.call('{"n": 1}') == {"n": 1}
     assert list(tool.schema["function"]["parameters"]["properties"]) == ["n"]
+
+
+def test_text_is_a_result_as_it_is() -> None:
+    assert as_text('say "hi"') == 'say "hi"'
 
 
 async def test_result_without_json_is_text() -> None:
     def odd() -> Any:
         return {"what": object, "nan": float("nan")}
 
-    assert "class" in await Tool(odd).call("")
+    assert "class" in as_text(await Tool(odd).call(""))
 
 
 @pytest.mark.parametrize("name", ["copy", "json", "schema", "model_config"])
