@@ -32,6 +32,7 @@ from rhapsody.backends.protocol import (
 from rhapsody.errors import ConfigurationError, TaskValidationError, as_exception
 from rhapsody.inference.agents.agent import AGENT_OPTIONS, Agent, Conversation
 from rhapsody.inference.kinds import GENERATE, SCORE, pooling_inputs, pooling_result
+from rhapsody.journal.prompts import served_model
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 from rhapsody.suggest import unknown_name
 
@@ -328,7 +329,7 @@ class AITaskDecorator:
         machine: Any = getattr(self._flow, "_machine", None)
         journal = getattr(machine, "journal", None)
         stock_journal: StockJournal | None = getattr(self._flow, "_stock_journal", None)
-        model = getattr(backend, "model_name", None)
+        model = served_model(backend)
         run: Callable[[], Coroutine[Any, Any, dict[str, Any]]] = partial(backend.run_one, asked)
         if stock_journal is not None:
             return await stock_journal.run_prompt(name, fields, model, run)

@@ -31,6 +31,7 @@ TURN_FIELDS = SAMPLING_FIELDS | {"adapter", "cache", "journal", "model", "priori
 TURN_RESULTS = (
     "finish_reason",
     "message",
+    "model_version",
     "parsed",
     "response",
     "response_logprobs",

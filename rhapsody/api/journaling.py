@@ -24,7 +24,7 @@ from rhapsody.journal.files import FileDigests, missing_files, resolved
 from rhapsody.journal.key import Call, JournaledFunction
 from rhapsody.journal.options import input_files, key_options
 from rhapsody.journal.pickles import is_quick
-from rhapsody.journal.prompts import prompt_arguments
+from rhapsody.journal.prompts import prompt_arguments, served_model
 from rhapsody.journal.recorder import Journal
 from rhapsody.report.runs import RecalledTasks
 
@@ -212,4 +212,4 @@ def _described(
     if kind == EXECUTABLE:
         command = [os.fspath(task[EXECUTABLE]), *map(str, task.get("arguments") or ())]
         return (command, extra), {}
-    return prompt_arguments(getattr(backend, "model_name", None), task), {}
+    return prompt_arguments(served_model(backend), task), {}

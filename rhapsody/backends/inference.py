@@ -14,6 +14,7 @@ from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.configuration.dragon import ModelConfig, model_parameters
 from rhapsody.inference.kinds import KINDS
 from rhapsody.inference.replicas.adapters import Adapters
+from rhapsody.inference.replicas.weights import ServedWeights
 from rhapsody.inference.service import InferenceService
 from rhapsody.suggest import suggest_parameters
 
@@ -173,6 +174,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         self.config.keys()  # refuses invalid ones
         self._service: InferenceService | None = None
         self._adapter_paths: dict[str, str] = {}
+        self._weights = ServedWeights()
 
     @property
     def service(self) -> InferenceService | None:
@@ -230,6 +232,38 @@ class DragonVllmInferenceBackend(PromptBackend):
         await self.initialize()
         await service_loop().run(self._running_adapters().unload(name))
 
+    @property
+    def model_version(self) -> str:
+        """The version of the model's weights: "0", until `reload_weights` sets another one."""
+        return self._weights.version
+
+    async def reload_weights(
+        self, path: str | os.PathLike[str], version: str | int | None = None
+    ) -> str:
+        """Load new weights of the same model on all servers, or on none. Starts the backend.
+
+        The servers change one after the other: each gets no prompts, finishes those that it has,
+        and loads the weights. Servers that start later load them before they take prompts. Each
+        response has the version of the weights that it is from as `model_version`.
+
+        Args:
+            path: The folder of the weights, which all nodes must see, and which must not change.
+                The embedded model learns the text of a file.
+            version: The version. None: the next number.
+
+        Returns:
+            The version.
+
+        Raises:
+            ConfigurationError: The path does not exist, or the version is invalid.
+            ReplicaError: A server did not load the weights. Servers that have them start again with
+                the former ones.
+        """
+        await self.initialize()
+        if self._service is None:
+            raise BackendError(self.name, "it was shut down")
+        return await service_loop().run(self._service.reload_weights(os.fspath(path), version))
+
     def _running_adapters(self) -> Adapters:
         if self._service is None:
             raise BackendError(self.name, "it was shut down")
@@ -238,7 +272,10 @@ class DragonVllmInferenceBackend(PromptBackend):
     async def start(self) -> None:
         """Start the model's servers, and the HTTP server in server mode."""
         service = await InferenceService.create(
-            self.config, lambda size: self.history.record_batch(size), self._adapter_paths
+            self.config,
+            lambda size: self.history.record_batch(size),
+            self._adapter_paths,
+            self._weights,
         )
         self._service = service
         _running.add(self)

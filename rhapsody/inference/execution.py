@@ -154,7 +154,7 @@ async def _pool(
     rows, labels = [one.data for one in done], [one.labels for one in done]
     response = pooling_result(kind, rows, labels, single=single)
     same = {"response": response, "stdout": response, "return_value": response}
-    return {**same, "usage": _total_usage(done)}
+    return {**same, "usage": _total_usage(done), **_versions(done, single=single)}
 
 
 async def complete_all(
@@ -239,11 +239,20 @@ def _result_fields(
         "usage": _total_usage(completions),
         "finish_reason": shaped([completion.finish_reason for completion in completions]),
     }
+    fields.update(_versions(completions, single=single))
     if any(value is not None for _, value in parsed):
         fields["parsed"] = shaped([value for _, value in parsed])
     if any(completion.logprobs is not None for completion in completions):
         fields["response_logprobs"] = shaped([c.response_logprobs for c in completions])
     return fields
+
+
+def _versions(completions: Sequence[Completion], *, single: bool) -> dict[str, Any]:
+    """Return the versions of the weights that responded, as result fields."""
+    versions = [completion.model_version for completion in completions]
+    if not any(versions):
+        return {}
+    return {"model_version": versions[0] if single else versions}
 
 
 def _total_usage(completions: Sequence[Completion]) -> dict[str, int]:

@@ -16,6 +16,7 @@ __all__ = [
     "CLASSIFY",
     "EMBED",
     "EXPECTED_PROMPTS",
+    "FIRST_VERSION",
     "GENERATE",
     "KINDS",
     "SCORE",
@@ -34,6 +35,8 @@ EMBED = "embed"
 SCORE = "score"
 CLASSIFY = "classify"
 KINDS = (GENERATE, EMBED, SCORE, CLASSIFY)
+FIRST_VERSION = "0"
+"""The version of the weights that a model is started with."""
 CHAT = "chat"
 """The kind of a `ChatTurn` in a batch."""
 

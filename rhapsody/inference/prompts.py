@@ -38,6 +38,7 @@ class Completion:
         data: The numbers of a `PoolingInput`, float32 in little-endian order. It has no texts.
         labels: The labels of these numbers, for "classify".
         message: The message of the model, if it was a chat with tools.
+        model_version: The version of the weights that responded; None if it is not known.
     """
 
     texts: list[str]
@@ -47,6 +48,7 @@ class Completion:
     data: bytes = b""
     labels: Sequence[str] = ()
     message: Mapping[str, Any] | None = None
+    model_version: str | None = None
 
     @property
     def response(self) -> str | list[str]:
@@ -257,7 +259,10 @@ class PromptRequest:
             self.add_piece(event["text"])
         elif kind == "done" and "data" in event:
             data, labels = base64.b64decode(event["data"]), event["labels"]
-            self.complete(Completion([], [], event["usage"], data=data, labels=labels))
+            usage, version = event["usage"], self._version()
+            self.complete(
+                Completion([], [], usage, data=data, labels=labels, model_version=version)
+            )
         elif kind == "done":
             self.complete(
                 Completion(
@@ -266,9 +271,13 @@ class PromptRequest:
                     event["usage"],
                     event.get("logprobs"),
                     message=event.get("message"),
+                    model_version=self._version(),
                 )
             )
         else:
             self.fail(
                 PromptError(event["message"], event["code"], event["kind"], event.get("param"))
             )
+
+    def _version(self) -> str | None:
+        return getattr(self.replica, "version", None) or None

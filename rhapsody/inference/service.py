@@ -23,6 +23,7 @@ from rhapsody.inference.replicas.pool import ReplicaPool
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.inference.replicas.scaler import Scaler
 from rhapsody.inference.replicas.scaling import Scaling, ScalingPolicy
+from rhapsody.inference.replicas.weights import ServedWeights, Weights
 from rhapsody.waiting import done_within
 
 __all__ = ["InferenceService"]
@@ -49,7 +50,9 @@ class InferenceService:
         factory: ReplicaFactory,
         on_batch: Callable[[int], None],
         adapters: Adapters | None = None,
+        weights: Weights | None = None,
     ) -> None:
+        self.weights = weights or Weights(ServedWeights())
         self.adapters = adapters or Adapters(config.model_name, {}, refusal_of(config, command))
         self.config = config
         self._factory = factory
@@ -87,6 +90,7 @@ class InferenceService:
         config: InferenceConfig,
         on_batch: Callable[[int], None],
         adapter_paths: MutableMapping[str, str] | None = None,
+        served_weights: ServedWeights | None = None,
     ) -> InferenceService:
         """Check the configuration and make a service. No process is started.
 
@@ -94,6 +98,7 @@ class InferenceService:
             config: What to serve.
             on_batch: Called with the number of prompts in each batch that is sent.
             adapter_paths: The folders of the LoRA adapters that the servers load, by name.
+            served_weights: The weights that the servers load. None: the model's own.
 
         Raises:
             ConfigurationError: The configuration is impossible.
@@ -104,8 +109,14 @@ class InferenceService:
         command = await asyncio.to_thread(config.check)
         paths = {} if adapter_paths is None else adapter_paths
         adapters = Adapters(config.model_name, paths, refusal_of(config, command))
-        factory = await asyncio.to_thread(ReplicaFactory.create, config, command, adapters)
-        return cls(config, command, factory, on_batch, adapters)
+        weights = Weights(served_weights or ServedWeights())
+
+        async def prepare(replica: Replica) -> None:
+            await weights.prepare(replica)
+            await adapters.prepare(replica)
+
+        factory = await asyncio.to_thread(ReplicaFactory.create, config, command, prepare)
+        return cls(config, command, factory, on_batch, adapters, weights)
 
     async def start(self) -> None:
         """Start the replicas, wait until they are ready, and open the gateway.
@@ -124,6 +135,10 @@ class InferenceService:
         except BaseException:
             await self.stop()
             raise
+
+    async def reload_weights(self, path: str, version: str | int | None) -> str:
+        """Load weights on all servers, one after the other; see `Weights.reload`."""
+        return await self.weights.reload(self.pool, path, version, self.config.startup_timeout)
 
     def _record_batch(self, prompts: list[PromptRequest], waits: list[float]) -> None:
         self.metrics.record_batch([prompt.priority for prompt in prompts], waits)
@@ -251,7 +266,9 @@ class InferenceService:
     @property
     def healthy(self) -> bool:
         """Whether a server takes prompts, or starts when a prompt comes."""
-        return not self.draining and (bool(self.pool.ready) or self.pool.starts_on_demand)
+        pool = self.pool
+        able = bool(pool.ready) or pool.starts_on_demand or pool.is_paused
+        return able and not self.draining
 
     def get_statistics(self) -> dict[str, Any]:
         """Return counts of batches and prompts, the replicas, and the usage of HTTP clients."""

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rhapsody.inference.kinds import GENERATE
+from rhapsody.inference.kinds import FIRST_VERSION, GENERATE
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
-__all__ = ["prompt_arguments"]
+__all__ = ["prompt_arguments", "served_model"]
 
 FIELDS = (*sorted(SAMPLING_FIELDS), "adapter", "model", "prompt", "system_prompt", "tools")
+
+
+def served_model(backend: Any) -> str | None:
+    """Return the model of a backend for the key, with the version of its weights if it changed.
+
+    Args:
+        backend: The backend of an AI task.
+    """
+    model, version = getattr(backend, "model_name", None), getattr(backend, "model_version", None)
+    return model if version in (None, FIRST_VERSION) else f"{model} {version}"
 
 
 def prompt_arguments(model: str | None, fields: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the arguments that the key of a prompt is made from.
 
     Args:
-        model: The model that the backend serves.
+        model: The model, from `served_model`.
         fields: The fields of an AI task.
     """
     described = {name: fields[name] for name in FIELDS if fields.get(name) is not None}

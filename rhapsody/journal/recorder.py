@@ -43,6 +43,7 @@ RESULT_FIELDS = (
     "exit_code",
     "finish_reason",
     "message",
+    "model_version",
     "parsed",
     "ranks",
     "response",

@@ -39,6 +39,8 @@ class FakeReplica:
         self.restarts = 0
         self.spare = False
         self.draining = False
+        self.paused = False
+        self.version = "0"
         self.reserved: list[PromptRequest] = []
         self.cancelled: list[str] = []
         self.starts = 0

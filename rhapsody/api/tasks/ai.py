@@ -35,7 +35,8 @@ class AITask(BaseTask, described_by=("prompt",)):
     Results: `response` (a str for one prompt, a list for several), with `usage` (tokens) and
     `finish_reason`; with `response_format` also `parsed`, the object that the response describes,
     and with `logprobs` also `response_logprobs`, and with `tools` the conversation as `messages`,
-    and the calls with their whole results as `tool_calls`. For the other kinds, `response` is
+    and the calls with their whole results as `tool_calls`. `model_version` is the version of the
+    model's weights, if its backend knows it. For the other kinds, `response` is
 
     - "embed": float32 numbers, of shape `(d,)` for one text and `(n, d)` for a list;
     - "score": a float for one pair, and float32 numbers of shape `(n,)` for several;

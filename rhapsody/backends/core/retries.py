@@ -16,6 +16,7 @@ RESULT_KEYS = frozenset(
         "exit_code",
         "finish_reason",
         "messages",
+        "model_version",
         "parsed",
         "response",
         "response_logprobs",

@@ -12,15 +12,18 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
 from rhapsody.inference.embedded.batch_route import BatchRoutes
-from rhapsody.inference.embedded.http import errors_as_json, json_response, require_key
+from rhapsody.inference.embedded.http import errors_as_json, json_response, read_object, require_key
 from rhapsody.inference.embedded.model import DEFAULT_LABELS, DEFAULT_MAX_MODEL_LEN, NgramModel
 from rhapsody.inference.embedded.openai_routes import OpenAIRoutes
 from rhapsody.inference.embedded.pooling.routes import PoolingRoutes
 from rhapsody.inference.embedded.scheduler import PromptScheduler
+from rhapsody.inference.protocol.batch import WEIGHTS_PATH
+from rhapsody.inference.protocol.errors import RequestError
 from rhapsody.inference.protocol.process import (
     KEY_VARIABLE,
     MAX_BODY_BYTES,
@@ -118,16 +121,31 @@ def build_app(scheduler: PromptScheduler, model: str, key: str | None) -> web.Ap
         )
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
+    async def weights(request: web.Request) -> web.Response:
+        path = (await read_object(request)).get("path")
+        try:
+            scheduler.model = await asyncio.to_thread(_model_of, str(path), scheduler.model)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{error}", "path") from None
+        return json_response({})
+
     app = web.Application(
         middlewares=[errors_as_json, require_key(key)], client_max_size=MAX_BODY_BYTES
     )
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
+    app.router.add_post(WEIGHTS_PATH, weights)
     OpenAIRoutes(scheduler, model).add_to(app.router)
     PoolingRoutes(scheduler, model).add_to(app.router)
     BatchRoutes(scheduler).add_to(app.router)
     app.cleanup_ctx.append(run_scheduler)
     return app
+
+
+def _model_of(path: str, former: NgramModel) -> NgramModel:
+    """Return a model that has learned the text of a file, which is all the weights that it has."""
+    text = Path(path).read_text("utf-8")
+    return NgramModel(text, former.max_model_len, former.labels)
 
 
 async def serve(options: ServerOptions) -> None:

@@ -30,6 +30,7 @@ class GenerateResponse:
         late = error_body(504, f"no response within the timeout of {timeout:g} s")["error"]
         self._results = ["null"] * prompts
         self._reasons = ["null"] * prompts
+        self._versions = ["null"] * prompts
         self._errors = [json.dumps(late)] * prompts
         self._failures = prompts
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -38,6 +39,7 @@ class GenerateResponse:
         """Set the result of a prompt."""
         self._results[position] = json.dumps(completion.response)
         self._reasons[position] = json.dumps(completion.finish_reason)
+        self._versions[position] = json.dumps(completion.model_version)
         self._errors[position] = "null"
         self._failures -= 1
         for kind in self._usage:
@@ -65,6 +67,7 @@ class GenerateResponse:
             "results": self._results,
             "finish_reasons": self._reasons,
             "errors": self._errors,
+            "model_versions": self._versions,
         }
         parts = [f'"{name}": [{", ".join(items)}]' for name, items in lists.items()]
         text = ", ".join([f'{{"status": "{status}"', *parts, json.dumps(rest)[1:]])

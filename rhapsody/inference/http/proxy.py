@@ -31,6 +31,9 @@ __all__ = ["FORWARDED", "Proxy", "is_forwarded"]
 FORWARDED = ("/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank")
 """Routes outside /v1 that vLLM has for users, and not for administrators."""
 
+VERSION_HEADER = "X-Rhapsody-Model-Version"
+"""The version of the weights of the server that responds."""
+
 HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -203,7 +206,7 @@ class Proxy:
 
     async def _choose_replica(self, data: bytes) -> Replica:
         replica = self._pool.choose(lambda: _prefix_keys(data))
-        if replica is None and self._pool.starts_on_demand:
+        if replica is None and (self._pool.starts_on_demand or self._pool.is_paused):
             await done_within(self._pool.wait_ready(), self._start_seconds)
             replica = self._pool.choose(lambda: _prefix_keys(data))
         if replica is None:
@@ -257,6 +260,7 @@ async def _relay(
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
     for name, value in _forwarded(upstream.headers):
         response.headers.add(name, value)
+    response.headers[VERSION_HEADER] = replica.version
     if upstream.content_length is not None:
         response.content_length = upstream.content_length
     with contextlib.suppress(ConnectionResetError):  # the client has disconnected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from rhapsody.allocation import Node
@@ -17,13 +17,14 @@ from rhapsody.inference.launchers.group import GroupLauncher
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.pacing import Pace
 from rhapsody.inference.protocol.process import HANG_VARIABLE, KEY_VARIABLE
-from rhapsody.inference.replicas.adapters import Adapters
 from rhapsody.inference.replicas.launcher import Launcher
 from rhapsody.inference.replicas.placement import CLAIMS, Place
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.scratch import Scratch
 
 __all__ = ["ReplicaFactory"]
+
+Prepare = Callable[[Replica], Awaitable[None]]
 
 
 class ReplicaFactory:
@@ -37,7 +38,7 @@ class ReplicaFactory:
         nodes: The nodes that replicas may run on.
         places: The node and the GPUs of each of the first replicas, spares last.
         scratch: The directory for sockets and logs, which `close` removes.
-        adapters: The adapters of the model, which each server loads.
+        prepare: Called with each server that has started, before it takes prompts.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class ReplicaFactory:
         nodes: Sequence[Node],
         places: Sequence[Place],
         scratch: Scratch,
-        adapters: Adapters | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
-        self._prepare = adapters.prepare if adapters is not None else None
+        self._prepare = prepare
         self._config = config
         self._command = command
         self._nodes = list(nodes)
@@ -62,7 +63,7 @@ class ReplicaFactory:
 
     @classmethod
     def create(
-        cls, config: InferenceConfig, command: ServerCommand, adapters: Adapters | None = None
+        cls, config: InferenceConfig, command: ServerCommand, prepare: Prepare | None = None
     ) -> ReplicaFactory:
         """Make a factory, and take the GPUs of the first replicas. May take a second.
 
@@ -77,7 +78,7 @@ class ReplicaFactory:
         except BaseException:
             CLAIMS.release(places)
             raise
-        return cls(config, command, nodes, places, scratch, adapters)
+        return cls(config, command, nodes, places, scratch, prepare)
 
     @property
     def tasks_wait(self) -> bool:

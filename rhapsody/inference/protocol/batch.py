@@ -25,6 +25,7 @@ __all__ = [
     "BATCH_PATH",
     "CANCEL_PATH",
     "LIMIT_PATH",
+    "WEIGHTS_PATH",
     "Event",
     "EventBuffer",
     "delta_event",
@@ -42,6 +43,10 @@ CANCEL_PATH = "/rhapsody/cancel"
 LIMIT_PATH = "/rhapsody/limit"
 """Returns how many prompts the server works on at a time (`max_num_seqs`), and the kinds of AI task
 that its model takes (`kinds`), if only the server knows."""
+
+WEIGHTS_PATH = "/rhapsody/weights"
+"""Takes `{"path": ...}` and loads the weights there. The status 400 means that the server keeps its
+weights, and 500 that they may be damaged."""
 
 Event = dict[str, Any]
 

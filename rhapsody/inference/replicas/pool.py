@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from rhapsody.errors import ReplicaError
@@ -344,8 +345,30 @@ class ReplicaPool:
         return [
             one
             for one in self.replicas
-            if one.state == "READY" and not one.spare and not one.draining
+            if one.state == "READY" and not (one.spare or one.draining or one.paused)
         ]
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a server takes no prompts for the moment."""
+        return any(one.paused for one in self.replicas)
+
+    @asynccontextmanager
+    async def paused(self, replica: Replica) -> AsyncIterator[None]:
+        """Send a server no prompts in the context, which begins when those that it has have ended.
+
+        Args:
+            replica: The server.
+        """
+        replica.paused = True
+        try:
+            while replica.in_flight:
+                self._changed.clear()
+                await self._changed.wait()
+            yield
+        finally:
+            replica.paused = False
+            self.wake()
 
     async def wait_ready(self) -> None:
         """Wait until a server takes prompts. In a pool that grows, this starts one."""

@@ -91,6 +91,10 @@ class Replica:
         self._prepare = prepare
         self.index = index
         self.spare = spare
+        self.version = ""
+        """The version of its weights."""
+        self.paused = False
+        """Whether it takes no prompts for the moment."""
         self.draining = False
         """Whether it takes no more prompts, and stops when its prompts have ended."""
         self.limit = limit or 0
@@ -143,7 +147,7 @@ class Replica:
     def shown_state(self) -> str:
         """Its state, or "DRAINING" while it takes no more prompts."""
         alive = self.state in ("READY", "UNHEALTHY")
-        return "DRAINING" if self.draining and alive else self.state
+        return "DRAINING" if (self.draining or self.paused) and alive else self.state
 
     def log_tail(self) -> str:
         """Return the last lines of the server's log, with secrets masked.
@@ -488,15 +492,23 @@ class Replica:
         Raises:
             aiohttp.ClientError: The connection to the server was lost.
         """
+        status, text = await self.exchange(path, body)
+        return None if status == 200 else text
+
+    async def exchange(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
+        """Send an administrator's command, and return the status and the text of the response.
+
+        Raises:
+            aiohttp.ClientError: The connection to the server was lost.
+        """
         headers = {"Content-Type": "application/json"}
         data = json.dumps(body).encode()
         async with self._request("POST", path, headers, data) as response:
             text = await response.text()
-            if response.status == 200:
-                return None
+            status = response.status
         with contextlib.suppress(ValueError, KeyError, TypeError):
             text = json.loads(text)["error"]["message"]
-        return f"{text:.500}"
+        return status, f"{text:.500}"
 
     async def models(self) -> list[dict[str, Any]] | None:
         """Return the models that the server lists; None if it does not answer."""

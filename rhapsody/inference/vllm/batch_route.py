@@ -21,6 +21,7 @@ from rhapsody.inference.protocol.batch import (
     BATCH_PATH,
     CANCEL_PATH,
     LIMIT_PATH,
+    WEIGHTS_PATH,
     EventBuffer,
     duplicate_id,
     error_event,
@@ -38,6 +39,7 @@ from rhapsody.inference.protocol.process import (
 from rhapsody.inference.vllm.engine_adapter import AnyPrepared, EngineAdapter, request_error
 from rhapsody.inference.vllm.own_route import ask_route
 from rhapsody.inference.vllm.versions import ai_kinds, is_engine_dead
+from rhapsody.inference.vllm.weights import load_weights
 
 __all__ = ["BatchRoute"]
 
@@ -71,6 +73,7 @@ class BatchRoute:
         self._hang_seconds = float(os.environ.pop(HANG_VARIABLE, "inf"))
         self._probe: asyncio.Future[Any] | None = None
         self._probed_at = 0.0
+        self._reloading = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or pass it on."""
@@ -80,6 +83,8 @@ class BatchRoute:
             await _refuse(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] in (BATCH_PATH, CANCEL_PATH):
             await self._serve(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == WEIGHTS_PATH:
+            await self._reload(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] == "/health" and self._hangs(scope):
             text = f"The engine has not reacted for {self._hang_seconds:g} s."
             await _send_error(send, RequestError(text, code=503))
@@ -101,6 +106,9 @@ class BatchRoute:
         Each health check sends a probe to the engine unless one is still pending.
         """
         now = asyncio.get_running_loop().time()
+        if self._reloading:  # the engine reacts only afterwards
+            self._probed_at = now
+            return False
         if self._probe is None or self._probe.done():
             if self._probe is not None and not self._probe.cancelled():
                 self._probe.exception()  # an error is a reaction too; vLLM notices a dead engine
@@ -108,6 +116,23 @@ class BatchRoute:
             self._probe = asyncio.ensure_future(engine.is_sleeping())
             self._probed_at = now
         return now - self._probed_at > self._hang_seconds
+
+    async def _reload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._reloading = True
+        try:
+            path = (await _read_body(receive)).get("path")
+            if not isinstance(path, str):
+                raise RequestError(f"path must be a str, got {path!r:.80}.", "path")
+            await load_weights(scope["app"].state.engine_client, path)
+        except RequestError as error:
+            await _send_error(send, error)
+        except Exception as error:
+            logger.exception("the weights of %s were not loaded", path)
+            await _send_error(send, RequestError(f"{type(error).__name__}: {error}", code=500))
+        else:
+            await _send_json(send, 200, {})
+        finally:
+            self._reloading = False
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from rhapsody.backends import DragonVllmInferenceBackend as Backend
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import ConfigurationError, ReplicaError, UnsupportedTaskError
+from rhapsody.testing.tiny_llama import make_tiny_llama
 from tests.support.processes import wait_gone
 from tests.support.vllm_servers import (
     GREEDY,
@@ -106,6 +108,39 @@ async def test_restarted_server_has_its_adapters(drilled: Backend, tmp_path: Pat
         await drilled.load_adapter("tuned", tmp_path)
     await drilled.unload_adapter("tuned")
     assert not drilled.adapters
+
+
+async def test_weights_are_replaced_and_kept_over_a_restart(
+    drilled: Backend, tmp_path: Path
+) -> None:
+    task = {"prompt": "What is heat?", **GREEDY}
+    other = make_tiny_llama(tmp_path / "other", seed=1)
+    former = await drilled.run_one(task)
+    assert former["model_version"] == drilled.model_version == "0"
+    assert await drilled.reload_weights(other, version="trained") == "trained"
+    trained = await drilled.run_one(task)
+    assert trained["response"] != former["response"]
+    assert trained["model_version"] == "trained"
+
+    pid = drilled.replicas[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    again = await drilled.run_one(task)
+    assert (again["response"], again["model_version"]) == (trained["response"], "trained")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ReplicaError, match=r"has no weights .*; the model keeps its weights of ve"):
+        await drilled.reload_weights(empty)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(other, damaged)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ReplicaError, match="keeps its weights of version 'trained'"):
+        await drilled.reload_weights(damaged)
+    again = await drilled.run_one(task)
+    assert (again["response"], again["model_version"]) == (trained["response"], "trained")
+
+    assert await drilled.reload_weights(tiny_llama()) == "1"
+    assert (await drilled.run_one(task))["response"] == former["response"]
 
 
 async def test_failed_start_gives_the_reason_without_secrets(tmp_path: Path) -> None:

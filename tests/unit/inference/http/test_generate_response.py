@@ -23,13 +23,15 @@ def respond(*outcomes: Completion | Exception | None) -> dict[str, Any]:
 
 def test_results_are_in_order_and_tokens_are_added() -> None:
     body = respond(
-        Completion(["\u00e9"], ["stop"], USAGE), Completion(["a", "b"], ["stop", "length"], USAGE)
+        Completion(["\u00e9"], ["stop"], USAGE),
+        Completion(["a", "b"], ["stop", "length"], USAGE, model_version="7"),
     )
     assert body == {
         "status": "success",
         "results": ["\u00e9", ["a", "b"]],
         "finish_reasons": ["stop", ["stop", "length"]],
         "errors": [None, None],
+        "model_versions": [None, "7"],
         "usage": {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6},
         "num_prompts": 2,
         "total_time": 4.0,

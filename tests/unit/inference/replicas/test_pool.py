@@ -444,3 +444,28 @@ async def test_chat_goes_to_the_server_that_has_its_beginning() -> None:
     assert pool.choose(lambda: (1,)) is cast("Replica", replicas[1])
     assert pool.choose(lambda: (2,)) is cast("Replica", replicas[0])
     assert pool.choose(lambda: ()) is cast("Replica", replicas[0])
+
+
+async def test_paused_server_finishes_its_prompts_and_gets_no_others(prompts: Prompts) -> None:
+    busy, other = FakeReplica(0, in_flight=1), FakeReplica(1, in_flight=5)
+    pool = pool_of(busy, other)
+    entered = asyncio.Event()
+
+    async def pause() -> None:
+        async with pool.paused(cast("Replica", busy)):
+            entered.set()
+            assert pool.is_paused
+            assert pool.least_loaded() is cast("Replica", other)
+            await pool.dispatch(prompts(3))
+
+    pausing = asyncio.ensure_future(pause())
+    await asyncio.sleep(0)
+    assert pool.ready == [cast("Replica", other)]
+    assert not entered.is_set()
+    busy.in_flight = 0
+    pool.on_room()
+    await pausing
+    assert busy.reserved == []
+    assert len(other.reserved) == 3
+    assert not pool.is_paused
+    assert len(pool.ready) == 2

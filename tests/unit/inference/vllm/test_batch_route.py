@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rhapsody.inference.protocol.batch import error_event
+from rhapsody.inference.protocol.errors import RequestError
 from rhapsody.inference.vllm import batch_route
 from rhapsody.inference.vllm.batch_route import BatchRoute
 from rhapsody.inference.vllm.engine_adapter import request_error
@@ -256,3 +257,51 @@ async def test_engine_without_reaction_is_unhealthy(
     assert client.status == 503
     assert service.route._probe is not None
     service.route._probe.cancel()
+
+
+def weights_of(path: Any) -> Client:
+    return Client("/rhapsody/weights", json.dumps({"path": path}).encode())
+
+
+async def test_server_counts_as_healthy_while_it_loads_weights(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, loaded = asyncio.Event(), asyncio.Event()
+
+    async def load_weights(engine: Any, path: str) -> None:
+        assert path == "/weights"
+        loading.set()
+        await loaded.wait()
+
+    monkeypatch.setattr(batch_route, "load_weights", load_weights)
+    health = Client("/health", b"", method="GET")
+    health.scope["app"].state.engine_client.reacts = False  # type: ignore[attr-defined]
+    await service.call(health)
+    reloading = asyncio.ensure_future(service.call(weights_of("/weights")))
+    await loading.wait()
+    loop = asyncio.get_running_loop()
+    later = loop.time() + HANG_SECONDS + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: later)
+        await service.route(health.scope, health.receive, health.send)
+    assert health.status == 0  # passed to vLLM
+    loaded.set()
+    assert (await reloading).status == 200
+    assert service.route._probe is not None
+    service.route._probe.cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RequestError("no weights", "path"), 400), (OSError("damaged"), 500)]
+)
+async def test_status_says_whether_weights_may_be_damaged(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    async def load_weights(engine: Any, path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(batch_route, "load_weights", load_weights)
+    client = await service.call(weights_of("/weights"))
+    assert client.status == status
+    assert str(error) in client.body.decode()
+    assert (await service.call(weights_of(3))).status == 400

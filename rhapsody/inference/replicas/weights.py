@@ -1,0 +1,173 @@
+"""The weights of a model: replaced on its servers one by one, with a version, or on none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import weakref
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import aiohttp
+
+from rhapsody.errors import ConfigurationError, ReplicaError
+from rhapsody.inference.kinds import FIRST_VERSION
+from rhapsody.inference.protocol.batch import WEIGHTS_PATH
+from rhapsody.inference.replicas.replica import Replica
+
+__all__ = ["ServedWeights", "Weights"]
+
+logger = logging.getLogger(__name__)
+
+VERSION = re.compile(r"[!-~]{1,128}\Z")
+"""It is sent in a header."""
+
+
+class Pool(Protocol):
+    """The servers of the model."""
+
+    def paused(self, replica: Replica) -> AbstractAsyncContextManager[None]:
+        """Return a context in which a server has no prompts."""
+
+
+@dataclass
+class ServedWeights:
+    """What the servers of a model have.
+
+    Attributes:
+        path: Where the weights are. None: at the model's own place.
+        version: Their version.
+    """
+
+    path: str | None = None
+    version: str = FIRST_VERSION
+
+
+class Weights:
+    """The weights that every server of a model has.
+
+    Args:
+        served: The weights that servers load when they start; a reload changes it.
+    """
+
+    def __init__(self, served: ServedWeights) -> None:
+        self._served = served
+        self._lock = asyncio.Lock()
+        self._prepared: weakref.WeakSet[Replica] = weakref.WeakSet()
+
+    @property
+    def version(self) -> str:
+        """The version of the weights."""
+        return self._served.version
+
+    async def prepare(self, replica: Replica) -> None:
+        """Load the weights on a server that has started, before it takes prompts.
+
+        Raises:
+            ReplicaError: The server did not load them.
+        """
+        self._prepared.discard(replica)
+        loaded = None
+        while loaded != (self._served.path, self._served.version):  # a reload may end meanwhile
+            loaded = path, _ = self._served.path, self._served.version
+            if path is not None:
+                await _load(replica, path)
+        replica.version = self._served.version
+        self._prepared.add(replica)
+
+    async def reload(self, pool: Pool, path: str, version: str | int | None, timeout: float) -> str:
+        """Load weights on all servers, one after the other; the others take prompts meanwhile.
+
+        If one does not load them, the servers that have them start again with the former ones.
+
+        Args:
+            pool: The servers.
+            path: Where the weights are.
+            version: Their version. None: the next number.
+            timeout: Longest time for one server, in seconds.
+
+        Returns:
+            The version.
+
+        Raises:
+            ConfigurationError: The path does not exist, or the version is invalid.
+            ReplicaError: A server did not load them. All have the former version.
+        """
+        async with self._lock:
+            former = self._served.version
+            version = _next(former) if version is None else str(version)
+            if not VERSION.match(version) or version == former:
+                raise ConfigurationError(
+                    "'version' must be 1 to 128 printable ASCII characters without spaces, and "
+                    f"not the present one, got {version!r:.140}"
+                )
+            path = await asyncio.to_thread(os.path.abspath, path)
+            if not await asyncio.to_thread(os.path.exists, path):
+                raise ConfigurationError(f"there are no weights at {path}")
+            changed: list[Replica] = []
+            try:
+                # Servers may start meanwhile, with the former weights.
+                while outdated := [one for one in self._servers() if one.version != version]:
+                    async with pool.paused(outdated[0]):
+                        await _switch(outdated[0], path, version, timeout, changed)
+                self._served.path, self._served.version = path, version
+            except BaseException as error:
+                for replica in changed:
+                    _start_again(replica)
+                if not isinstance(error, ReplicaError):
+                    raise
+                raise ReplicaError(
+                    f"{error.reason}; the model keeps its weights of version '{former}'"
+                ) from error
+        logger.info("all model servers have the weights of version %s, from %s", version, path)
+        return version
+
+    def _servers(self) -> list[Replica]:
+        return [one for one in self._prepared if one.address is not None and not one.draining]
+
+
+def _next(version: str) -> str:
+    return str(int(version) + 1) if version.isdecimal() else "1"
+
+
+async def _switch(
+    replica: Replica, path: str, version: str, timeout: float, changed: list[Replica]
+) -> None:
+    """Load weights on a server without prompts; `changed` gets it if it may have other weights."""
+    if replica.address is None:  # it has stopped, and loads the weights when it starts again
+        return
+    changed.append(replica)
+    try:
+        await asyncio.wait_for(_load(replica, path), timeout)
+    except asyncio.TimeoutError:
+        raise ReplicaError(
+            f"model server {replica.index} did not load the weights of {path} in {timeout:g} s"
+        ) from None
+    except _RefusedError:
+        changed.remove(replica)
+        raise
+    replica.version = version
+
+
+class _RefusedError(ReplicaError):
+    """A server has refused weights, and keeps those that it had."""
+
+
+async def _load(replica: Replica, path: str) -> None:
+    try:
+        status, text = await replica.exchange(WEIGHTS_PATH, {"path": path})
+    except (aiohttp.ClientError, OSError) as error:
+        status, text = 500, str(error)
+    if status != 200:
+        kind = _RefusedError if status == 400 else ReplicaError
+        raise kind(f"model server {replica.index} did not load the weights of {path}: {text}")
+
+
+def _start_again(replica: Replica) -> None:
+    """Have a server restarted, which may have weights that it must not have."""
+    logger.warning("model server %d starts again with the former weights", replica.index)
+    replica.suspect()
+    replica.kill()
