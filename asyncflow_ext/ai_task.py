@@ -118,7 +118,8 @@ class AITaskDecorator:
     With `tools=`, a list of functions or of tasks of this engine, the model may call them: each
     call runs as a task, calls of one turn run at the same time, and their results go back to the
     model, until it responds without a call. `max_rounds` (default 8) limits its responses, and
-    `timeout` the whole conversation. The model gets `max_result_chars` (default 20,000) of a
+    `timeout` the whole conversation. `tool_choice="required"`, or the name of a tool, makes the
+    first response call one. The model gets `max_result_chars` (default 20,000) of a
     result. A tool that fails is told to the model, or with `on_tool_error="fail"` fails the task.
     An `AITask` that the function returns may have tools of its own. The conversation is in
     `messages` of an `AITask` that the function returned, and on Rhapsody's engine in

@@ -188,5 +188,6 @@ def _turn_of(fields: Mapping[str, Any], backend: str) -> AITask:
     """Return the task of one response of the model."""
     given = {name: fields[name] for name in TURN_FIELDS if fields.get(name) is not None}
     turn = AITask(fields["prompt"], backend=backend, **given)
+    turn["tool_choice"] = fields["tool_choice"]
     turn["tools"] = fields["tools"]  # schemas, which an AITask of the user must not have
     return turn

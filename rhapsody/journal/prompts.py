@@ -10,7 +10,15 @@ from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
 __all__ = ["prompt_arguments", "served_model"]
 
-FIELDS = (*sorted(SAMPLING_FIELDS), "adapter", "model", "prompt", "system_prompt", "tools")
+FIELDS = (
+    *sorted(SAMPLING_FIELDS),
+    "adapter",
+    "model",
+    "prompt",
+    "system_prompt",
+    "tool_choice",
+    "tools",
+)
 
 
 def served_model(backend: Any) -> str | None:

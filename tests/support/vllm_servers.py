@@ -26,6 +26,8 @@ ENVIRONMENT = {
 CONFIG = """
 enforce-eager: true
 max-num-seqs: 256
+enable-auto-tool-choice: true
+tool-call-parser: phi4_mini_json
 structured-outputs-config:
   backend: xgrammar
   disable_any_whitespace: true

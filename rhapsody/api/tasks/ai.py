@@ -76,6 +76,8 @@ class AITask(BaseTask, described_by=("prompt",)):
         max_rounds: How often the model may respond; its last response must call no tool. None: 8.
         on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
             None: "tell".
+        tool_choice: What the first response calls: "auto", as the model decides; "required", a
+            tool; or the name of one. None: "auto".
         max_result_chars: How many characters of a tool's result the model gets. A longer one is
             cut, and the text says so. None: 20,000.
         **extra: More sampling parameters of the engine, such as `logprobs` (the number of most
@@ -131,6 +133,7 @@ class AITask(BaseTask, described_by=("prompt",)):
         tools: Sequence[Any] | None = None,
         max_rounds: int | None = None,
         on_tool_error: str | None = None,
+        tool_choice: str | None = None,
         max_result_chars: int | None = None,
         **extra: Any,
     ) -> None:
@@ -155,6 +158,7 @@ class AITask(BaseTask, described_by=("prompt",)):
             "tools": tools,
             "max_rounds": max_rounds,
             "on_tool_error": on_tool_error,
+            "tool_choice": tool_choice,
             "max_result_chars": max_result_chars,
         }
         given = {k: v for k, v in fields.items() if v is not None}

@@ -17,13 +17,14 @@ from rhapsody.inference.kinds import GENERATE
 
 __all__ = ["AGENT_OPTIONS", "Agent", "Conversation", "first_messages"]
 
-AGENT_OPTIONS = ("max_result_chars", "max_rounds", "on_tool_error", "tools")
+AGENT_OPTIONS = ("max_result_chars", "max_rounds", "on_tool_error", "tool_choice", "tools")
 DEFAULT_ROUNDS = 8
 DEFAULT_RESULT_CHARS = 20_000
 """About 5,000 tokens: a result must not fill the context of the model by itself."""
 MAX_CALLS = 64
 """How many calls of one turn are made. A model that repeats itself may send thousands."""
 TELL, FAIL = "tell", "fail"
+AUTO, REQUIRED = "auto", "required"
 
 Respond = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Takes the fields of a prompt, and returns its result fields."""
@@ -86,6 +87,8 @@ class Agent:
         tools: The tools, at least one, with different names.
         max_rounds: How often the model may respond; its last response must call no tool.
         on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
+        tool_choice: What the first response calls: "auto", as the model decides; "required", a
+            tool; or the name of one. Later responses are as the model decides.
         max_result_chars: How many characters of a tool's result, or of its error, the model gets.
 
     Raises:
@@ -98,6 +101,7 @@ class Agent:
         max_rounds: int = DEFAULT_ROUNDS,
         on_tool_error: str = TELL,
         max_result_chars: int = DEFAULT_RESULT_CHARS,
+        tool_choice: str = AUTO,
     ) -> None:
         for name, value in (("max_rounds", max_rounds), ("max_result_chars", max_result_chars)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -111,6 +115,14 @@ class Agent:
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) < len(tools):
             raise ConfigurationError("'tools' has two tools of one name; rename one")
+        if tool_choice not in (AUTO, REQUIRED, *self._tools):
+            raise ConfigurationError(
+                f"'tool_choice' must be 'auto', 'required' or the name of a tool, got "
+                f"{tool_choice!r:.80}"
+            )
+        self._choice: Any = tool_choice
+        if tool_choice in self._tools:
+            self._choice = {"type": "function", "function": {"name": tool_choice}}
         self._max_rounds = max_rounds
         self._fails = on_tool_error == FAIL
         self._max_result_chars = max_result_chars
@@ -168,8 +180,10 @@ class Agent:
         self, asked: Mapping[str, Any], respond: Respond, conversation: Conversation
     ) -> dict[str, Any]:
         messages = conversation.messages
+        choice = self._choice if self._choice != AUTO and not conversation.turns else None
         for left in reversed(range(self._max_rounds - conversation.turns)):
-            result = await respond({**asked, "prompt": list(messages)})
+            turn = {**asked, "prompt": list(messages), "tool_choice": choice}
+            result, choice = await respond(turn), None
             message = _plain(result["message"])
             messages.append(message)
             calls = message.get("tool_calls")

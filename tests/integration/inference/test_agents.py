@@ -89,6 +89,15 @@ async def test_session_calls_tools(start: Any) -> None:
     assert task.response.startswith("The tools returned: hello")
 
 
+async def test_first_response_calls_the_chosen_tool(start: Any) -> None:
+    async with Session([ConcurrentExecutionBackend("thread"), await start()]) as session:
+        task = AITask("Tell me about 'gold'", tools=[lookup], tool_choice="lookup")
+        await session.submit_tasks(task)
+        await task
+    assert [call["result"] for call in task.tool_calls] == ["gold is known"]
+    assert task.response.startswith("The tools returned: gold is known")
+
+
 async def test_agent_works_through_an_endpoint(start: Any, tmp_path: Path) -> None:
     server = await start(use_service=True)
     endpoint = EndpointInferenceBackend(f"{server.get_endpoint()}/v1")

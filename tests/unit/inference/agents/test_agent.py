@@ -174,6 +174,20 @@ async def test_broken_call_fails_the_task(calls: Any) -> None:
     assert failed.value.code == 502
 
 
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        ("auto", None),
+        ("required", "required"),
+        ("double", {"type": "function", "function": {"name": "double"}}),
+    ],
+)
+async def test_choice_of_a_tool_holds_for_the_first_response(choice: str, sent: Any) -> None:
+    model = Model([("double", {"n": 1})])
+    await run(agent([double], tool_choice=choice), model)
+    assert [asked["tool_choice"] for asked in model.asked] == [sent, None]
+
+
 async def test_too_many_rounds_fail() -> None:
     with pytest.raises(PromptError, match="in all 2 rounds") as failed:
         await run(agent([double], max_rounds=2), Model(*[[("double", {"n": 1})]] * 3))
@@ -310,6 +324,8 @@ async def test_prompt_that_cannot_have_tools_is_refused(fields: dict[str, Any]) 
         {"tools": []},
         {"tools": double},
         {"tools": [double, double]},
+        {"tools": [double], "tool_choice": "triple"},
+        {"tools": [double], "tool_choice": {"type": "function"}},
         {"tools": [double], "max_rounds": 0},
         {"tools": [double], "max_rounds": True},
         {"tools": [double], "max_result_chars": 0},
