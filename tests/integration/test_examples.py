@@ -108,6 +108,12 @@ KEY_LINES_OF_VLLM = [
     r"Agent 1 calls (period\(\d+\): [\d.]+ s|factor\((\d+)\): \2:)",
     r"Agent 3 was asked: .+\n  and says: .+",
 ]
+KEY_LINES_OF_LANGGRAPH = [
+    r"The model calls period \{'length': 2\.5\}",
+    r"machine returns \w+",
+    r"Answer: The tools returned: 3\.172 s, computed by process \d+; \w+\.",
+    r"Tasks: \{'DONE': 2\}",
+]
 KEY_LINES_UNDER_DRAGON = {
     "08_dragon.py": [
         r"pi is about 3\.1\d+: 200 tasks in [\d.]+ s",
@@ -120,6 +126,7 @@ KEY_LINES_UNDER_DRAGON = {
 
 def test_every_example_is_tested() -> None:
     run = [*KEY_LINES, *KEY_LINES_UNDER_DRAGON, "11_agents.py", "12_dask.py"]
+    run.append("16_langgraph.py")
     assert sorted(EXAMPLES) == sorted(run)
 
 
@@ -159,6 +166,11 @@ def test_dask_example_accepts_scheduler_address(tmp_path: Path) -> None:
         address = cluster.scheduler_address
         lines = [f"An existing cluster at {address}", "a function on Python"]
         run_as_documented("12_dask.py", tmp_path, lines, address)
+
+
+def test_langgraph_example_runs_as_documented(tmp_path: Path) -> None:
+    pytest.importorskip("langgraph", reason="pip install langgraph langchain-openai")
+    run_as_documented("16_langgraph.py", tmp_path, KEY_LINES_OF_LANGGRAPH)
 
 
 @pytest.mark.vllm
@@ -229,6 +241,7 @@ def test_quickstart_reports_progress_on_stderr(tmp_path: Path) -> None:
         ("11_agents.py", "openai", "pip install openai"),
         ("11_agents.py", "transformers", 'pip install ".[vllm-dragon]"'),
         ("12_dask.py", "distributed", 'pip install ".[dask]"'),
+        ("16_langgraph.py", "langgraph", "pip install langgraph langchain-openai"),
     ],
 )
 def test_example_names_missing_package(
