@@ -272,6 +272,7 @@ def test_ctrl_c_interrupts_run_and_exit_cancels_tasks() -> None:
     held = HeldBackend()
 
     def interrupt() -> None:
+        assert held.entered.wait(20)
         os.kill(os.getpid(), signal.SIGINT)
 
     tasks = [
