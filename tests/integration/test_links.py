@@ -14,6 +14,7 @@ EXTERNAL = {
     "https://docs.dask.org/en/stable/configuration.html",
     "https://docs.vllm.ai",
     "https://dragonhpc.org",
+    "https://github.com/ipython/ipykernel/issues/881",
     "https://github.com/radical-cybertools/radical.asyncflow",
     "https://jobqueue.dask.org",
     "https://keepachangelog.com/en/1.1.0/",

@@ -186,7 +186,7 @@ async def test_generate_without_results_is_an_error_status(http: aiohttp.ClientS
 async def test_generate_times_out_single_prompts(
     http: aiohttp.ClientSession, service: EchoService
 ) -> None:
-    _, body = await generate(http, prompts=["slow", "a"], timeout=0.05)
+    _, body = await generate(http, prompts=["slow", "a"], timeout=0.5)
     assert body["results"] == [None, "a"]
     assert body["errors"][0]["code"] == 504
     assert service.admission.pending == 0
@@ -225,7 +225,7 @@ async def test_disconnected_client_frees_its_places(
     await until(lambda: service.admission.pending == 0)
 
 
-async def test_upload_that_is_cut_off_is_one_line_of_the_log(
+async def test_upload_that_is_cut_off_leaves_nothing_and_is_no_error(
     service: EchoService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "rhapsody")
@@ -239,7 +239,6 @@ async def test_upload_that_is_cut_off_is_one_line_of_the_log(
     writer.write(b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ntext')
     await until(lambda: bool(files_of(gateway)))
     writer.close()
-    await until(lambda: "POST /v1/files: the client disconnected: " in caplog.text)
     await until(lambda: not files_of(gateway))
     await gateway.stop()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
