@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rhapsody.inference.protocol.batch import Event, done_event, token_usage
 from rhapsody.inference.protocol.errors import RequestError
 
-__all__ = ["MediaPolicy", "chat_event", "chat_sampling", "find_media"]
+__all__ = ["MediaPolicy", "chat_event", "chat_sampling", "media_parts"]
 
 
-def find_media(messages: Any) -> tuple[str, Mapping[str, Any]] | None:
-    """Return the place of the first part of chat messages that is no text, and the part.
+def media_parts(messages: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the place of each part of chat messages that is no text, and the part.
+
+    vLLM also takes URLs of parts without a type, and of any part with a `uuid`.
 
     Args:
         messages: The messages, which are not checked yet.
@@ -20,10 +22,12 @@ def find_media(messages: Any) -> tuple[str, Mapping[str, Any]] | None:
     for position, message in enumerate(messages if isinstance(messages, list) else ()):
         content = message.get("content") if isinstance(message, Mapping) else None
         for index, part in enumerate(content if isinstance(content, list) else ()):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if isinstance(kind, str) and kind not in ("text", "refusal"):
-                return f"messages[{position}].content[{index}]", part
-    return None
+            if not isinstance(part, Mapping):
+                continue
+            kind = part.get("type")
+            is_media = isinstance(kind, str) and kind not in ("text", "refusal")
+            if is_media or any(map(_is_url_field, part)):
+                yield f"messages[{position}].content[{index}]", part
 
 
 class MediaPolicy:
@@ -54,15 +58,22 @@ class MediaPolicy:
                 "serve a model that takes images.",
                 "messages",
             )
-        value = part.get(str(part.get("type")))
-        url = value.get("url") if isinstance(value, Mapping) else value
-        has_url = isinstance(url, str) and not url.lstrip().lower().startswith("data:")
-        if has_url and self._fetches_any_url:
+        if not self._fetches_any_url:
+            return
+        for name in filter(_is_url_field, part):
+            value = part[name]
+            url = value.get("url") if isinstance(value, Mapping) else value
+            if not isinstance(url, str) or url.lstrip().lower().startswith("data:"):
+                continue
             raise RequestError(
                 f"{where} has the URL {url!r:.80}; this version of vLLM cannot limit from where "
                 "it fetches media, so the media themselves must be sent.",
                 "messages",
             )
+
+
+def _is_url_field(name: str) -> bool:
+    return name.endswith("_url")
 
 
 def chat_sampling(sampling: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rhapsody.inference.vllm.chat_route import (
     MediaPolicy,
     chat_event,
     chat_sampling,
-    find_media,
+    media_parts,
 )
 from rhapsody.inference.vllm.pooling import AskRoute, Pooler, PreparedInput
 from rhapsody.inference.vllm.versions import (
@@ -185,10 +185,11 @@ class EngineAdapter:
         if not isinstance(order, int):
             raise RequestError(f"order must be an integer, got {order!r:.80}.", "order")
         order = order if self._has_priorities else 0
-        media = find_media(messages)
-        if media is not None:
-            self._media.check(*media)
-        if kind == CHAT or (kind == "generate" and media is not None):
+        has_media = False
+        for where, part in media_parts(messages):
+            self._media.check(where, part)
+            has_media = True
+        if kind == CHAT or (kind == "generate" and has_media):
             has_tools = kind == CHAT
             options = item.get("options") if has_tools else chat_sampling(item.get("sampling"))
             body = {**(options or {}), "messages": messages}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rhapsody.inference.protocol.errors import RequestError
-from rhapsody.inference.vllm.chat_route import MediaPolicy, chat_event, chat_sampling, find_media
+from rhapsody.inference.vllm.chat_route import MediaPolicy, chat_event, chat_sampling, media_parts
 from tests.support.images import chat_about, png, url_of
 
 IMAGE = {"type": "image_url", "image_url": {"url": url_of(png(4, 3))}}
@@ -14,9 +14,9 @@ REMOTE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}
 TEXT = {"type": "text", "text": "Hello"}
 
 
-def test_first_part_that_is_no_text_is_found() -> None:
+def test_parts_that_are_no_text_are_found() -> None:
     messages = [{"role": "system", "content": "Be brief."}, *chat_about(url_of(png(4, 3)))]
-    assert find_media(messages) == ("messages[1].content[1]", IMAGE)
+    assert list(media_parts(messages)) == [("messages[1].content[1]", IMAGE)]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_first_part_that_is_no_text_is_found() -> None:
     ],
 )
 def test_messages_without_media(messages: Any) -> None:
-    assert find_media(messages) is None
+    assert not list(media_parts(messages))
 
 
 def test_model_that_reads_text_only_refuses_media() -> None:
@@ -50,6 +50,24 @@ def test_version_that_fetches_any_url_gets_none() -> None:
     policy.check("messages[0].content[1]", IMAGE)
     with pytest.raises(RequestError, match="cannot limit from where it fetches media"):
         policy.check("messages[0].content[1]", REMOTE)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        REMOTE,
+        {"image_url": "http://169.254.169.254/"},  # vLLM takes parts without a type
+        {"type": "text", "text": "Hello", "uuid": "a", "image_url": "http://169.254.169.254/"},
+        {"type": "image_url", **IMAGE, "audio_url": {"url": "http://169.254.169.254/"}},
+    ],
+)
+def test_every_url_of_every_part_is_checked(part: Any) -> None:
+    policy = MediaPolicy(SimpleNamespace(is_multimodal_model=True))
+    [first, second] = media_parts([{"role": "user", "content": [IMAGE, TEXT, part]}])
+    policy.check(*first)
+    assert second == ("messages[0].content[2]", part)
+    with pytest.raises(RequestError, match="cannot limit from where it fetches media"):
+        policy.check(*second)
 
 
 def test_version_that_limits_domains_decides_itself() -> None:
