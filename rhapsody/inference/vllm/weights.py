@@ -36,6 +36,10 @@ async def load_weights(engine: Any, path: str) -> None:
     # It has what the former weights computed. vLLM returns False if it could not be dropped.
     if await engine.reset_prefix_cache() is False:
         raise RuntimeError("the cache of prefixes could not be dropped")
+    # The workers have dropped what they computed of images. Unless the scheduler does so too, the
+    # next prompt with such an image ends the engine ("Encoder cache miss", vLLM 0.32).
+    if hasattr(engine, "reset_encoder_cache"):
+        await engine.reset_encoder_cache()
 
 
 def _check(path: Path, config: Any) -> None:

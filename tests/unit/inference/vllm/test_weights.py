@@ -33,6 +33,13 @@ class Engine:
         return self._reset
 
 
+class EngineWithImages(Engine):
+    """The engine of a version that keeps what it computed of images."""
+
+    async def reset_encoder_cache(self) -> None:
+        self.calls.append("reset images")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.safetensors").touch()
@@ -47,6 +54,12 @@ async def test_weights_are_loaded_and_the_cache_is_dropped(
     engine = Engine(reset=reset)
     await load_weights(engine, str(folder))
     assert engine.calls == [("reload_weights", {"weights_path": str(folder)}), "reset"]
+
+
+async def test_computed_images_are_dropped(folder: Path) -> None:
+    engine = EngineWithImages()
+    await load_weights(engine, str(folder))
+    assert engine.calls[1:] == ["reset", "reset images"]
 
 
 async def test_folder_without_a_configuration_is_taken(folder: Path) -> None:
