@@ -32,7 +32,6 @@ from rhapsody.backends.protocol import (
 from rhapsody.errors import ConfigurationError, TaskValidationError, as_exception
 from rhapsody.inference.agents.agent import AGENT_OPTIONS, Agent, Conversation
 from rhapsody.inference.kinds import GENERATE, SCORE, pooling_inputs, pooling_result
-from rhapsody.journal.prompts import served_model
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 from rhapsody.suggest import unknown_name
 
@@ -330,17 +329,16 @@ class AITaskDecorator:
         machine: Any = getattr(self._flow, "_machine", None)
         journal = getattr(machine, "journal", None)
         stock_journal: StockJournal | None = getattr(self._flow, "_stock_journal", None)
-        model = served_model(backend)
         run: Callable[[], Coroutine[Any, Any, dict[str, Any]]] = partial(backend.run_one, asked)
         if stock_journal is not None:
-            return await stock_journal.run_prompt(name, fields, model, run)
+            return await stock_journal.run_prompt(name, fields, backend, run)
         if machine is not None and machine.walltime is not None:
             component = machine.bodies.current.get()
             run = partial(machine.walltime.run_prompt, component, backend.name, fields, run)
         if journal is None:
             return await run()
         result: dict[str, Any] = await journal.run_prompt(
-            machine.bodies.current.get(), fields, model, run
+            machine.bodies.current.get(), fields, backend, run
         )
         return result
 

@@ -17,7 +17,7 @@ from rhapsody.journal.files import FileDigests, missing_files, resolved
 from rhapsody.journal.key import NEW, Call, JournaledFunction
 from rhapsody.journal.options import input_files, key_options
 from rhapsody.journal.pickles import is_quick
-from rhapsody.journal.prompts import prompt_arguments
+from rhapsody.journal.prompts import prompt_arguments, served_model
 from rhapsody.journal.recorder import Journal
 from rhapsody.journal.values import ValueHasher
 from rhapsody.report.runs import RecalledTasks
@@ -155,7 +155,7 @@ class ComponentJournal:
         self,
         component: Component,
         fields: Mapping[str, Any],
-        model: str | None,
+        backend: Any,
         run: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
     ) -> dict[str, Any]:
         """Return the result fields of an AI task: recalled, or computed and recorded.
@@ -163,17 +163,19 @@ class ComponentJournal:
         Args:
             component: The AI task, whose body runs.
             fields: The fields of its prompt.
-            model: The model that its backend serves.
+            backend: Its backend.
             run: Sends the prompt.
         """
         options = component.options
         if not options.journal:
             return await run()
-        arguments = (*prompt_arguments(model, fields), list(component.dependencies))
-        call = await self._prompt_call(component, arguments)
+        version = getattr(backend, "model_version", None)  # before the key is made
+        prompt = prompt_arguments(served_model(backend), fields)
+        call = await self._prompt_call(component, (*prompt, list(component.dependencies)))
         self._set_call(component, call)
         if call is None:
             return await run()
+        call.version = version
         if not call.began:
             recalled = await self._find_prompt(component, call)
             if recalled is not None:

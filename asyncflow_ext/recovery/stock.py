@@ -15,7 +15,7 @@ from rhapsody.api.journaling import SessionJournal
 from rhapsody.errors import TaskCancelledError
 from rhapsody.journal import Journal
 from rhapsody.journal.pickles import is_quick
-from rhapsody.journal.prompts import prompt_arguments
+from rhapsody.journal.prompts import prompt_arguments, served_model
 from rhapsody.streaming import TextCallback
 
 __all__ = ["StockJournal"]
@@ -138,7 +138,7 @@ class StockJournal:
         self,
         name: str,
         fields: Mapping[str, Any],
-        model: str | None,
+        backend: Any,
         run: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
     ) -> dict[str, Any]:
         """Return the result fields of an AI task: recalled, or computed and recorded.
@@ -146,18 +146,20 @@ class StockJournal:
         Args:
             name: The name of the AI task.
             fields: The fields of its prompt.
-            model: The model that its backend serves.
+            backend: Its backend.
             run: Sends the prompt.
         """
         journal = self.journal
         function = journal.function(name, "ai", None)
-        arguments = prompt_arguments(model, fields)
+        version = getattr(backend, "model_version", None)  # before the key is made
+        arguments = prompt_arguments(served_model(backend), fields)
         if is_quick(arguments):
             call = journal.call(function, arguments, {})
         else:
             call = await journal.call_in_thread(function, lambda _: (arguments, {}))
         if call is None:
             return await run()
+        call.version = version
         found: asyncio.Future[Any] = self._loop.create_future()
         if journal.recall(call, partial(complete, found)):
             recalled: dict[str, Any] | None = await found

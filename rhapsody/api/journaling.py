@@ -133,16 +133,24 @@ class SessionJournal:
             self._deliver(task, None)
 
     def _call(self, task: Task, backend: Any) -> Call | None:
+        version = getattr(backend, "model_version", None)  # before the key is made
         args, kwargs = _described(task, backend, ())
-        return self.journal.call(self._function(task), args, kwargs, bool(task.get("cache")))
+        call = self.journal.call(self._function(task), args, kwargs, bool(task.get("cache")))
+        if call is not None:
+            call.version = version
+        return call
 
     async def _call_in_thread(self, task: Task, backend: Any, inputs: list[str]) -> Call | None:
-        return await self.journal.call_in_thread(
+        version = getattr(backend, "model_version", None)  # before the key is made
+        call = await self.journal.call_in_thread(
             self._function(task),
             partial(_described, task, backend),
             partial(self._files.digests, inputs),
             bool(task.get("cache")),
         )
+        if call is not None:
+            call.version = version
+        return call
 
     def _function(self, task: Task) -> JournaledFunction:
         function, version, kind = task.get("function"), task.get("version"), task_kind(task)

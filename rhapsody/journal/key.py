@@ -57,6 +57,7 @@ class Call:
         recalled: Its result was taken from the journal.
         make_base: Makes `base` again, to find out whether large arguments have changed. None: they
             are small, or the call has ended.
+        version: The version of the model's weights that belongs to the key. None: it has none.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Call:
         "key",
         "make_base",
         "recalled",
+        "version",
         "why",
     )
 
@@ -88,6 +90,7 @@ class Call:
         self.data: bytes | None = None
         self.recalled = False
         self.make_base = make_base
+        self.version: str | None = None
 
 
 def call_key(

@@ -8,7 +8,7 @@ from typing import Any
 from rhapsody.inference.kinds import FIRST_VERSION, GENERATE
 from rhapsody.sampling import SAMPLING_FIELDS, is_model_class
 
-__all__ = ["prompt_arguments", "served_model"]
+__all__ = ["is_of_version", "prompt_arguments", "served_model"]
 
 FIELDS = (
     *sorted(SAMPLING_FIELDS),
@@ -29,6 +29,17 @@ def served_model(backend: Any) -> str | None:
     """
     model, version = getattr(backend, "model_name", None), getattr(backend, "model_version", None)
     return model if version in (None, FIRST_VERSION) else f"{model} {version}"
+
+
+def is_of_version(fields: Mapping[str, Any], version: str | None) -> bool:
+    """Return whether a response is from weights of a version, or from some of no known version.
+
+    Args:
+        fields: The result fields of an AI task.
+        version: The version.
+    """
+    found = fields.get("model_version")
+    return {version, None}.issuperset(found if isinstance(found, list) else [found])
 
 
 def prompt_arguments(model: str | None, fields: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from rhapsody.journal.key import (
 )
 from rhapsody.journal.key_thread import KeyThread
 from rhapsody.journal.pickles import is_quick, pickled
+from rhapsody.journal.prompts import is_of_version
 from rhapsody.journal.store import DONE, CodeRow, Entry, Row, Store
 from rhapsody.journal.values import UnstableValueError, blake
 from rhapsody.journal.writer import Writer
@@ -388,6 +389,8 @@ class Journal:
         return True
 
     def _pickled(self, call: Call, kept: Fields) -> bytes | None:
+        if call.version is not None and not is_of_version(kept, call.version):
+            return None  # the weights were replaced after the key was made
         if self._has_changed(call):
             self._warn(
                 call.function,

@@ -114,6 +114,55 @@ async def test_refused_weights_change_nothing(start: Any, tmp_path: Path) -> Non
     assert [replica["restarts"] for replica in backend.replicas] == [0, 0]
 
 
+async def ask_during_reload(backend: Any, weights: Path, ask: Any) -> Any:
+    """Ask for a response while the only server finishes a prompt before a reload."""
+    asked = {"prompt": "heat", "max_tokens": 60, "ignore_eos": True}
+    running = asyncio.ensure_future(backend.run_one(asked))
+    await until(lambda: at_work(backend))
+    reloading = asyncio.ensure_future(backend.reload_weights(weights))
+    await until(lambda: states(backend) == ["DRAINING"])
+    response = await ask()
+    await asyncio.gather(running, reloading)
+    return response
+
+
+async def test_session_does_not_journal_a_response_of_later_weights(
+    start: Any, weights: Path, tmp_path: Path
+) -> None:
+    async def ask() -> Any:
+        task = AITask("What is heat?", **ASKED)
+        await session.submit_tasks(task)
+        return await task
+
+    backend = await start(config_file=slow(tmp_path, 5))
+    async with Session([backend], journal=tmp_path / "journal") as session:
+        during = await ask_during_reload(backend, weights, ask)
+    backend = await start()
+    async with Session([backend], journal=tmp_path / "journal") as session:
+        after = await ask()
+    assert (during.model_version, after.model_version) == ("1", "0")
+    assert after.from_journal is None
+
+
+@pytest.mark.asyncflow
+async def test_engine_does_not_journal_a_response_of_later_weights(
+    start: Any, weights: Path, tmp_path: Path
+) -> None:
+    responses = []
+    for reloads in (True, False):
+        model = await start(config_file=slow(tmp_path, 5))
+        backends = [ConcurrentExecutionBackend("thread"), model]
+        async with WorkflowEngine.create(backend=backends, journal=tmp_path / "journal") as flow:
+
+            @flow.ai_task(**ASKED)
+            async def ask() -> str:
+                return "What is heat?"
+
+            asked = ask_during_reload(model, weights, ask) if reloads else ask()
+            responses.append(await asked)
+    assert ["enguins" in response for response in responses] == [True, False]
+
+
 @pytest.mark.asyncflow
 async def test_journal_asks_other_weights_again(start: Any, weights: Path, tmp_path: Path) -> None:
     answers = []
