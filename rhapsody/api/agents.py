@@ -21,7 +21,7 @@ from rhapsody.inference.agents.agent import Conversation
 from rhapsody.inference.agents.tools import is_schema
 from rhapsody.sampling import SAMPLING_FIELDS
 
-__all__ = ["SessionAgents", "check_tools", "is_agent"]
+__all__ = ["SessionAgents", "check_tools", "is_agent", "is_turn"]
 
 AnyTask = MutableMapping[str, Any]
 
@@ -53,10 +53,13 @@ class Owner(Protocol):
 
 def is_agent(task: Mapping[str, Any]) -> bool:
     """Return whether a task is an AI task whose model may call functions."""
-    tools = task.get("tools")
-    if not tools or task_kind(task) != PROMPT:
-        return False
-    return not is_schema(tools[0])  # the task of a turn has schemas
+    return bool(task.get("tools")) and task_kind(task) == PROMPT and not is_turn(task)
+
+
+def is_turn(task: Mapping[str, Any]) -> bool:
+    """Return whether a task is one response to an agent: its tools are schemas."""
+    tools: Any = task.get("tools")
+    return bool(tools) and is_schema(tools[0])
 
 
 def check_tools(task: AnyTask, backend_for: Callable[[AnyTask], Any]) -> None:

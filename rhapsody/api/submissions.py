@@ -20,7 +20,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.agents import SessionAgents, check_tools, is_agent
+from rhapsody.api.agents import SessionAgents, check_tools, is_agent, is_turn
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
 from rhapsody.api.tasks import BaseTask
@@ -261,7 +261,8 @@ class Submissions:
                 )
             uids.add(uid)
             refuse_tasks_as_arguments(task)
-            if prompt := task.get("prompt"):
+            # A turn repeats what tools returned, such as a list of the tasks that run.
+            if (prompt := task.get("prompt")) and not is_turn(task):
                 refuse_formatted_tasks(uid, prompt, lambda uid: uid in self._held)
             if task.get("retries") and task.get("on_text") is not None:
                 message = "'on_text' would get the text of every attempt; leave out 'retries'"

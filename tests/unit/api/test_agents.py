@@ -124,6 +124,19 @@ async def test_long_result_is_cut_for_the_model_only() -> None:
     assert [call["result"] for call in task.tool_calls] == [list(range(100))]
 
 
+async def test_result_may_be_the_text_of_a_task_that_runs() -> None:
+    async with session_of([("status", {})]) as session:
+        job = ComputeTask(executable="sleep", arguments=["30"])
+
+        def status() -> str:
+            return repr(job)
+
+        await session.submit_tasks(job)
+        task = await ask(session, [status])
+        assert task.state == "DONE"
+        assert results(task)[0].startswith("ComputeTask(")
+
+
 async def test_call_has_the_options_of_its_compute_task() -> None:
     failed: list[int] = []
 
