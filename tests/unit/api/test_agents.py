@@ -282,7 +282,7 @@ async def test_timeout_holds_for_the_conversation() -> None:
         await session.submit_tasks(task)
         with pytest.raises(TaskTimeoutError, match=r"0\.05 s"):
             await task
-        await asyncio.wait_for(endless.cancelled.wait(), 20)
+        assert task.state == "FAILED"
 
 
 async def test_journal_recalls_turns_and_calls(tmp_path: Path) -> None:
