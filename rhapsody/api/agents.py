@@ -144,6 +144,8 @@ class SessionAgents:
         owner.on_state(task, state)
 
     async def _run(self, owner: Owner, task: AnyTask, backend: Any) -> None:
+        if self._running.get(task["uid"]) is not asyncio.current_task():
+            return  # it was stopped before it began
         submit = self._submit()
         if submit is None:  # nobody holds the session any more
             self._report(owner, task, TaskStates.CANCELED)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
+from rhapsody.api.agents import SessionAgents
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.core.work import Work
@@ -229,6 +230,17 @@ async def test_cancelled_agent_cancels_its_call() -> None:
             await task
         assert task.state == "CANCELED"
         assert not await session.cancel(task)
+
+
+async def test_agent_that_is_cancelled_before_it_begins_leaves_nothing() -> None:
+    async with session_of() as session:
+        agents = SessionAgents(session.submit_tasks)
+        task = AITask("hi", tools=[double])
+        agents.start(session._submissions, task, model_of(session))
+        agents.stop(task.uid)
+        await agents.wait_stopped()
+        assert (agents._conversations, task.messages) == ({}, None)
+        assert model_of(session).asked == []
 
 
 async def test_agent_is_cancelled_with_all_tasks() -> None:
