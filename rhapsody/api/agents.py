@@ -93,10 +93,14 @@ class SessionAgents:
 
     Args:
         submit: The session's `submit_tasks`, which is held weakly. None: no agent can run.
+
+    Attributes:
+        waits: By uid, the uids of the turns and the calls that an agent waits for.
     """
 
     def __init__(self, submit: Callable[[Any], Any] | None = None) -> None:
         self._submit = (lambda: None) if submit is None else weakref.WeakMethod(submit)
+        self.waits: dict[str, set[str]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: dict[str, Conversation] = {}
@@ -122,6 +126,7 @@ class SessionAgents:
             uid: The agent's. None is returned unless it runs.
         """
         self._conversations.pop(uid, None)
+        self.waits.pop(uid, None)
         running = self._running.pop(uid, None)
         if running is not None:
             # After its first step: a coroutine cancelled before that never runs.
@@ -151,13 +156,18 @@ class SessionAgents:
             self._report(owner, task, TaskStates.CANCELED)
             return
 
+        waits = self.waits.setdefault(task["uid"], set())
+
         async def run(inner: AITask | ComputeTask) -> Any:
+            waits.add(inner["uid"])
             try:
                 [future] = await submit(inner)
                 await asyncio.shield(future)
             except asyncio.CancelledError:
                 await owner.cancel(inner["uid"])
                 raise
+            finally:
+                waits.discard(inner["uid"])
             return inner.result()
 
         async def respond(fields: Mapping[str, Any]) -> dict[str, Any]:

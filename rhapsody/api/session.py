@@ -149,7 +149,8 @@ class Session:
         submissions.walltime = SessionWalltime(
             walltime,
             margin,
-            submissions.active.values,
+            submissions.active,
+            submissions.agents.waits,
             lambda task: submissions.cancel_soon([task]),
             submissions.end_run,
             self.journal,

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from rhapsody.backends.protocol import TaskStates
@@ -43,7 +43,8 @@ class SessionWalltime(WalltimeGuard):
     Args:
         walltime: Seconds from now, if the batch system does not say when the job ends.
         margin: Seconds before the end at which nothing new is started any more.
-        active: Returns the submissions that have not ended.
+        active: The submissions that have not ended, by uid.
+        waits: By uid, the uids of what each agent waits for.
         cancel: Asks a backend to cancel a task.
         on_end: Called with the error of what was not run.
         journal: The session's journal.
@@ -56,7 +57,8 @@ class SessionWalltime(WalltimeGuard):
         self,
         walltime: float | None,
         margin: float,
-        active: Callable[[], Collection[Submission]],
+        active: Mapping[str, Submission],
+        waits: Mapping[str, Collection[str]],
         cancel: Callable[[Any], Any],
         on_end: Callable[[WalltimeReached], None],
         journal: Journal | None,
@@ -66,6 +68,7 @@ class SessionWalltime(WalltimeGuard):
         self._walltime = walltime
         self._began = time.monotonic()
         self._active = active
+        self._waits = waits
         self._cancel = cancel
         self._on_end = on_end
         self._journal = journal
@@ -104,7 +107,7 @@ class SessionWalltime(WalltimeGuard):
         self.start(loop, self._end or await loop.run_in_executor(None, find_end, left))
 
     def _withdraw(self) -> None:
-        for submission in self._active():
+        for submission in self._active.values():
             backend, task = submission.backend, submission.task
             if (
                 submission.at_backend
@@ -117,12 +120,24 @@ class SessionWalltime(WalltimeGuard):
     def _busy(self) -> list[asyncio.Future[Any]]:
         return [
             submission.ended
-            for submission in self._active()
-            if submission.at_backend and submission.task["uid"] not in self.withdrawn
+            for uid, submission in self._active.items()
+            if self._runs(submission) and not self._is_stuck(uid, lambda it: not self._runs(it))
         ]
 
+    def _runs(self, submission: Submission) -> bool:
+        return submission.at_backend and submission.task["uid"] not in self.withdrawn
+
     def _is_idle(self) -> bool:
-        return all(submission in self._held for submission in self._active())
+        held = self._held
+        return all(
+            submission in held or self._is_stuck(uid, held.__contains__)
+            for uid, submission in self._active.items()
+        )
+
+    def _is_stuck(self, uid: str, is_held: Callable[[Submission], bool]) -> bool:
+        """Return whether a task is an agent, and all that it waits for is held."""
+        waits = [self._active.get(inner) for inner in self._waits.get(uid, ())]
+        return bool(waits) and all(inner is not None and is_held(inner) for inner in waits)
 
     async def _end_run(self, error: WalltimeReached) -> None:
         if self._journal is not None:

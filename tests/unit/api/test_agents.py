@@ -239,7 +239,7 @@ async def test_agent_that_is_cancelled_before_it_begins_leaves_nothing() -> None
         agents.start(session._submissions, task, model_of(session))
         agents.stop(task.uid)
         await agents.wait_stopped()
-        assert (agents._conversations, task.messages) == ({}, None)
+        assert (agents._conversations, agents.waits, task.messages) == ({}, {}, None)
         assert model_of(session).asked == []
 
 

@@ -14,6 +14,8 @@ import rhapsody.walltime.guard
 from rhapsody.api import AITask, ComputeTask, JournalError, Session, WalltimeReached
 from rhapsody.api.submissions import AT_ONCE
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.backends.base import BaseBackend
+from rhapsody.backends.core.work import Work
 from rhapsody.journal.store import Store
 from rhapsody.walltime import END_VARIABLE
 from rhapsody.walltime.token_rates import TYPICAL
@@ -171,6 +173,37 @@ async def test_prompt_that_cannot_end_at_the_measured_rate_is_not_handed_over(
         with pytest.raises(WalltimeReached, match="cannot end before the walltime"):
             await long
         await asyncio.gather(short, usually_short)
+
+
+class Model(BaseBackend):
+    """A model that calls a tool in its first turn."""
+
+    task_kinds = frozenset({"prompt"})
+
+    async def execute(self, work: Work) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": "done"}
+        if len(work.task["prompt"]) == 1:
+            call = {"id": "1", "type": "function", "function": {"name": "boil", "arguments": ""}}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return {"response": "", "return_value": "", "usage": {}, "message": message}
+
+
+def boil() -> None: ...
+
+
+async def test_run_ends_if_the_calls_of_an_agent_cannot_end_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rhapsody.walltime.guard, "SETTLE_SECONDS", 0.01)
+    backends = [Model("model"), ConcurrentExecutionBackend("thread")]
+    async with Session(backends, walltime=LONG) as session:
+        await session.submit_tasks(AITask("hi", tools=[boil]))
+        await until(lambda: END_VARIABLE in os.environ)
+        agent = AITask("hi", tools=[ComputeTask(function=boil, timeout=2 * LONG)])
+        await session.submit_tasks(agent)
+        with pytest.raises(WalltimeReached, match="cannot end before the walltime"):
+            await asyncio.wait_for(session.wait_tasks(agent), 20)
+        assert session._submissions.agents.waits == {}
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])
