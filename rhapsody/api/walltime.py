@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from rhapsody.api.agents import is_agent
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import JournalError, WalltimeReached
 from rhapsody.journal import Journal
@@ -156,7 +157,8 @@ class SessionWalltime(WalltimeGuard):
             seconds = min(at_rate, seconds or at_rate)
         if not self.may_start(submission, seconds, task["uid"]):
             return False
-        self._sent[submission] = time.monotonic()
+        if not is_agent(task):  # its responses are prompts of their own, perhaps from the journal
+            self._sent[submission] = time.monotonic()
         return True
 
     def ended(self, item: Submission) -> None:

@@ -185,7 +185,8 @@ class Model(BaseBackend):
         if len(work.task["prompt"]) == 1:
             call = {"id": "1", "type": "function", "function": {"name": "boil", "arguments": ""}}
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        return {"response": "", "return_value": "", "usage": {}, "message": message}
+        usage = {"completion_tokens": 50}
+        return {"response": "", "return_value": "", "usage": usage, "message": message}
 
 
 def boil() -> None: ...
@@ -204,6 +205,19 @@ async def test_run_ends_if_the_calls_of_an_agent_cannot_end_in_time(
         with pytest.raises(WalltimeReached, match="cannot end before the walltime"):
             await asyncio.wait_for(session.wait_tasks(agent), 20)
         assert session._submissions.agents.waits == {}
+
+
+async def test_rate_does_not_count_what_an_agent_recalls(tmp_path: Path) -> None:
+    noted = []
+    for _ in range(2):
+        backends = [Model("model"), ConcurrentExecutionBackend("thread")]
+        async with Session(backends, walltime=LONG, journal=tmp_path / "journal") as session:
+            await session.submit_tasks(agent := AITask("hi", tools=[boil]))
+            await agent
+            guard = session._submissions.walltime
+            assert guard is not None
+            noted.append([len(rates) for rates in guard.token_rates._rates.values()])
+    assert noted == [[2], []]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])
