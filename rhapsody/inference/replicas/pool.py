@@ -160,10 +160,12 @@ class ReplicaPool:
     async def drain(self, replica: Replica) -> bool:
         """Stop and remove a server whose `draining` is set, when its prompts have ended.
 
+        A server that is paused is left until it is not.
+
         Returns:
             Whether it was removed; False if its `draining` was reset meanwhile.
         """
-        while replica.in_flight and replica.draining:
+        while (replica.in_flight or replica.paused) and replica.draining:
             self._changed.clear()
             await self._changed.wait()
         if not replica.draining:

@@ -175,6 +175,19 @@ async def test_draining_replica_finishes_its_prompts_first(elastic: Any) -> None
     assert replica.state == "STOPPED"
 
 
+async def test_paused_replica_is_not_stopped(elastic: Any) -> None:
+    one = await elastic(0, 1)
+    await completed(one.pool)
+    [replica] = one.source.made
+    async with one.pool.paused(cast("Replica", replica)):
+        replica.draining = True
+        draining = asyncio.ensure_future(one.pool.drain(cast("Replica", replica)))
+        await asyncio.sleep(0.01)
+        assert replica.state == "READY"
+    assert await draining
+    assert replica.state == "STOPPED"
+
+
 async def test_draining_replica_takes_prompts_again_if_it_is_needed(elastic: Any) -> None:
     one = await elastic(0, 1, down=0.0)
     await completed(one.pool)
