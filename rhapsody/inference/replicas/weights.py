@@ -126,7 +126,12 @@ class Weights:
         return version
 
     def _servers(self) -> list[Replica]:
-        return [one for one in self._prepared if one.address is not None and not one.draining]
+        return [one for one in self._prepared if _may_take_prompts(one)]
+
+
+def _may_take_prompts(replica: Replica) -> bool:
+    """Return whether a server runs. One that drains may be needed again."""
+    return replica.address is not None and replica.state != "STOPPED"
 
 
 def _next(version: str) -> str:
@@ -137,7 +142,7 @@ async def _switch(
     replica: Replica, path: str, version: str, timeout: float, changed: list[Replica]
 ) -> None:
     """Load weights on a server without prompts; `changed` gets it if it may have other weights."""
-    if replica.address is None:  # it has stopped, and loads the weights when it starts again
+    if not _may_take_prompts(replica):  # it has stopped, and loads the weights when it starts again
         return
     changed.append(replica)
     try:

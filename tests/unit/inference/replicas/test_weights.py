@@ -22,6 +22,7 @@ class Server:
         self.address: str | None = "unix:here"
         self.version = ""
         self.draining = False
+        self.state = "READY"
         self.status = status
         self.gone = gone
         self.loaded: list[str] = []
@@ -110,6 +111,17 @@ async def test_server_that_starts_during_a_reload_gets_the_new_weights(tmp_path:
     servers[1].gate.set()
     await reloading
     assert (late.loaded, late.version) == ([str(tmp_path)], "v2")
+
+
+async def test_draining_server_gets_the_weights_since_it_may_be_needed_again(
+    tmp_path: Path,
+) -> None:
+    weights, servers = served()
+    await prepare(weights, *servers)
+    servers[0].draining = servers[1].draining = True
+    servers[1].state = "STOPPED"
+    await reload(weights, tmp_path)
+    assert [one.version for one in servers] == ["1", "0"]
 
 
 async def test_reload_that_ends_while_a_server_starts_is_not_missed(tmp_path: Path) -> None:
