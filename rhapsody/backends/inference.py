@@ -249,7 +249,7 @@ class DragonVllmInferenceBackend(PromptBackend):
         Args:
             path: The folder of the weights, which all nodes must see, and which must not change.
                 The embedded model learns the text of a file.
-            version: The version. None: the next number.
+            version: The version. None: the next number that no weights have had.
 
         Returns:
             The version.

@@ -40,10 +40,12 @@ class ServedWeights:
     Attributes:
         path: Where the weights are. None: at the model's own place.
         version: Their version.
+        number: The largest version that was a number, also of servers whose reload failed later.
     """
 
     path: str | None = None
     version: str = FIRST_VERSION
+    number: int = int(FIRST_VERSION)
 
 
 class Weights:
@@ -86,7 +88,7 @@ class Weights:
         Args:
             pool: The servers.
             path: Where the weights are.
-            version: Their version. None: the next number.
+            version: Their version. None: the next number that no weights have had.
             timeout: Longest time for one server, in seconds.
 
         Returns:
@@ -98,7 +100,7 @@ class Weights:
         """
         async with self._lock:
             former = self._served.version
-            version = _next(former) if version is None else str(version)
+            version = str(self._served.number + 1 if version is None else version)
             if not VERSION.match(version) or version == former:
                 raise ConfigurationError(
                     "'version' must be 1 to 128 printable ASCII characters without spaces, and "
@@ -114,7 +116,10 @@ class Weights:
                     async with pool.paused(outdated[0]):
                         await _switch(outdated[0], path, version, timeout, changed)
                 self._served.path, self._served.version = path, version
+                self._note_number(version)
             except BaseException as error:
+                if any(replica.version == version for replica in changed):
+                    self._note_number(version)  # responses may have it
                 for replica in changed:
                     _start_again(replica)
                 if not isinstance(error, ReplicaError):
@@ -125,6 +130,10 @@ class Weights:
         logger.info("all model servers have the weights of version %s, from %s", version, path)
         return version
 
+    def _note_number(self, version: str) -> None:
+        if version.isdecimal():
+            self._served.number = max(self._served.number, int(version))
+
     def _servers(self) -> list[Replica]:
         return [one for one in self._prepared if _may_take_prompts(one)]
 
@@ -132,10 +141,6 @@ class Weights:
 def _may_take_prompts(replica: Replica) -> bool:
     """Return whether a server runs. One that drains may be needed again."""
     return replica.address is not None and replica.state != "STOPPED"
-
-
-def _next(version: str) -> str:
-    return str(int(version) + 1) if version.isdecimal() else "1"
 
 
 async def _switch(

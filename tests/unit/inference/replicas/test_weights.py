@@ -85,8 +85,21 @@ async def test_servers_change_one_after_the_other(tmp_path: Path) -> None:
     assert sorted(pool.order) == [0, 1]
     assert [one.loaded for one in servers] == [[str(tmp_path)]] * 2
     assert ([one.version for one in servers], weights.version) == (["1", "1"], "1")
+
+
+async def test_number_belongs_to_one_set_of_weights(tmp_path: Path) -> None:
+    weights, servers = served()
+    await prepare(weights, *servers)
+    pool = Pool()
+    assert await reload(weights, tmp_path, pool=pool) == "1"
     assert await reload(weights, tmp_path, "after-run-7") == "after-run-7"
-    assert await reload(weights, tmp_path) == "1"
+    for place, following in ((1, "3"), (0, "4")):
+        server = servers[pool.order[place]]
+        server.gone = True
+        with pytest.raises(ReplicaError):
+            await reload(weights, tmp_path)  # responses of the first server may have the version
+        server.gone = False
+        assert await reload(weights, tmp_path) == following
 
 
 async def test_server_that_starts_later_loads_the_weights(tmp_path: Path) -> None:
