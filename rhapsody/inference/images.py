@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 __all__ = ["ImageSize", "image_bytes", "image_part", "image_size"]
 
 FORMATS = "PNG, JPEG, GIF, WebP or BMP"
+MOST_SEGMENTS = 10_000
+"""How many segments and fill bytes of a JPEG are read. A profile of colours may take 255 of them,
+and a file of fill bytes would take seconds."""
 
 
 class ImageSize(NamedTuple):
@@ -139,7 +142,9 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 def _jpeg(data: bytes) -> tuple[int, ...]:
     position = 2
-    while data[position] == 0xFF:
+    for _ in range(MOST_SEGMENTS):
+        if data[position] != 0xFF:
+            break
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rhapsody
-from rhapsody.inference.images import image_bytes, image_part, image_size
+from rhapsody.inference.images import MOST_SEGMENTS, image_bytes, image_part, image_size
 from tests.support.images import png, url_of
 
 APP0 = b"\xff\xe0" + struct.pack(">H", 16) + b"JFIF" + bytes(10)
@@ -30,6 +30,12 @@ WEBP = {
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_size_of_an_image(kind: str) -> None:
     assert image_size(EXAMPLES[kind]) == (kind, 40, 30)
+
+
+def test_only_the_beginning_of_a_jpeg_is_read() -> None:
+    fill = b"\xff" * MOST_SEGMENTS
+    assert image_size(b"\xff\xd8" + fill[:-1] + FRAME) == ("jpeg", 40, 30)
+    assert image_size(b"\xff\xd8" + fill + FRAME) is None
 
 
 @pytest.mark.parametrize("kind", WEBP)
