@@ -59,12 +59,21 @@ class EngineWalltime(WalltimeGuard):
                 queue.cancel(component)
 
     def _busy(self) -> list[asyncio.Future[Any]]:
-        left_out = self.withdrawn | self._held
-        return [c for c in self._tasks() if c.stage in BUSY and c not in left_out]
+        return [c for c in self._tasks() if self._runs(c) and not _is_stuck(c, self._does_not_run)]
+
+    def _runs(self, component: Component) -> bool:
+        left_out = component in self.withdrawn or component in self._held
+        return component.stage in BUSY and not left_out
+
+    def _does_not_run(self, component: Component) -> bool:
+        return not self._runs(component)
 
     def _is_idle(self) -> bool:
+        held = self._held
         return all(
-            component in self._held or _waits_for_components(component)
+            component in held
+            or _waits_for_components(component)
+            or _is_stuck(component, held.__contains__)
             for component in self._tasks()
         )
 
@@ -103,6 +112,12 @@ class EngineWalltime(WalltimeGuard):
         took = time.monotonic() - began
         self.token_rates.note(backend, component.name, fields, result.get("usage"), took)
         return result
+
+
+def _is_stuck(component: Component, is_held: Callable[[Component], bool]) -> bool:
+    """Return whether a component is an agent, and all calls that it waits for are held."""
+    members = [] if component.conversation is None else list(component.members or ())
+    return bool(members) and all(not one.done() and is_held(one) for one in members)
 
 
 def _waits_for_components(component: Component) -> bool:

@@ -111,6 +111,31 @@ async def test_task_that_cannot_end_in_time_is_not_started(quick: None) -> None:
         assert len(backend.batches) == 1
 
 
+class Caller(Echo):
+    """A model that calls the tool `work`, whatever it is asked."""
+
+    async def run_one(self, task: Any) -> dict[str, Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "work", "arguments": ""}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return {"response": "", "usage": {}, "message": message}
+
+
+async def test_run_ends_if_the_calls_of_an_agent_cannot_end_in_time(quick: None) -> None:
+    async with WorkflowEngine.create(
+        backend=[ConcurrentExecutionBackend("thread"), Caller()], walltime=LONG
+    ) as flow:
+
+        @flow.function_task(expected=2 * LONG)
+        async def work() -> None: ...
+
+        @flow.ai_task(tools=[work])
+        async def agent() -> str:
+            return "hi"
+
+        with pytest.raises(WalltimeReached, match="what is left cannot end before the walltime"):
+            await asyncio.wait_for(agent(), 20)
+
+
 async def test_prompt_that_cannot_end_at_the_measured_rate_is_not_sent(
     quick: None, tmp_path: Path
 ) -> None:
