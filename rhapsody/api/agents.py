@@ -152,7 +152,7 @@ class SessionAgents:
         if self._running.get(task["uid"]) is not asyncio.current_task():
             return  # it was stopped before it began
         submit = self._submit()
-        if submit is None:  # nobody holds the session any more
+        if submit is None:  # the session is no longer referenced
             self._report(owner, task, TaskStates.CANCELED)
             return
 
@@ -187,7 +187,7 @@ class SessionAgents:
             result = await agent.run(task, respond, conversation)
         except asyncio.CancelledError:
             self._report(owner, task, TaskStates.CANCELED)
-        except TaskCancelledError:  # somebody cancelled a turn
+        except TaskCancelledError:  # a turn was cancelled
             self._report(owner, task, TaskStates.CANCELED)
         except WalltimeReached as error:
             self._report(owner, task, TaskStates.CANCELED, error)

@@ -1,4 +1,4 @@
-"""Prompts and commands that contain the text of a task, where its result was meant."""
+"""A check of prompts and commands: they must not contain the text of a task for its result."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class Conversation:
         """Begin an attempt, after the finished turns of the attempts before.
 
         Args:
-            first: The messages of the prompt. If they are not those of the attempt before, the
-                conversation starts anew.
+            first: The messages of the prompt. If the attempt before had other ones, a new
+                conversation begins.
         """
         if first == self._first:
             del self.messages[self._finished :], self.calls[self._finished_calls :]
