@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
@@ -347,9 +348,17 @@ def _servers(
     known = list(clients)
     for run in runs:
         statistics = run.statistics()
-        replicas += [{"backend": run.name, **one} for one in statistics.get("replicas", [])]
+        replicas += [_replica(run.name, one) for one in statistics.get("replicas", [])]
         known += statistics.get("clients", [])
     return {"replicas": replicas, "clients": known}
+
+
+def _replica(backend: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the table of model servers; of an endpoint only the host is known."""
+    row = {"node": None, "restarts": None, **fields, "backend": backend}
+    if "node" not in fields:
+        row["node"] = urlsplit(fields.get("address") or "").netloc
+    return row
 
 
 def _nodes(resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

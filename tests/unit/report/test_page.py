@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,10 +13,12 @@ from rhapsody import AITask, ComputeTask, Session
 from rhapsody.backends import (
     ConcurrentExecutionBackend,
     DragonVllmInferenceBackend,
+    EndpointInferenceBackend,
     NoopExecutionBackend,
 )
 from rhapsody.backends.core.history import RECORDS
 from tests.support.held import HeldBackend
+from tests.support.openai_server import OpenAIServer
 
 VOID = {"meta", "br", "link", "input"}
 
@@ -102,6 +105,18 @@ async def test_page_says_how_replicas_followed_the_load(tmp_path: Path) -> None:
         "0 prompts wait"
     ) in page.words
     assert not any(words.startswith("concurrent, replicas") for words in page.words)
+
+
+async def test_page_shows_endpoints_by_their_hosts(tmp_path: Path) -> None:
+    async with (
+        OpenAIServer().running() as server,
+        Session([EndpointInferenceBackend(server.url)]) as session,
+    ):
+        await run(session, AITask("hi"))
+        words = Page(session.report(tmp_path / "run.html")).words
+    first = words.index("endpoint", words.index("Model servers"))
+    host = urlsplit(server.url).netloc
+    assert words[first : first + 5] == ["endpoint", "0", "ready", host, "0"]
 
 
 async def test_page_needs_no_other_file(tmp_path: Path) -> None:
