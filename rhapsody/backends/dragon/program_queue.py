@@ -46,7 +46,7 @@ class _Receiver:
 
     Attributes:
         reads: The number of reads so far.
-        waits: Whether the thread waits for an entry. Otherwise it handles some.
+        waits: Whether the thread reads the queue. Otherwise it handles entries.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class _Receiver:
             self.waits = True
             entries = [self.queue.get()]
             self.reads += 1
-            self.waits = False
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(queue.Empty):  # also this blocks if the queue is locked
                 while len(entries) < ENTRIES_AT_ONCE:
                     entries.append(self.queue.get_nowait())
+                    self.reads += 1
+            self.waits = False
             if END in entries:
                 return
             if PROBE in entries:

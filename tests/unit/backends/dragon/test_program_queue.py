@@ -1,5 +1,6 @@
 """The queue that agents write and the program reads: locked queues are recognised."""
 
+import asyncio
 import threading
 from typing import Any
 
@@ -52,6 +53,25 @@ async def test_queue_without_passage_is_locked(monkeypatch: pytest.MonkeyPatch) 
     await queue.close()
     unlocked.set()
     locked._queue.put(b"")
+
+
+async def test_queue_that_is_locked_between_two_entries_is_recognised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(program_queue, "PROBE_SECONDS", 0.02)
+    queue = await opened([])
+    locked, unlocked = queue.current, threading.Event()
+    monkeypatch.setattr(locked, "put", lambda message: unlocked.wait(30))
+
+    def get_nowait() -> bytes:
+        unlocked.wait(30)
+        return b""
+
+    monkeypatch.setattr(locked, "get_nowait", get_nowait)
+    locked._queue.put(b"entry")
+    assert await asyncio.wait_for(queue.is_locked(), 5)
+    await queue.close()
+    unlocked.set()
 
 
 async def test_queue_is_not_locked_while_its_entries_are_handled(
