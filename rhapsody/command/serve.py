@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import re
 import signal
@@ -226,15 +225,27 @@ def serve(
 
 def in_terms_of_options(message: str) -> str:
     """Return an error message with "--num-gpus 0" in place of "num_gpus=0", and so on."""
-    names = sorted(inspect.signature(serve).parameters, key=len, reverse=True)
+    options = _options()
+    names = sorted(options, key=len, reverse=True)
     # Without "=", only names that are no English words, such as "num_gpus".
     pattern = rf"\b({'|'.join(names)})=|\b({'|'.join(n for n in names if '_' in n)})\b"
 
     def option(found: re.Match[str]) -> str:
-        name = f"--{(found[1] or found[2]).replace('_', '-')}"
-        return f"{name} " if found[1] else name
+        return f"{options[found[1]]} " if found[1] else options[found[2]]
 
     return re.sub(pattern, option, message)
+
+
+def _options() -> dict[str, str]:
+    """Return the options of the command, such as "--cors-origin", by the parameters of `serve`."""
+    app = typer.Typer(add_completion=False)
+    app.command()(serve)
+    parameters = typer.main.get_command(app).params
+    return {
+        str(parameter.name): parameter.opts[0]
+        for parameter in parameters
+        if parameter.opts[0].startswith("--") and parameter.name != "help"
+    }
 
 
 def _server(

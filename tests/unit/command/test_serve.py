@@ -193,6 +193,7 @@ def test_impossible_placement_is_refused_in_one_line() -> None:
         ("lower num_gpus, or pass num_gpus=0", "lower --num-gpus, or pass --num-gpus 0"),
         ("'max_pending' must be", "'--max-pending' must be"),
         ("port=80 of host a", "--port 80 of host a"),
+        ("'cors_origins' must be, or models=3", "'--cors-origin' must be, or models=3"),
         ("num_gpus_per_node=3, replicas", "num_gpus_per_node=3, replicas"),
     ],
 )
