@@ -12,11 +12,13 @@ __all__ = ["refuse_formatted_tasks"]
 
 MARKS = ("Task(", "<Component ")
 """The beginnings of the texts of tasks and of components."""
-UNFINISHED = re.compile(
-    r"(?:ComputeTask|AITask)\((?P<task>[^\s,()]+), [^\n]{0,1000}?state=(?:PENDING|RUNNING)\)"
-    r"|<Component (?P<component>\S+) [^\n]{0,200}?pending"
+TEXTS = re.compile(
+    r"(?:ComputeTask|AITask)\((?P<task>[^\s,()]+), [^\n]{0,1000}?"
+    r", state=(?P<state>PENDING\)|RUNNING\)|DONE|FAILED|CANCELED)"
+    r"|<Component (?P<component>\S+) [^\n]{0,200}? (?P<stage>pending|finished|cancelled)\b"
 )
-"""The texts of those that had not ended when they were formatted."""
+"""The texts of both, up to their state. That of a task which has ended also has its result."""
+UNFINISHED = ("PENDING)", "RUNNING)", "pending")
 OR_PASS_IT = ", or pass it to the function as an argument"
 
 
@@ -37,9 +39,9 @@ def refuse_formatted_tasks(uid: str | None, texts: Any, is_own: Callable[[str], 
     for text in _texts_of(texts):
         if not any(mark in text for mark in MARKS):
             continue
-        for found in UNFINISHED.finditer(text):
+        for found in TEXTS.finditer(text):
             name = found["task"] or found["component"]
-            if is_own(name):
+            if (found["state"] or found["stage"]) in UNFINISHED and is_own(name):
                 raise TaskValidationError(
                     uid,
                     f"it contains the text '{found[0]}' of a task that had not ended; await that "
