@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from types import TracebackType
@@ -142,9 +143,11 @@ class LiveView:
 
     def _frequent_failures(self) -> list[tuple[int, str]]:
         """Return the most frequent failures: their number, and the first line of the reason."""
-        failures = [f for row in self._rows for f in row.run.history.failures()]
-        failures.sort(key=lambda failure: -failure.number)
-        return [(failure.number, failure.reason.splitlines()[0]) for failure in failures[:FAILURES]]
+        numbers: Counter[str] = Counter()
+        for row in self._rows:
+            for failure in row.run.history.failures():
+                numbers[failure.reason.splitlines()[0]] += failure.number
+        return [(number, reason) for reason, number in numbers.most_common(FAILURES)]
 
 
 class _Row:

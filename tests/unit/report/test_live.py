@@ -154,6 +154,23 @@ async def test_notebook_shows_reasons_of_failures_escaped(
     assert "<th>ValueError: &lt;b&gt;intended</th><td>1</td>" in outputs[0][-1]["text/html"]
 
 
+async def test_failures_with_the_same_first_line_are_counted_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(number: int) -> None:
+        raise ValueError(f"intended\nnumber {number}")
+
+    outputs = pretend_kernel(monkeypatch)
+    async with Session([ConcurrentExecutionBackend(name=name) for name in "ab"]) as session:
+        tasks = [
+            ComputeTask(function=fail, args=[number], backend=name)
+            for name, number in (("a", 1), ("a", 2), ("b", 1))
+        ]
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(tasks, progress=True)
+    assert "<th>ValueError: intended</th><td>3</td>" in outputs[0][-1]["text/html"]
+
+
 async def test_lines_show_all_tasks_and_the_time_left(held: HeldBackend) -> None:
     async with Session([held]) as session:
         tasks = [ComputeTask(function=work) for _ in range(4)]
