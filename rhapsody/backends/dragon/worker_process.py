@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import posix
-from functools import partial
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from rhapsody.backends.dragon.stdio_relay import relay_stdio
@@ -51,18 +52,22 @@ def keep_runtime_alive() -> None:
     processes of its own group would end the program.
     """
     group = os.getpgrp()
-    kill = partial(_signal, os.kill, group, (0, -group))
-    killpg = partial(_signal, os.killpg, group, (0, group))
-    for module in (os, posix):  # a pickle of `os.kill` names the module `posix`
-        setattr(module, "kill", kill)  # noqa: B010 - mypy refuses the assignment
-        setattr(module, "killpg", killpg)  # noqa: B010
+    for name, own in (("kill", -group), ("killpg", group)):
+        checked = _checked(getattr(os, name), group, (0, own))
+        for module in (os, posix):  # a pickle of `os.kill` names the module `posix`
+            setattr(module, name, checked)
 
 
-def _signal(send: Any, group: int, refused: tuple[int, ...], pid: int, sig: int, /) -> None:
-    if sig and pid in refused and os.getpgrp() == group:
-        raise PermissionError(
-            errno.EPERM,
-            "a worker shares its process group with the Dragon runtime and with your program; "
-            "start processes in a group of their own (process_group=0) and signal that",
-        )
-    send(pid, sig)
+def _checked(send: Callable[[int, int], None], group: int, refused: tuple[int, ...]) -> Any:
+    @wraps(send)  # a pickle names it as before
+    def checked(pid: int, sig: int, /) -> None:
+        if sig and pid in refused and os.getpgrp() == group:
+            raise PermissionError(
+                errno.EPERM,
+                "a worker shares its process group with the Dragon runtime and with your program; "
+                "start processes in a group of their own (process_group=0, before Python 3.11 "
+                "start_new_session=True) and signal that",
+            )
+        send(pid, sig)
+
+    return checked

@@ -69,3 +69,10 @@ def test_task_can_signal_other_processes() -> None:
         with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as child:
             send(child.pid, signal.SIGKILL)
         assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("_protected")
+def test_functions_that_send_signals_can_be_pickled_in_a_worker() -> None:
+    for send in (os.kill, os.killpg):
+        assert pickle.loads(pickle.dumps(send)) is send
+    assert os.kill.__name__ == "kill"
