@@ -187,7 +187,8 @@ class AITaskDecorator:
 
         async def body(args: Any, kwargs: Any, merged: Any) -> Any:
             task = _make_task(await function(*args, **kwargs), merged, name)
-            refuse_formatted_tasks(name, task["prompt"], self._flow.components.__contains__)
+            texts = [task["prompt"], task["system_prompt"]]
+            refuse_formatted_tasks(name, texts, self._flow.components.__contains__)
             _check_once(task, retrying)
             return await self._run(name, task, merged, agent)
 

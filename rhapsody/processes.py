@@ -106,9 +106,9 @@ def ending_group(pid: int) -> Iterator[float]:
 def wait_measured(process: subprocess.Popen[bytes]) -> int | None:
     """Wait for the exit of a child, and return the most resident memory that it used, in bytes.
 
-    It is that of the largest process among the child and those of its own children for which it
-    waited. Linux counts the memory of the program that started it too (`exec` keeps the maximum),
-    so that a child that needs less than this program ever did cannot be measured.
+    The value is the peak of one process: of the child, or of the largest of the processes that the
+    child has waited for. Linux includes the memory of the program that started the child (`exec`
+    keeps the maximum), so the peak of a child that stays below that of this program is not known.
 
     Returns:
         None if it is not known.

@@ -58,6 +58,9 @@ __all__ = ["AnyTask", "Submission", "Submissions", "after_part", "in_parts"]
 
 logger = logging.getLogger(__name__)
 
+TEXTS = ("prompt", "system_prompt", "executable", "arguments")
+"""Fields that take the results of other tasks as text."""
+
 MOST_FAILED = 10_000
 """Failed tasks that are kept until the session closes, at most."""
 LONGEST_REASON = 500
@@ -262,8 +265,9 @@ class Submissions:
             uids.add(uid)
             refuse_tasks_as_arguments(task)
             # A turn repeats what tools returned, such as a list of the tasks that run.
-            if (prompt := task.get("prompt")) and not is_turn(task):
-                refuse_formatted_tasks(uid, prompt, lambda uid: uid in self._held)
+            for field in () if is_turn(task) else TEXTS:
+                if text := task.get(field):
+                    refuse_formatted_tasks(uid, text, lambda uid: uid in self._held)
             if task.get("retries") and task.get("on_text") is not None:
                 message = "'on_text' would get the text of every attempt; leave out 'retries'"
                 raise TaskValidationError(uid, message, "retries", task["retries"])

@@ -227,7 +227,7 @@ def in_terms_of_options(message: str) -> str:
     """Return an error message with "--num-gpus 0" in place of "num_gpus=0", and so on."""
     options = _options()
     names = sorted(options, key=len, reverse=True)
-    # Without "=", only names that are no English words, such as "num_gpus".
+    # Without "=", only names that are not English words, such as "num_gpus".
     pattern = rf"\b({'|'.join(names)})=|\b({'|'.join(n for n in names if '_' in n)})\b"
 
     def option(found: re.Match[str]) -> str:

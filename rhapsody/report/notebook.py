@@ -10,7 +10,8 @@ __all__ = ["Output", "in_notebook"]
 def in_notebook() -> bool:
     """Return whether this program is an IPython kernel, which runs the cells of a notebook.
 
-    A kernel has imported IPython, so it is not imported here. IPython in a terminal is no kernel.
+    A kernel has imported IPython, so it is not imported here. IPython in a terminal is not a
+    kernel.
     """
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_shell is None else get_shell()

@@ -1,4 +1,4 @@
-"""A check of prompts and commands: they must not contain the text of a task for its result."""
+"""Prompts and commands that contain the text of a task instead of its result."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def refuse_formatted_tasks(uid: str | None, texts: Any, is_own: Callable[[str], 
     Args:
         uid: The uid of the task with the prompt.
         texts: The prompt: a text, a list of texts, or messages; or a command.
-        is_own: Returns whether a uid is that of a task of this program. A prompt may quote the log
-            of another program.
+        is_own: Returns whether a task of this program has a uid. A prompt may quote the log of
+            another program.
 
     Raises:
         TaskValidationError: It contains such a text.

@@ -63,7 +63,7 @@ class PeakMemory:
     def __init__(self) -> None:
         self._reset: int | None = None
         self._status = -1
-        with contextlib.suppress(OSError):  # no Linux, or not permitted
+        with contextlib.suppress(OSError):  # not Linux, or not permitted
             self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
             self._status = os.open("/proc/self/status", os.O_RDONLY)
 

@@ -71,6 +71,19 @@ def test_prompt_with_the_text_of_a_task_of_a_script_is_refused() -> None:
         gate.set()
 
 
+async def test_command_with_the_text_of_a_pending_task_is_refused(held: HeldBackend) -> None:
+    async with Session([held, Inference("ai", "small")]) as session:
+        text = str(session.submit(work))
+        for task in (
+            ComputeTask(f"echo '{text}'"),
+            ComputeTask("echo", arguments=["-n", text]),
+            AITask("Go on.", system_prompt=f"The data: {text}"),
+        ):
+            with pytest.raises(TaskValidationError, match="that had not ended; await that task"):
+                await session.submit_tasks(task)
+        held.release()
+
+
 async def test_session_without_backends_refuses_tasks() -> None:
     async with Session() as session:
         with pytest.raises(SessionError, match="no backends"):

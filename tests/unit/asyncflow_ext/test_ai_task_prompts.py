@@ -88,6 +88,8 @@ async def test_prompt_with_the_text_of_a_pending_future_is_refused(ai: Echo) -> 
         assert str(pending) == text
         with pytest.raises(TaskValidationError, match=f"the text '{text[:-1]}'.*or pass it to"):
             await ask(f"{pending}")
+        with pytest.raises(TaskValidationError, match=f"the text '{text[:-1]}'"):
+            await ask("heat", task_description={"system_prompt": f"It is {pending}."})
         gate.set()
         assert await ask(pending) == "<What is heat?>"
     assert [asked["prompt"] for asked in ai.asked] == ["What is heat?"]
