@@ -51,6 +51,9 @@ BENCHMARKS = {
     "inference": Benchmark(
         "vLLM as served here compared with AsyncLLM and a fixed window", 900, "vLLM"
     ),
+    "kinds": Benchmark(
+        "embeddings on vLLM, and an endpoint backend compared with a loop of aiohttp", 900, "vLLM"
+    ),
     "peer": Benchmark("the same programs on Rhapsody and on rhapsody-py", 900),
     "systems": Benchmark("the same work on Rhapsody, Ray, Dask, Parsl and a process pool", 900),
     "tuning": Benchmark("curves of batching parameters and numbers of workers", 900),
