@@ -296,8 +296,7 @@ class AITaskDecorator:
         if backend is None:
             return _placeholder(fields)
         if task.get("tools") is not None:
-            given = {name: task[name] for name in AGENT_OPTIONS if task.get(name) is not None}
-            agent = Agent.of(make_tool, **given)
+            agent = Agent.of_task(make_tool, task)
         respond = partial(self._respond, name, backend)
         if agent is None:
             result = await respond(fields)

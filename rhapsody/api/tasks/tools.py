@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from rhapsody.api.tasks.compute import ComputeTask
-from rhapsody.inference.agents.agent import AGENT_OPTIONS, Agent
+from rhapsody.inference.agents.agent import Agent
 from rhapsody.inference.agents.tools import Tool
 
 __all__ = ["RunTask", "example_call", "make_agent"]
@@ -32,8 +32,7 @@ def make_agent(task: Mapping[str, Any], run: RunTask) -> Agent:
         ConfigurationError: An option is invalid.
         TypeError: A tool cannot be called by a model.
     """
-    options = {name: task[name] for name in AGENT_OPTIONS if task.get(name) is not None}
-    return Agent.of(partial(_make_tool, run), **options)
+    return Agent.of_task(partial(_make_tool, run), task)
 
 
 def example_call(tool: Any) -> ComputeTask | None:

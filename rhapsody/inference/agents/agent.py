@@ -144,6 +144,17 @@ class Agent:
             raise ConfigurationError(f"'tools' must be a non-empty list, got {tools!r:.80}")
         return cls([make_tool(one) for one in tools], **options)
 
+    @classmethod
+    def of_task(cls, make_tool: Callable[[Any], Tool], fields: Mapping[str, Any]) -> Agent:
+        """Return the agent of an AI task with tools; see `of`.
+
+        Args:
+            make_tool: Makes a tool of an entry of `tools`.
+            fields: The fields of the task.
+        """
+        given = {name: fields[name] for name in AGENT_OPTIONS if fields.get(name) is not None}
+        return cls.of(make_tool, **given)
+
     async def run(
         self, fields: Mapping[str, Any], respond: Respond, conversation: Conversation
     ) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class Tool:
         name = getattr(function, "__name__", "")
         if not callable(function) or not NAME.match(name):
             raise TypeError(
-                "a tool must be a function with a name of 1 to 64 letters, digits and '_', got "
-                f"{function!r:.80}"
+                "a tool must be a function with a name of 1 to 64 letters, digits or underscores, "
+                f"got {function!r:.80}"
             )
         self.name: str = name
         original = inspect.unwrap(function)
