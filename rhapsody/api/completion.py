@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any
 
-from rhapsody.api.submissions import AnyTask, Submission
+from rhapsody.api.submissions.submission import AnyTask, Submission
 from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.backends.core.nested_runs import WaitQueue

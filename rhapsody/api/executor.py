@@ -12,9 +12,9 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from rhapsody.api.submissions import policy_of
 from rhapsody.api.tasks import ComputeTask
 from rhapsody.backends.chunks import call_each, call_each_async
+from rhapsody.backends.core.retries import policy_of
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.core.work import is_async
 from rhapsody.backends.protocol import ATTEMPT_KEY

@@ -32,13 +32,10 @@ from rhapsody.api.executor import SessionExecutor
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.routing import Router
 from rhapsody.api.session_loop import SessionLoop
-from rhapsody.api.submissions import (
-    AnyTask,
-    Submissions,
-    after_part,
-    in_parts,
-    refuse_tasks_as_arguments,
-)
+from rhapsody.api.submissions.checks import refuse_tasks_as_arguments
+from rhapsody.api.submissions.parts import after_part, in_parts
+from rhapsody.api.submissions.submission import AnyTask
+from rhapsody.api.submissions.submissions import Submissions
 from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.api.tasks.fields import is_uid
@@ -206,8 +203,8 @@ class Session:
         self._check_ready()
         tasks = _as_list(tasks)
         loop = self._loop.bind(asyncio.get_running_loop())
-        with self._submissions.reserve() as uids:
-            batches = await self._submissions.group(tasks, Router(self.backends), uids)
+        with self._submissions.checks.reserve() as uids:
+            batches = await self._submissions.checks.group(tasks, Router(self.backends), uids)
             for backend, _ in batches:
                 self._reattach(backend)
             futures = await self._submissions.submit(batches, loop)
@@ -644,7 +641,7 @@ class Session:
                 if isinstance(error, BaseException):
                     logger.error("a backend did not shut down cleanly", exc_info=error)
             self._submissions.cancel_remaining()
-            self._submissions.log_unseen_failures()
+            self._submissions.unseen_failures.log()
             if self._submissions.walltime is not None:
                 self._submissions.walltime.stop()
             if self.journal is not None:

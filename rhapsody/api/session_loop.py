@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from rhapsody.api.submissions import Submissions
+from rhapsody.api.submissions.submissions import Submissions
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.errors import SessionError
 

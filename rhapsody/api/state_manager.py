@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from rhapsody.api.submissions import AnyTask, Submission
+from rhapsody.api.submissions.submission import AnyTask, Submission
 from rhapsody.backends.protocol import TaskStates
 
 __all__ = ["TaskStateManager"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from rhapsody.backends.protocol import Attempt
 
-__all__ = ["RESULT_KEYS", "RetryPolicy", "clear_result"]
+__all__ = ["RESULT_KEYS", "RetryPolicy", "clear_result", "policy_of"]
 
 RESULT_KEYS = frozenset(
     {
@@ -62,3 +62,9 @@ def clear_result(task: MutableMapping[str, Any]) -> None:
     """Remove the result of an attempt from a task."""
     for key in RESULT_KEYS:
         task.pop(key, None)
+
+
+def policy_of(task: Mapping[str, Any]) -> RetryPolicy:
+    """Return how often a failed task is repeated, from its fields `retries` and `backoff`."""
+    backoff = task.get("backoff")
+    return RetryPolicy(task.get("retries") or 0, 0.1 if backoff is None else backoff)

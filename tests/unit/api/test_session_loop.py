@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rhapsody.api.session_loop import SessionLoop
-from rhapsody.api.submissions import Submissions
+from rhapsody.api.submissions.submissions import Submissions
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import SessionError
 

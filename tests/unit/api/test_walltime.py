@@ -12,7 +12,7 @@ import pytest
 
 import rhapsody.walltime.guard
 from rhapsody.api import AITask, ComputeTask, JournalError, Session, WalltimeReached
-from rhapsody.api.submissions import AT_ONCE
+from rhapsody.api.submissions.parts import AT_ONCE
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.core.work import Work

@@ -1,4 +1,4 @@
-"""The submitted tasks of a session, and the futures that callers wait for."""
+"""The submitted tasks of a session: hands them to backends and records their states."""
 
 from __future__ import annotations
 
@@ -6,30 +6,21 @@ import asyncio
 import logging
 import weakref
 from collections import deque
-from collections.abc import (
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    MutableMapping,
-    Sequence,
-)
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import Context, copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.api.agents import SessionAgents, check_tools, is_agent, is_turn
+from rhapsody.api.agents import SessionAgents, is_agent
 from rhapsody.api.journaling import SessionJournal
-from rhapsody.api.routing import Router
+from rhapsody.api.submissions.checks import TaskChecks
+from rhapsody.api.submissions.parts import AT_ONCE, after_part, in_parts
+from rhapsody.api.submissions.submission import AnyTask, Submission
+from rhapsody.api.submissions.unseen_failures import UnseenFailures
 from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.base import check_loop
-from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
-from rhapsody.api.tasks.formatted import refuse_formatted_tasks
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.nested_runs import has_helper
-from rhapsody.backends.core.retries import RetryPolicy, clear_result
+from rhapsody.backends.core.retries import clear_result, policy_of
 from rhapsody.backends.protocol import (
     ATTEMPT_KEY,
     CONTEXT_KEY,
@@ -37,138 +28,18 @@ from rhapsody.backends.protocol import (
     TaskStates,
     main_state,
 )
-from rhapsody.errors import (
-    QueueTimeoutError,
-    SessionError,
-    TaskCancelledError,
-    TaskExecutionError,
-    TaskValidationError,
-    WalltimeReached,
-    printable,
-)
+from rhapsody.errors import QueueTimeoutError, SessionError, WalltimeReached
 from rhapsody.garbage import watch_tasks
 from rhapsody.report.runs import OwnerHistory
 from rhapsody.streaming import TextCallback
-from rhapsody.validation import brief, must_be
+from rhapsody.validation import brief
 
 if TYPE_CHECKING:
     from rhapsody.telemetry.manager import TelemetryManager
 
-__all__ = ["AnyTask", "Submission", "Submissions", "after_part", "in_parts"]
+__all__ = ["Submissions"]
 
 logger = logging.getLogger(__name__)
-
-TEXTS = ("prompt", "system_prompt", "executable", "arguments")
-"""Fields that take the results of other tasks as text."""
-
-MOST_FAILED = 10_000
-"""Failed tasks that are kept until the session closes, at most."""
-LONGEST_REASON = 500
-
-AnyTask = MutableMapping[str, Any]
-
-AT_ONCE = 250
-"""Tasks that are checked or submitted in one pass of the loop, which is held meanwhile."""
-
-
-def in_parts(tasks: Sequence[AnyTask]) -> Iterator[Sequence[AnyTask]]:
-    """Yield the parts of a sequence that one pass of the loop handles."""
-    for begin in range(0, len(tasks), AT_ONCE):
-        yield tasks[begin : begin + AT_ONCE]
-
-
-async def after_part(tasks: Sequence[AnyTask]) -> None:
-    """Let the loop do other work after a part of many tasks."""
-    if len(tasks) > AT_ONCE:
-        await asyncio.sleep(0)
-
-
-class Submission:
-    """One task, from its submission to its end.
-
-    Args:
-        task: The task.
-        backend: The backend that gets it.
-        future: Its result is the task; `await task` waits for it.
-
-    Attributes:
-        at_backend: Whether the backend has the current attempt.
-        failed: The number of attempts that failed.
-        pause: The timer of the next attempt. None: no attempt failed.
-        context: The context of later attempts, in which a thread waits for the task. None: no
-            thread of a pool waits.
-        is_settled: Whether the task has ended.
-    """
-
-    __slots__ = (
-        "_ended",
-        "at_backend",
-        "backend",
-        "context",
-        "failed",
-        "future",
-        "is_settled",
-        "pause",
-        "task",
-    )
-
-    def __init__(self, task: AnyTask, backend: Any, future: asyncio.Future[Any]) -> None:
-        self.task = task
-        self.backend = backend
-        self.future = future
-        self.at_backend = False
-        self.failed = 0
-        self.pause: asyncio.TimerHandle | None = None
-        self.context = copy_context() if has_helper() else None
-        self.is_settled = False
-        self._ended: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> asyncio.Future[None]:
-        """Done at the end of the task; it never has an exception."""
-        if self._ended is None:  # most tasks need none
-            self._ended = self.future.get_loop().create_future()
-            if self.is_settled:
-                self._ended.set_result(None)
-        return self._ended
-
-    def settle(self, state: str) -> None:
-        """Complete both futures; may be called from any thread.
-
-        Args:
-            state: DONE, FAILED or CANCELED.
-        """
-        task, future = self.task, self.future
-        loop = future.get_loop()
-        if not _runs_here(loop) and not loop.is_closed():
-            # `with Session(...)` was left on a running loop, or a backend reports from a thread.
-            loop.call_soon_threadsafe(self.settle, state)
-            return
-        self.is_settled = True
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        if future.done():  # the user cancelled the future itself
-            future = loop.create_future()
-            if isinstance(task, BaseTask):
-                task.bind_future(future)
-        if state == TaskStates.DONE:
-            future.set_result(task)
-            return
-        if state == TaskStates.CANCELED:
-            given = task.get("exception")
-            error: Any = given if isinstance(given, WalltimeReached) else None
-            if error is None:
-                error = TaskCancelledError(task["uid"])
-                task.setdefault("exception", error)
-        else:
-            error = task.get("exception")
-            if error is None:
-                error = TaskExecutionError(
-                    task["uid"], task.get("stderr") or "no reason was given", task.get("exit_code")
-                )
-                task["exception"] = error
-        future.set_exception(error)
-        future.exception()  # mark it as retrieved: users of wait_tasks() get no warnings
 
 
 class Submissions:
@@ -181,6 +52,8 @@ class Submissions:
 
     Attributes:
         active: Submissions whose tasks have not ended, by uid.
+        checks: Checks new tasks, and knows the uids that are taken.
+        unseen_failures: Failed tasks of `submit_soon` whose results nobody asked for.
         histories: By name, for backends that keep no history themselves.
         agents: Runs the AI tasks with tools.
         telemetry: The session's telemetry, once it was started.
@@ -198,106 +71,23 @@ class Submissions:
         self._reattach = None if reattach is None else weakref.WeakMethod(reattach)
         self.agents = SessionAgents(submit)
         self.active: dict[str, Submission] = {}
+        self.checks = TaskChecks(self.active)
+        self.unseen_failures = UnseenFailures()
         self.histories: dict[str, OwnerHistory] = {}
         self.telemetry: TelemetryManager | None = None
         self.journal: SessionJournal | None = None
         self.walltime: SessionWalltime | None = None
         self.closing = False
         self._run_end: WalltimeReached | None = None
-        # The uids of submissions whose tasks are being checked.
-        self._entering: list[set[str]] = []
         watch_tasks(self, lambda submissions: len(submissions.active))
         self._handovers: set[asyncio.Task[Any]] = set()
         # Tasks that were submitted in this pass of the loop, by the name of their backend.
         self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}
-        # Tasks that the user still holds. Their uids stay taken after the tasks have ended.
-        # Failed tasks of `submit`, which others than their holder never learn of, with reasons.
-        self._failed: dict[BaseTask, str] = {}
-        self._held: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
 
     @property
     def reached(self) -> WalltimeReached | None:
         """The error of tasks that are not run any more, since the batch job ends."""
         return None if self.walltime is None else self.walltime.reached
-
-    @contextmanager
-    def reserve(self) -> Iterator[set[str]]:
-        """Yield a set for the uids of one submission, which no other may use meanwhile."""
-        uids: set[str] = set()
-        self._entering.append(uids)
-        try:
-            yield uids
-        finally:
-            self._entering = [entering for entering in self._entering if entering is not uids]
-
-    def check(self, tasks: Sequence[AnyTask], uids: set[str]) -> None:
-        """Check that tasks are valid and new.
-
-        Args:
-            tasks: A part of the tasks of one submission.
-            uids: The uids of its earlier parts; those of this part are added.
-
-        Raises:
-            TaskValidationError: A task is invalid or was submitted before, or its uid is taken.
-        """
-        others = [entering for entering in self._entering if entering is not uids]
-        for task in tasks:
-            if not isinstance(task, BaseTask):
-                _check_mapping(task)
-            uid = task["uid"]
-            if not is_uid(uid):  # it was changed after the task was made
-                message = must_be("uid", UID_DESCRIPTION, uid)
-                raise TaskValidationError(None, message, "uid", uid)
-            if getattr(task, "_future", None) is not None:
-                raise TaskValidationError(uid, "it was submitted before; make a new task")
-            if (
-                uid in uids
-                or uid in self.active
-                or uid in self._held
-                or any(uid in entering for entering in others)
-            ):
-                raise TaskValidationError(
-                    uid,
-                    "another task has this uid; leave 'uid' out to get a unique one",
-                    "uid",
-                    uid,
-                )
-            uids.add(uid)
-            refuse_tasks_as_arguments(task)
-            # A turn repeats what tools returned, such as a list of the tasks that run.
-            for field in () if is_turn(task) else TEXTS:
-                if text := task.get(field):
-                    refuse_formatted_tasks(uid, text, lambda uid: uid in self._held)
-            if task.get("retries") and task.get("on_text") is not None:
-                message = "'on_text' would get the text of every attempt; leave out 'retries'"
-                raise TaskValidationError(uid, message, "retries", task["retries"])
-
-    async def group(
-        self, tasks: Sequence[AnyTask], router: Router, uids: set[str]
-    ) -> list[tuple[Any, list[AnyTask]]]:
-        """Check tasks, and group them by their backends.
-
-        Args:
-            tasks: The tasks.
-            router: Chooses the backends.
-            uids: A set from `reserve`.
-
-        Returns:
-            The backends, each with its tasks.
-
-        Raises:
-            TaskValidationError: As `check` and `Router.group` raise it; no task was submitted.
-        """
-        grouped: dict[str, tuple[Any, list[AnyTask]]] = {}
-        for part in in_parts(tasks):
-            self.check(part, uids)
-            for task in part:
-                if is_agent(task):
-                    check_tools(task, router.backend_for)
-            for backend, batch in router.group(part):
-                grouped.setdefault(backend.name, (backend, []))[1].extend(batch)
-            await after_part(tasks)
-        return list(grouped.values())
 
     async def submit(
         self, batches: Sequence[tuple[Any, list[AnyTask]]], loop: asyncio.AbstractEventLoop
@@ -372,7 +162,7 @@ class Submissions:
         """
         self.add(task, backend, future)
         if isinstance(task, BaseTask):
-            future.add_done_callback(partial(self._note_failure, task))
+            self.unseen_failures.watch(task, future)
         if getattr(backend, "carries_contexts", False):
             task[CONTEXT_KEY] = context
         if has_helper():  # in this context, and not in that of another task
@@ -381,25 +171,6 @@ class Submissions:
         if not self._queued:
             future.get_loop().call_soon(self._hand_over_queued)
         self._queued.setdefault(backend.name, (backend, []))[1].append(task)
-
-    def _note_failure(self, task: BaseTask, _: Any) -> None:
-        if len(self._failed) >= MOST_FAILED or task.is_seen:
-            return
-        if task.get("state") == TaskStates.FAILED:
-            self._failed[task] = f"{type(task['exception']).__name__}: {task.get('stderr') or ''}"
-
-    def log_unseen_failures(self) -> None:
-        """Log how many tasks of `submit` failed whose results nobody asked for."""
-        unseen = [reason for task, reason in self._failed.items() if not task.is_seen]
-        self._failed.clear()
-        if unseen:
-            logger.error(
-                "%d task%s of session.submit() failed, and nobody asked for the result; the first: "
-                "%s",
-                len(unseen),
-                "" if len(unseen) == 1 else "s",
-                printable(unseen[0]).strip()[:LONGEST_REASON],
-            )
 
     def _hand_over_queued(self) -> None:
         queued, self._queued = self._queued, {}
@@ -435,7 +206,7 @@ class Submissions:
         """Count a task as active, before its backend gets it."""
         if isinstance(task, BaseTask):
             task.bind_future(future)
-            self._held[task["uid"]] = task
+            self.checks.hold(task)
         task["backend"] = backend.name
         task["state"] = TaskStates.PENDING
         self.active[task["uid"]] = Submission(task, backend, future)
@@ -675,49 +446,3 @@ class Submissions:
         """Mark every active task as cancelled, after its backend has shut down silently."""
         for submission in list(self.active.values()):
             self.on_state(submission.task, TaskStates.CANCELED)
-
-
-def _check_mapping(task: Any) -> None:
-    if not isinstance(task, MutableMapping):
-        raise TaskValidationError(
-            None, f"a task must be a ComputeTask, an AITask or a dict, got {type(task).__name__}"
-        )
-    task.setdefault("uid", BaseTask.from_dict(task)["uid"])
-
-
-def refuse_tasks_as_arguments(task: AnyTask) -> None:
-    """Refuse a task whose arguments are tasks: a session does not wait for them.
-
-    Raises:
-        TaskValidationError: An argument is a task.
-    """
-    if args := task.get("args"):
-        _refuse_tasks(task["uid"], "args", args, args)
-    if kwargs := task.get("kwargs"):
-        _refuse_tasks(task["uid"], "kwargs", kwargs, kwargs.values())
-
-
-def policy_of(task: AnyTask) -> RetryPolicy:
-    """Return how often a failed task is repeated, from its fields `retries` and `backoff`."""
-    backoff = task.get("backoff")
-    return RetryPolicy(task.get("retries") or 0, 0.1 if backoff is None else backoff)
-
-
-def _refuse_tasks(uid: str, field: str, arguments: Any, values: Iterable[Any]) -> None:
-    """Refuse arguments that are tasks: a session does not replace them by their results."""
-    for value in values:
-        if isinstance(value, BaseTask):
-            raise TaskValidationError(
-                uid,
-                f"'{field}' contains {brief(value)}; await it and pass its result, or use a "
-                "workflow of AsyncFlow for tasks that depend on each other",
-                field,
-                arguments,
-            )
-
-
-def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
