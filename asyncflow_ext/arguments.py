@@ -89,33 +89,40 @@ def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:
     Raises:
         TypeError: The value contains a coroutine, or a container with futures cannot be copied.
     """
-    found: dict[asyncio.Future[Any], None] = {}
-    strict: set[asyncio.Future[Any]] = set()
-    in_marks: set[asyncio.Future[Any]] = set()
-
-    def note(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
-        found[future] = None
-        strict.add(future)
-        return future
-
-    def note_in_mark(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
-        found[future] = None
-        in_marks.add(future)
-        return future
-
-    def without_marks(value: Any) -> Any:
-        return _replace(value, note_in_mark, without_marks)
-
-    def find_in_mark(value: Any) -> Any:
-        new = without_marks(value)
-        return AllowFailures(new) if in_marks else new
-
-    new = _replace(value, note, find_in_mark)
-    if not in_marks:
-        return new, list(found)
-    futures = Tolerated(found)
-    futures.tolerated = frozenset(in_marks - strict)
+    search = _Search()
+    new = _replace(value, search.note, search.find_in_mark)
+    if not search.in_marks:
+        return new, list(search.found)
+    futures = Tolerated(search.found)
+    futures.tolerated = frozenset(search.in_marks - search.strict)
     return new, futures
+
+
+class _Search:
+    # Not functions inside of `find_futures`: one that calls itself is a reference cycle, which
+    # would keep the futures, and the data of their results, until the next garbage collection.
+
+    def __init__(self) -> None:
+        self.found: dict[asyncio.Future[Any], None] = {}
+        self.strict: set[asyncio.Future[Any]] = set()
+        self.in_marks: set[asyncio.Future[Any]] = set()
+
+    def note(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        self.found[future] = None
+        self.strict.add(future)
+        return future
+
+    def _note_in_mark(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        self.found[future] = None
+        self.in_marks.add(future)
+        return future
+
+    def _without_marks(self, value: Any) -> Any:
+        return _replace(value, self._note_in_mark, self._without_marks)
+
+    def find_in_mark(self, value: Any) -> Any:
+        new = self._without_marks(value)
+        return AllowFailures(new) if self.in_marks else new
 
 
 def with_values(value: Any) -> Any:

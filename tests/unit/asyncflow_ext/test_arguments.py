@@ -1,6 +1,8 @@
 """The futures inside the arguments of a call."""
 
 import asyncio
+import gc
+import weakref
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -149,6 +151,20 @@ async def test_marked_futures_may_fail_and_others_must_not() -> None:
     second, third = inner["x"]
     assert (first, second, fourth, fifth, plain) == (1, error, 4, 4, [1])
     assert isinstance(third, TaskCancelledError)
+
+
+@pytest.mark.parametrize("mark", [allow_failures, list], ids=["marked", "unmarked"])
+async def test_futures_live_no_longer_than_their_users(mark: Callable[[Any], Any]) -> None:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    end = weakref.ref(future)
+    gc.collect()
+    gc.disable()  # a cycle would keep large results until the next collection
+    try:
+        found = find_futures(mark([future]))
+        del future, found
+        assert end() is None
+    finally:
+        gc.enable()
 
 
 def test_marks_without_futures_are_removed() -> None:
