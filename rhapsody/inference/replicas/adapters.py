@@ -39,7 +39,8 @@ class Adapters:
         self._static: frozenset[str] = frozenset()
         """Adapters that the servers load themselves, by their configuration file."""
         self._lock = asyncio.Lock()
-        self._prepared: weakref.WeakSet[Replica] = weakref.WeakSet()
+        self._prepared: weakref.WeakKeyDictionary[Replica, int] = weakref.WeakKeyDictionary()
+        """The servers that have the adapters, with the number of their start."""
 
     @property
     def names(self) -> Collection[str]:
@@ -55,13 +56,12 @@ class Adapters:
         if self._refusal is not None:
             return
         async with self._lock:
-            self._prepared.discard(replica)
             for name, path in self._paths.items():
                 await _load(replica, name, path)
             entries = await replica.models() or []
             listed = {str(entry["id"]) for entry in entries} - {self._model_name}
             self._static = frozenset(listed.difference(self._paths))
-            self._prepared.add(replica)
+            self._prepared[replica] = replica.starts
 
     async def load(self, name: str, path: str) -> None:
         """Load an adapter on all servers. If one does not load it, the others drop it again.
@@ -114,7 +114,12 @@ class Adapters:
             await asyncio.gather(*(_unload(server, name) for server in self._servers()))
 
     def _servers(self) -> list[Replica]:
-        return [one for one in self._prepared if one.address is not None]
+        # A server that is starting again cannot be reached yet, and loads the adapters itself.
+        return [
+            one
+            for one, start in self._prepared.items()
+            if start == one.starts and one.address is not None
+        ]
 
 
 async def _load(replica: Replica, name: str, path: str) -> None:

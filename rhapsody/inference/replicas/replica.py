@@ -109,7 +109,8 @@ class Replica:
         self._directory = directory
         self._advice = dict(advice or {})
         self._kept_log = kept_log
-        self._starts = 0
+        self.starts = 0
+        """How often its server was started."""
         self._log = self._new_log()
         self._command = list(command)
         self._environment = dict(environment)
@@ -189,7 +190,7 @@ class Replica:
         return ReplicaError(f"{error.reason}; {where}", error.log_tail)
 
     def _new_log(self) -> Path:
-        return self._directory / f"replica-{self.index}-{self._starts}.log"
+        return self._directory / f"replica-{self.index}-{self.starts}.log"
 
     async def start(self, timeout: float) -> None:
         """Start the server and wait until it is ready.
@@ -203,10 +204,10 @@ class Replica:
         self.state = "STARTING"
         # Errors quote the log of this start only, and the former server may still have its socket.
         self._log.unlink(missing_ok=True)
-        self._starts += 1
+        self.starts += 1
         self._log = self._new_log()
         self._log.unlink(missing_ok=True)  # that of a former replica with this number
-        socket = self._directory / f"replica-{self.index}-{self._starts}.sock"
+        socket = self._directory / f"replica-{self.index}-{self.starts}.sock"
         try:
             self._process = await self._launcher.launch(
                 self._command, self._environment, self._log, socket

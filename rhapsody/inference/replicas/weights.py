@@ -58,7 +58,8 @@ class Weights:
     def __init__(self, served: ServedWeights) -> None:
         self._served = served
         self._lock = asyncio.Lock()
-        self._prepared: weakref.WeakSet[Replica] = weakref.WeakSet()
+        self._prepared: weakref.WeakKeyDictionary[Replica, int] = weakref.WeakKeyDictionary()
+        """The servers that have weights, with the number of their start."""
 
     @property
     def version(self) -> str:
@@ -71,14 +72,13 @@ class Weights:
         Raises:
             ReplicaError: The server did not load them.
         """
-        self._prepared.discard(replica)
         loaded = None
         while loaded != (self._served.path, self._served.version):  # a reload may end meanwhile
             loaded = path, _ = self._served.path, self._served.version
             if path is not None:
                 await _load(replica, path)
         replica.version = self._served.version
-        self._prepared.add(replica)
+        self._prepared[replica] = replica.starts
 
     async def reload(self, pool: Pool, path: str, version: str | int | None, timeout: float) -> str:
         """Load weights on all servers, one after the other; the others take prompts meanwhile.
@@ -135,7 +135,12 @@ class Weights:
             self._served.number = max(self._served.number, int(version))
 
     def _servers(self) -> list[Replica]:
-        return [one for one in self._prepared if _may_take_prompts(one)]
+        # A server that is starting again cannot be reached yet, and loads the weights itself.
+        return [
+            one
+            for one, start in self._prepared.items()
+            if start == one.starts and _may_take_prompts(one)
+        ]
 
 
 def _may_take_prompts(replica: Replica) -> bool:

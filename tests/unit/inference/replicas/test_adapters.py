@@ -20,6 +20,7 @@ class Server:
 
     def __init__(self, index: int, *, picky: bool = False, gone: bool = False) -> None:
         self.index = index
+        self.starts = 1
         self.loaded: dict[str, str] = {}
         self.static: list[str] = []
         self._picky = picky
@@ -82,6 +83,18 @@ async def test_server_that_starts_again_loads_the_adapters_first(folder: str) ->
     assert server.loaded == {"tuned": folder}
     with pytest.raises(ReplicaError, match="did not load the adapter 'tuned': it is gone"):
         await prepare(adapters, Server(1, gone=True))
+
+
+async def test_server_that_starts_again_is_not_asked_before_it_is_ready(folder: str) -> None:
+    adapters, again = Adapters("tiny", {}, None), Server(0)
+    await prepare(adapters, again, Server(1))
+    again.starts, again.gone = 2, True
+    await adapters.load("tuned", folder)
+    again.gone = False
+    await prepare(adapters, again)
+    assert again.loaded == {"tuned": folder}
+    await adapters.unload("tuned")
+    assert again.loaded == {}
 
 
 async def test_server_that_is_down_loads_an_adapter_at_its_start(folder: str) -> None:

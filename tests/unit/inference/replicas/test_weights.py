@@ -19,6 +19,7 @@ class Server:
 
     def __init__(self, index: int, *, status: int = 200, gone: bool = False) -> None:
         self.index = index
+        self.starts = 1
         self.address: str | None = "unix:here"
         self.version = ""
         self.draining = False
@@ -109,6 +110,18 @@ async def test_server_that_starts_later_loads_the_weights(tmp_path: Path) -> Non
     late = Server(2)
     await prepare(weights, late)
     assert (late.loaded, late.version) == ([str(tmp_path)], "v2")
+
+
+async def test_reload_does_not_wait_for_a_server_that_starts_again(tmp_path: Path) -> None:
+    weights, servers = served()
+    await prepare(weights, *servers)
+    servers[1].starts, servers[1].state, servers[1].gone = 2, "STARTING", True
+    assert await reload(weights, tmp_path, "v2") == "v2"
+    servers[1].gone = False
+    await prepare(weights, servers[1])
+    assert [one.version for one in servers] == ["v2", "v2"]
+    assert await reload(weights, tmp_path, "v3") == "v3"
+    assert [one.version for one in servers] == ["v3", "v3"]
 
 
 async def test_server_that_starts_during_a_reload_gets_the_new_weights(tmp_path: Path) -> None:
