@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -28,9 +30,8 @@ from rhapsody.api.calls import Calls, Results
 from rhapsody.api.completion import AsCompleted
 from rhapsody.api.executor import SessionExecutor
 from rhapsody.api.journaling import SessionJournal
-from rhapsody.api.observation import Observation
 from rhapsody.api.routing import Router
-from rhapsody.api.session_loop import SessionLoop, wait_on_any_loop
+from rhapsody.api.session_loop import SessionLoop
 from rhapsody.api.submissions.checks import refuse_tasks_as_arguments
 from rhapsody.api.submissions.parts import after_part, in_parts
 from rhapsody.api.submissions.submission import AnyTask
@@ -39,16 +40,13 @@ from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.api.tasks.fields import is_uid
 from rhapsody.api.walltime import SessionWalltime
-from rhapsody.backends.core.html import as_html
-from rhapsody.backends.core.nested_runs import (
-    REPORT_SECONDS,
-    WaitQueue,
-    is_in_task,
-    run_calls_here,
-)
+from rhapsody.backends.core.history import STATES
+from rhapsody.backends.core.html import as_html, state_cells
+from rhapsody.backends.core.nested_runs import Attempts, is_in_task, run_calls_here
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.journal import Journal
+from rhapsody.report.runs import BackendRun, OwnerHistory, keeps_history
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import must_be
@@ -56,6 +54,7 @@ from rhapsody.validation import must_be
 if TYPE_CHECKING:
     from rhapsody.api.bulk.generation import PromptOf, RowCounts
     from rhapsody.report.live_page import LivePage
+    from rhapsody.report.page import PageSource
     from rhapsody.telemetry.manager import TelemetryManager
 
 __all__ = ["Session"]
@@ -111,7 +110,9 @@ class Session:
         self._submissions = Submissions(self._reattach, self.submit_tasks)
         self._loop = SessionLoop(self.uid, self._submissions)
         self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
-        self._observation = Observation(self.uid, self._submissions)
+        self._runs: dict[str, BackendRun] = {}
+        self._poll_interval = 5.0
+        self._pages: list[LivePage] = []
         self.journal: Journal | None = None
         if backends is None:
             backends = []
@@ -128,13 +129,17 @@ class Session:
             for backend in self.backends.values():
                 _detach(backend, self)
             raise
-        self._observation.serve_if_wanted(self)
+        if os.environ.get("RHAPSODY_PAGE"):
+            from rhapsody.report.live_page import serve_if_wanted
+
+            if (page := serve_if_wanted(self, self._page_source())) is not None:
+                self._pages.append(page)
 
     def _open_journal(self, path: str | os.PathLike[str]) -> None:
         self.journal = Journal(path)
         recording = SessionJournal(self.journal, self._submissions.on_recalled)
         self._submissions.journal = recording
-        self._observation.add_recalled(recording.recalled)
+        self._runs["journal"] = BackendRun(recording.recalled)
 
     def _observe_walltime(self, walltime: float | None, margin: float) -> None:
         submissions = self._submissions
@@ -169,7 +174,12 @@ class Session:
         backend.attached_to.append(self.uid)
         backend.register_callback(self._on_state)
         self.backends[backend.name] = backend
-        self._observation.add_backend(backend)
+        histories = self._submissions.histories
+        if not keeps_history(backend):
+            histories[backend.name] = OwnerHistory()
+        self._runs[backend.name] = BackendRun(backend, histories.get(backend.name))
+        if self._submissions.telemetry is not None:
+            self._observe(backend, self._submissions.telemetry)
 
     async def submit_tasks(
         self, tasks: Sequence[AnyTask] | AnyTask
@@ -208,7 +218,7 @@ class Session:
         reattach = getattr(backend, "reattach", None)
         if reattach is not None:
             work_dir = os.path.join(self.work_dir, self.uid)
-            reattach(self._on_state, work_dir, self._observation.runs[backend.name].history)
+            reattach(self._on_state, work_dir, self._runs[backend.name].history)
 
     def _on_state(self, task: AnyTask, state: str) -> None:
         # A bound method: a backend regards the object of the method as its owner.
@@ -300,7 +310,15 @@ class Session:
 
         Returns at once: wait for the ends by `wait_tasks` or `as_completed`.
         """
-        return self._loop.cancel_all()
+        tasks: list[AnyTask] = []
+
+        def collect() -> None:
+            tasks.extend(s.task for s in self._submissions.active.values())
+            if tasks:
+                self._submissions.cancel_soon(tasks)
+
+        self._loop.call(collect)
+        return tasks
 
     def submit_soon(self, task: ComputeTask) -> None:
         """Submit a new task without waiting for its backend; `submit` uses it.
@@ -311,7 +329,21 @@ class Session:
         """
         backend = self.backend_for(task)
         refuse_tasks_as_arguments(task)
-        self._loop.submit_soon(task, backend)
+        submit, context = self._submissions.submit_soon, copy_context()
+        if runs_a_loop():
+            loop = self._loop.bind(asyncio.get_running_loop())
+            self._reattach(backend)
+            submit(task, backend, loop.create_future(), context)
+            return
+        loop = self._loop.bind_for_threads()
+        future = loop.create_future()
+        task.bind_future(future)
+        task["state"] = TaskStates.PENDING  # its text shows that it was submitted
+        attempts = Attempts()
+        if is_in_task():  # the thread of the task may have to run this one while it waits
+            task.bind_attempts(attempts)
+        with run_calls_here(attempts):
+            loop.call_soon_threadsafe(submit, task, backend, future, context)
 
     def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
         """Ask the backends to cancel tasks, and return at once; thread-safe."""
@@ -413,7 +445,12 @@ class Session:
         from rhapsody.api.bulk.generation import Generation
 
         generation = Generation(
-            self, prompt, columns=columns, at_once=at_once, in_order=in_order, options=options
+            self,
+            prompt,
+            columns=columns,
+            at_once=at_once,
+            in_order=in_order,
+            options=options,
         )
         return await generation.run(rows, to, retry_errors)
 
@@ -445,7 +482,7 @@ class Session:
         if progress:
             from rhapsody.report.live import LiveView
 
-            view = LiveView(list(self._observation.runs.values()))
+            view = LiveView(list(self._runs.values()))
         with view:
             pending = await self._submissions.wait(tasks, timeout)
         if pending:
@@ -481,7 +518,18 @@ class Session:
             by state, the `latency_seconds` of its last 20,000 tasks from submission to end
             (`count`, `mean`, `p50`, `p90`, `p99`, `max`), and its own statistics as `backend`.
         """
-        return self._observation.statistics()
+        backends = {
+            name: {
+                "tasks": run.history.counts,
+                "latency_seconds": run.history.latency_seconds(),
+                "backend": run.statistics(),
+            }
+            for name, run in self._runs.items()
+        }
+        total: Counter[str] = Counter()
+        for figures in backends.values():
+            total.update(figures["tasks"])
+        return {"tasks": dict(total), "backends": backends}
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write a self-contained HTML page about the session's tasks so far.
@@ -501,7 +549,9 @@ class Session:
         Raises:
             OSError: The file cannot be written.
         """
-        return self._observation.write_page(path, title)
+        from rhapsody.report.page import write_page
+
+        return write_page(path, self._page_source(title))
 
     def serve_page(self, port: int = 0, title: str | None = None) -> LivePage:
         """Serve the report as a live page, at an address of this machine with a secret in it.
@@ -520,13 +570,31 @@ class Session:
             SessionError: The session is closed.
             ResourceError: The port is in use.
         """
+        from rhapsody.report.live_page import serve_page
+
         self._check_open()
-        return self._observation.serve_page(self, port, title)
+        page = serve_page(self, self._page_source(title), port)
+        self._pages.append(page)
+        return page
+
+    def _page_source(self, title: str | None = None) -> PageSource:
+        # It must not refer to the session, which ends when nobody refers to it.
+        from rhapsody.report.page import PageSource
+
+        runs, submissions = self._runs, self._submissions
+
+        def resources() -> list[dict[str, Any]]:
+            telemetry = submissions.telemetry
+            return telemetry.latest_resources() if telemetry is not None else []
+
+        return PageSource(title or self.uid, lambda: list(runs.values()), resources=resources)
 
     def _repr_html_(self) -> str:
         """Return the session for a notebook: its backends, and their tasks by state."""
-        facts = {"uid": self.uid, "state": "closed" if self.closed else "open"}
-        return as_html("Session", facts, self._observation.table())
+        rows = [["backend", *(state.lower() for state in STATES)]]
+        rows += [[name, *state_cells(run.history.counts)] for name, run in self._runs.items()]
+        state = "closed" if self.closed else "open"
+        return as_html("Session", {"uid": self.uid, "state": state}, rows)
 
     def _check_open(self) -> None:
         if self.closed or self._close_task is not None:
@@ -546,9 +614,16 @@ class Session:
         """
         if self.closed:
             return
+        loop = asyncio.get_running_loop()
         if self._close_task is None:
-            self._close_task = asyncio.get_running_loop().create_task(self._close())
-        if not await wait_on_any_loop(self._close_task):
+            self._close_task = loop.create_task(self._close())
+        closing, its_loop = self._close_task, self._close_task.get_loop()
+        if its_loop is loop:
+            await asyncio.shield(closing)
+        elif its_loop.is_running():  # another thread closes the session on its own loop
+            ended = asyncio.run_coroutine_threadsafe(_ended(closing), its_loop)
+            await asyncio.wait([asyncio.wrap_future(ended)])
+        else:
             raise SessionError(
                 f"session {self.uid} was being closed on an event loop that does not run any more"
             )
@@ -571,7 +646,9 @@ class Session:
                 self._submissions.walltime.stop()
             if self.journal is not None:
                 await self.journal.close()
-            await self._observation.stop()
+            await asyncio.gather(*(page.stop() for page in self._pages))
+            if self._submissions.telemetry is not None:
+                await self._submissions.telemetry.stop()
         finally:
             self.closed = True
 
@@ -601,8 +678,7 @@ class Session:
 
         Args:
             tasks: As for `submit_tasks`.
-            timeout: Longest wait in seconds. None: no limit. A thread that runs tasks itself keeps
-                it only when their calls have ended, as for `ComputeTask.result`.
+            timeout: As for `wait_tasks`.
             progress: As for `wait_tasks`.
             return_exceptions: Also return tasks that failed or were cancelled, with their
                 `exception`. If False, the exception of the first of them is raised when all tasks
@@ -620,21 +696,16 @@ class Session:
         """
         from rhapsody.backends.core.service_loop import service_loop
 
-        if is_in_task() and runs_a_loop():
+        if timeout is None and is_in_task() and runs_a_loop():
             # The thread may have to run the tasks itself, which it cannot within a loop.
             with ThreadPoolExecutor(1, thread_name_prefix="rhapsody-nested-run") as thread:
                 run = functools.partial(self.run, tasks, timeout, progress, return_exceptions)
                 return thread.submit(copy_context().run, run).result()
         tasks = _as_list(tasks)
-        calls = WaitQueue(timeout)
-        with queued_callbacks(tasks, calls.put_nowait), run_calls_here(calls):
-            try:
-                service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
-            except asyncio.TimeoutError:
-                # The last call in this thread may have ended the last task.
-                wait = self._submissions.wait
-                if not calls.is_late or service_loop().run_blocking(wait(tasks, REPORT_SECONDS)):
-                    raise
+        with queued_callbacks(tasks) as calls, contextlib.ExitStack() as stack:
+            if timeout is None:  # a thread that runs a task itself cannot keep a time limit
+                stack.enter_context(run_calls_here(calls))
+            service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
         failed = (task["exception"] for task in tasks if task["state"] != TaskStates.DONE)
         if not return_exceptions and (error := next(failed, None)) is not None:
             raise error
@@ -671,8 +742,15 @@ class Session:
         Returns:
             The manager. Closing the session stops it.
         """
-        backends = self.backends.values()
-        return await self._observation.start_telemetry(backends, resource_poll_interval, options)
+        from rhapsody.telemetry.manager import TelemetryManager
+
+        telemetry = TelemetryManager(session_id=self.uid, **options)
+        self._submissions.telemetry = telemetry
+        self._poll_interval = resource_poll_interval
+        for backend in self.backends.values():
+            self._observe(backend, telemetry)
+        await telemetry.start()
+        return telemetry
 
     def get_telemetry(self) -> TelemetryManager:
         """Return the manager that `start_telemetry` started.
@@ -684,6 +762,14 @@ class Session:
             raise SessionError("telemetry was not started; await session.start_telemetry() first")
         return self._submissions.telemetry
 
+    def _observe(self, backend: Any, telemetry: TelemetryManager) -> None:
+        telemetry.attach_backend(
+            backend,
+            session_id=self.uid,
+            backend_name=backend.name,
+            interval=self._poll_interval,
+        )
+
 
 def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
     if not isinstance(tasks, Iterable):
@@ -691,6 +777,10 @@ def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
             None, f"tasks must be a task or a list of tasks, got {type(tasks).__name__}"
         )
     return [tasks] if isinstance(tasks, MutableMapping) else list(tasks)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
 
 
 def _detach(backend: Any, owner: Any) -> None:

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any, Protocol
 
 __all__ = [
-    "REPORT_SECONDS",
     "Attempts",
     "CallSink",
     "Once",
@@ -28,7 +27,7 @@ __all__ = [
 HEAD_START = 0.1
 """Seconds that other threads have to begin a task, before a wait with a timeout runs it here."""
 REPORT_SECONDS = 1.0
-"""Longest time after a call until the end of its task is known; then it may wait for a retry."""
+"""Longest time after a call until the end of its task is known."""
 
 Call = Callable[[], bool]
 """Runs a task in this thread, unless another thread has begun it; returns whether it did."""
@@ -111,11 +110,9 @@ class Once:
 
 
 class Attempts:
-    """The attempts of one task, as calls for the threads of its pool that wait for it."""
+    """The attempts of one task, as calls for the threads that wait for it."""
 
     def __init__(self) -> None:
-        # The task is called here only if it is given to the pool of the thread that submits it.
-        self._pool = _pool.get()
         self._lock = threading.Lock()
         self._latest: Call | None = None
         self._queues: list[WaitQueue] = []
@@ -129,12 +126,7 @@ class Attempts:
             queue.offer(self, call)
 
     def offer_to(self, queue: WaitQueue) -> None:
-        """Offer the attempts to this thread, which waits for the task from now on.
-
-        A thread of another pool, or of none, never runs the task.
-        """
-        if self._pool is not _pool.get():
-            return
+        """Offer the attempts to a thread that waits for the task from now on."""
         with self._lock:
             self._queues.append(queue)
             call = self._latest
@@ -144,69 +136,49 @@ class Attempts:
     def withdraw_from(self, queue: WaitQueue) -> None:
         """Offer no more attempts to a thread that does not wait any more."""
         with self._lock:
-            if queue in self._queues:
-                self._queues.remove(queue)
+            self._queues.remove(queue)
 
 
 class WaitQueue:
-    """A queue whose only reader makes calls in its own thread while there is nothing to read.
+    """A queue whose only reader makes calls in its own thread while there is nothing to read."""
 
-    Args:
-        timeout: Seconds from now in which the reader begins calls, after other threads had time to
-            make them. A call that has begun is not interrupted. None: no limit.
-    """
-
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self) -> None:
         self._arrivals: SimpleQueue[tuple[Any, Attempts | None, Call | None]] = SimpleQueue()
-        self._calls: deque[tuple[Attempts | None, Call]] = deque()
+        self._calls: deque[tuple[Attempts, Call]] = deque()
         # The task that the last call ran. Its end arrives here, or its next attempt.
         self._awaited: Attempts | None = None
-        now = monotonic()
-        self._begin = 0.0 if timeout is None else now + HEAD_START
-        self._deadline = math.inf if timeout is None else now + timeout
-        self._last_end = -math.inf
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the end of a task may become known after the timeout, since it ran here."""
-        return self._last_end + REPORT_SECONDS > self._deadline
 
     def put_nowait(self, item: Any) -> None:
         """Add an item; thread-safe."""
         self._arrivals.put((item, None, None))
 
-    def put(self, call: Call) -> None:
-        """Add a call whose end is no item; thread-safe."""
-        self._arrivals.put((None, None, call))
-
     def offer(self, attempts: Attempts, call: Call) -> None:
-        """Add an attempt of a task whose end is an item; thread-safe."""
+        """Add an attempt that the reader makes while there is no item; thread-safe."""
         self._arrivals.put((None, attempts, call))
 
-    def get(self) -> Any:
-        """Remove and return the next item, however late it comes."""
-        return self._get(math.inf)
-
-    def get_in_time(self) -> Any:
+    def get(self, timeout: float | None = None) -> Any:
         """Remove and return the next item.
 
-        Raises:
-            Empty: No item came before the timeout, nor for a call that ended after it.
-        """
-        return self._get(self._deadline)
+        Args:
+            timeout: Longest wait in seconds. A call that has begun is not interrupted, and none
+                begins before other threads had time to make it. None: no limit.
 
-    def _get(self, deadline: float) -> Any:
+        Raises:
+            Empty: No item came in time.
+        """
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        begin = 0.0 if timeout is None else monotonic() + HEAD_START
         while True:
-            now, wakes = monotonic(), deadline
-            if self._calls and self._arrivals.empty() and now < self._deadline:
-                # A task that has failed may be in a long pause before its next attempt.
-                reported = 0.0 if self._awaited is None else self._last_end + REPORT_SECONDS
-                begin = max(self._begin, reported)
-                if begin <= now:
-                    self._call_next()
-                    deadline = max(deadline, self._last_end + REPORT_SECONDS)
+            now = monotonic()
+            wakes = deadline
+            if self._calls and self._awaited is None and self._arrivals.empty():
+                if begin <= now < deadline:
+                    attempts, call = self._calls.popleft()
+                    if call():
+                        self._awaited = attempts
+                        deadline = max(deadline, monotonic() + REPORT_SECONDS)
                     continue
-                wakes = min(deadline, begin)
+                wakes = min(deadline, max(begin, now))
             try:
                 left = None if wakes == math.inf else max(0.0, wakes - now)
                 item, source, offered = self._arrivals.get(timeout=left)
@@ -214,15 +186,9 @@ class WaitQueue:
                 if monotonic() >= deadline:
                     raise
                 continue
-            if offered is None:
+            if source is None or offered is None:
                 self._awaited = None
                 return item
             if source is self._awaited:
                 self._awaited = None
             self._calls.append((source, offered))
-
-    def _call_next(self) -> None:
-        attempts, call = self._calls.popleft()
-        if call():
-            self._awaited = attempts
-            self._last_end = monotonic()

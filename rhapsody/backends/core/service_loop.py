@@ -11,9 +11,8 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
-
-from rhapsody.backends.core.nested_runs import WaitQueue
 
 __all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
 
@@ -63,13 +62,13 @@ class ServiceLoop:
     def run_blocking(
         self,
         coroutine: Coroutine[Any, Any, T],
-        calls: WaitQueue | None = None,
+        calls: SimpleQueue[Callable[[], Any] | None] | None = None,
     ) -> T:
         """Run a coroutine on the service loop and block this thread until it ends.
 
         Args:
             coroutine: The coroutine to run.
-            calls: Functions to call in this thread until then: its items.
+            calls: Functions to call in this thread until then, as they are put.
 
         Raises:
             RuntimeError: Called on the service loop itself, which would deadlock.
@@ -80,7 +79,7 @@ class ServiceLoop:
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             if calls is not None:
-                future.add_done_callback(lambda _: calls.put_nowait(None))
+                future.add_done_callback(lambda _: calls.put(None))
                 for call in iter(calls.get, None):
                     call()
             return future.result()

@@ -54,8 +54,9 @@ class DataClient:
         self._writer.take_back(name, reusable)
 
     def trim(self) -> None:
-        """Remove the segments that nobody uses."""
+        """Remove the segments, and end the mappings, that nobody uses."""
         self._writer.trim()
+        self._packer.trim()
 
     def _on_unmapped(self, segment: str, reusable: bool) -> None:
         self._dropped.append((segment, reusable))

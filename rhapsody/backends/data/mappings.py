@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -9,9 +10,10 @@ import mmap
 import os
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
 
-from rhapsody.backends.data.segments import Segments, Span
+from rhapsody.backends.data.segments import MEMORY, Segments, Span
 
 __all__ = ["Mappings"]
 
@@ -24,6 +26,15 @@ PRESENT, SWAPPED, OF_FILE = 0x80, 0x40, 0x20
 """Bits 63, 62 and 61 of an entry, in its last byte: https://docs.kernel.org/admin-guide/mm/pagemap.html"""
 
 PAGES_AT_ONCE = 1 << 20
+
+KEPT_MAPPINGS = 4
+"""Maximum number of mappings that are kept after their end."""
+
+KEPT_BYTES = 1 << 30
+"""Maximum size of them together."""
+
+LENGTH_UNIT = 1 << 20
+"""The lengths of mappings are multiples of this, so that few types of arrays are made."""
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 FIXED = 0x10
@@ -38,19 +49,26 @@ _libc.mmap.argtypes = [
 
 
 class _Mapping:
-    __slots__ = ("length", "offset", "reference", "reusable", "segment", "start")
+    """A private mapping of a whole segment; `memory` ends it."""
 
-    def __init__(self, segment: str, start: int, offset: int, length: int) -> None:
+    __slots__ = ("length", "memory", "reference", "reusable", "segment", "start")
+
+    def __init__(self, segment: str, memory: mmap.mmap, start: int) -> None:
         self.segment = segment
+        self.memory = memory
         self.start = start
-        self.offset = offset
-        self.length = length
+        self.length = len(memory)
         self.reusable = True
-        self.reference: weakref.ref[mmap.mmap] | None = None
+        self.reference: weakref.ref[ctypes.Array[ctypes.c_ubyte]] | None = None
 
 
 class Mappings:
     """The private mappings of one process, of the segments of one backend.
+
+    A few mappings are kept after their end, for the next data in the same segment: entering each
+    page into a mapping takes longer than reading the page. A page that was not written to shows
+    what the file contains, also if it is written anew. So a mapping is kept only if none was. It
+    keeps no memory from being freed, because unused segments are truncated when they are removed.
 
     Args:
         segments: The segments.
@@ -63,40 +81,79 @@ class Mappings:
         self._segments = segments
         self._on_end = on_end
         self._live: dict[int, _Mapping] = {}
+        self._kept: deque[_Mapping] = deque()  # each method call is one step for other threads
+        self._closed = False
         self._pid = os.getpid()
         _instances.add(self)
 
-    def map(self, segment: str, offset: int, length: int) -> tuple[memoryview, int]:
-        """Map a part of a segment.
-
-        Args:
-            segment: The segment's name.
-            offset: Where the part begins, in bytes.
-            length: The length of the part in bytes.
+    def map(self, segment: str) -> memoryview:
+        """Map a segment.
 
         Returns:
-            A writable view, and the offset in the segment at which it begins. What is written to it
-            is seen by this process only. The mapping ends with the last object that uses it.
+            A writable view of it. What is written to it is seen by this process only. The mapping
+            ends with the last object that uses it.
 
         Raises:
             OSError: The segment does not exist, or cannot be mapped.
         """
-        first = offset - offset % mmap.ALLOCATIONGRANULARITY
-        length += offset - first
         file = self._segments.open(segment)
         try:
-            memory, start = _map_file(file, first, length)
+            size = os.fstat(file).st_size
+            mapping = self._take(segment)
+            if mapping is None:
+                mapping = _Mapping(segment, *_map_file(file, -(-size // LENGTH_UNIT) * LENGTH_UNIT))
         finally:
             os.close(file)
-        mapping = _Mapping(segment, start, first, length)
+        user = (ctypes.c_ubyte * mapping.length).from_buffer(mapping.memory)
+        # Otherwise the collector would note the end of a user in a cycle before it calls the
+        # finalizers, which may read the data.
+        ctypes.pythonapi.PyObject_GC_UnTrack(ctypes.py_object(user))
+        mapping.reference = weakref.ref(user, functools.partial(self._end, mapping))
         self._live[id(mapping)] = mapping
-        mapping.reference = weakref.ref(memory, functools.partial(self._end, mapping))
-        return memoryview(memory), first
+        return memoryview(user).cast("B")[:size]
+
+    def _take(self, segment: str) -> _Mapping | None:
+        for mapping in list(self._kept):
+            if mapping.segment == segment:
+                with contextlib.suppress(ValueError):  # another thread has taken it
+                    self._kept.remove(mapping)
+                    return mapping
+        return None
 
     def _end(self, mapping: _Mapping, _: object) -> None:
         self._live.pop(id(mapping), None)
         if os.getpid() == self._pid:
+            self._keep(mapping)
             self._on_end(mapping.segment, mapping.reusable)
+
+    def _keep(self, mapping: _Mapping) -> None:
+        if (
+            not mapping.reusable
+            or mapping.length > KEPT_BYTES
+            or not mapping.segment.startswith(MEMORY)
+            or any(mapping.segment == kept.segment for kept in list(self._kept))
+            or not _is_unchanged(mapping.start, mapping.length)
+        ):
+            return
+        self._kept.append(mapping)
+        while self._closed or not self._are_few():
+            try:
+                self._kept.popleft()
+            except IndexError:
+                return
+
+    def _are_few(self) -> bool:
+        kept = list(self._kept)
+        return len(kept) <= KEPT_MAPPINGS and sum(each.length for each in kept) <= KEPT_BYTES
+
+    def trim(self) -> None:
+        """End the mappings that nobody uses."""
+        self._kept.clear()
+
+    def close(self) -> None:
+        """End the mappings that nobody uses, and from now on each with its last user."""
+        self._closed = True
+        self._kept.clear()
 
     def find(self, buffer: memoryview) -> Span | None:
         """Return the part of a segment that a buffer shows, if it lies there unchanged.
@@ -114,7 +171,7 @@ class Mappings:
             if inside >= 0 and inside + buffer.nbytes <= mapping.length:
                 if not _is_unchanged(start, buffer.nbytes):
                     return None
-                return Span(mapping.segment, mapping.offset + inside, buffer.nbytes, False)
+                return Span(mapping.segment, inside, buffer.nbytes, False)
         return None
 
     def before_fork(self) -> None:
@@ -123,14 +180,14 @@ class Mappings:
             mapping.reusable = False
 
 
-def _map_file(file: int, offset: int, length: int) -> tuple[mmap.mmap, int]:
+def _map_file(file: int, length: int) -> tuple[mmap.mmap, int]:
     # A `mmap` object of a file keeps a file descriptor for as long as it lives (until Python 3.13),
     # and there may be more results than descriptors. So the file is mapped over anonymous memory.
     memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     flags = mmap.MAP_PRIVATE | FIXED | NO_RESERVE
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    result = _libc.mmap(start, length, protection, flags, file, offset)
+    result = _libc.mmap(start, length, protection, flags, file, 0)
     if result != start:
         code = ctypes.get_errno() or errno.ENOMEM
         raise OSError(code, f"a segment cannot be mapped: {os.strerror(code)}")

@@ -140,23 +140,27 @@ class Packer:
             for segment in unmapped:
                 self._on_unused(segment, True)
 
+    def trim(self) -> None:
+        """End the mappings that nobody uses."""
+        self._mappings.trim()
+
+    def close(self) -> None:
+        """Keep nothing for later values; loaded ones stay valid."""
+        self._mappings.close()
+
     def _map(self, packed: Packed, unmapped: set[str]) -> list[Any]:
-        spans = [span for span in packed.buffers if isinstance(span, Span)]
         views = {}
-        for segment in {span.segment for span in spans}:
-            inside = [span for span in spans if span.segment == segment]
-            begin = min(span.offset for span in inside)
-            end = max(span.offset + span.length for span in inside)
-            views[segment] = self._mappings.map(segment, begin, end - begin)
+        for segment in {span.segment for span in packed.buffers if isinstance(span, Span)}:
+            views[segment] = self._mappings.map(segment)
             unmapped.discard(segment)
         return [
-            _part(span, *views[span.segment]) if isinstance(span, Span) else span
+            _part(span, views[span.segment]) if isinstance(span, Span) else span
             for span in packed.buffers
         ]
 
 
-def _part(span: Span, view: memoryview, first: int) -> memoryview:
-    part = view[span.offset - first : span.offset - first + span.length]
+def _part(span: Span, view: memoryview) -> memoryview:
+    part = view[span.offset : span.offset + span.length]
     return part.toreadonly() if span.readonly else part
 
 

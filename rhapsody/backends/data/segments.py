@@ -121,19 +121,27 @@ class Segments:
         """Open a segment for writing; return the file descriptor."""
         return os.open(self.path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-    def remove(self, name: str) -> None:
-        """Remove a segment, if it exists. Its memory is freed when nothing maps it."""
+    def remove(self, name: str, unused: bool = False) -> None:
+        """Remove a segment, if it exists.
+
+        Args:
+            name: Its name.
+            unused: Whether nobody will read it any more: its memory is freed at once. Otherwise it
+                is freed when nothing maps the segment.
+        """
         with contextlib.suppress(FileNotFoundError):
             if name.startswith(DISK):
                 os.unlink(self.path(name))
                 return
-            file = self.open(name)
+            file = self.open_to_write(name)
             try:
                 with self._account.locked():
                     os.unlink(self.path(name))
                     self._account.add(-os.fstat(file).st_size)
+                if unused:  # mappings that are kept for later data have no use for the memory
+                    os.ftruncate(file, 0)
             finally:
-                os.close(file)  # the memory is freed here, without the lock
+                os.close(file)  # the memory is freed here at the latest, without the lock
 
     def remove_all_of(self, writer: int, known: Container[str]) -> None:
         """Remove what a process that was killed has written and nobody knows of."""

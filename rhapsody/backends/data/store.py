@@ -46,7 +46,7 @@ class DataStore:
             None: half of the shared memory of this machine.
         give_back: Called on the loop to tell a worker that nobody uses a segment that it wrote.
             Args: the worker's number, and the segment's name and whether it may be written again.
-        trim: Called on the loop to tell a worker to remove the segments that nobody uses.
+        trim: Called on the loop to tell a worker to end its part of the segments that nobody uses.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DataStore:
         return self._packer.load(packed)
 
     def _on_unmapped(self, segment: str, reusable: bool) -> None:
-        self._call(self._ledger.drop, segment, PROGRAM, reusable)
+        self._call(self.drop, PROGRAM, ((segment, reusable),))
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         # In the order of the calls, from all threads. It takes no lock, so that it may be called
@@ -107,10 +107,12 @@ class DataStore:
 
     # -- workers: on the loop ---------------------------------------------------------------------
 
-    def drop(self, worker: int, segments: Iterable[tuple[str, bool]]) -> None:
-        """Note that a worker uses segments no longer, and whether each may be written again."""
+    def drop(self, process: int, segments: Iterable[tuple[str, bool]]) -> None:
+        """Note that a process uses segments no longer, and whether each may be written again."""
         for segment, reusable in segments:
-            self._ledger.drop(segment, worker, reusable)
+            self._ledger.drop(segment, process, reusable)
+        if self._ledger.is_admitted(process):
+            self._trim_later(process)  # it may have kept its mappings
 
     def forget(self, worker: int) -> None:
         """Note that a worker has ended, and remove what it has left."""
@@ -127,9 +129,12 @@ class DataStore:
         elif self._ledger.is_admitted(writer):
             self._give_back(writer, segment, reusable)
         else:
-            self._in_remover(self._segments.remove, segment)
+            self._in_remover(self._segments.remove, segment, reusable)
             return
-        self._to_trim.add(writer)
+        self._trim_later(writer)
+
+    def _trim_later(self, process: int) -> None:
+        self._to_trim.add(process)
         if self._trim_timer is None and not self._closed:
             self._trim_timer = self._loop.call_later(KEEP_SECONDS, self._trim_all)
 
@@ -139,6 +144,7 @@ class DataStore:
         for writer in writers:
             if writer == PROGRAM:
                 self._in_remover(self._writer.trim)
+                self._in_remover(self._packer.trim)
             else:
                 self._trim(writer)
 
@@ -155,6 +161,7 @@ class DataStore:
 
     def _close(self) -> None:
         self._remover.shutdown()
+        self._packer.close()
         self._segments.close()
         self._memory.remove()
         self._disk.remove()

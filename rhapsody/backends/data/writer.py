@@ -114,7 +114,7 @@ class SegmentWriter:
             if kept is not None and reusable and self._may_keep(kept):
                 self._kept.append(kept)
                 return
-        self._segments.remove(name)
+        self._segments.remove(name, unused=reusable)
 
     def _may_keep(self, kept: _Kept) -> bool:
         size = kept.size + sum(other.size for other in self._kept)
@@ -127,7 +127,7 @@ class SegmentWriter:
         with self._lock:
             kept, self._kept = self._kept, []
         for each in kept:
-            self._segments.remove(each.name)
+            self._segments.remove(each.name, unused=True)
 
     def _take(self, size: int) -> _Kept | None:
         with self._lock:

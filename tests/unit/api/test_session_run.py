@@ -4,17 +4,14 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
 from rhapsody.api import SessionError, TaskCancelledError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
-from rhapsody.backends.core import nested_runs
 from tests.support.held import HeldBackend
 from tests.support.sessions import boom
 
@@ -163,57 +160,6 @@ def test_task_inside_a_task_of_a_full_pool_is_repeated(pool: str, how: str) -> N
     assert attempts == [0, 1]
 
 
-@pytest.mark.parametrize("how", ["run", "as_completed"])
-def test_thread_runs_other_tasks_that_it_waits_for_in_the_pause_before_a_retry(how: str) -> None:
-    failing = ComputeTask(function=boom, retries=1, backoff=600)
-    with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
-
-        def end_pause() -> None:
-            session.cancel_soon([failing])
-
-        def outer() -> list[str]:
-            other = ComputeTask(function=end_pause)
-            tasks = [failing, other]
-            if how == "run":
-                session.run(tasks, return_exceptions=True)
-            else:
-                for task in tasks:
-                    session.submit_soon(task)
-                tasks = list(session.as_completed(tasks))
-            return [task["state"] for task in tasks]
-
-        states = session.submit(outer).result(timeout=60)
-    assert sorted(states) == ["CANCELED", "DONE"]
-
-
-def test_run_with_timeout_inside_tasks_of_a_full_pool_runs_the_tasks() -> None:
-    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
-
-        def depth_below(levels: int) -> int:
-            if not levels:
-                return 0
-            inner = ComputeTask(function=depth_below, args=[levels - 1])
-            return int(session.run(inner, timeout=120)[0]["return_value"]) + 1
-
-        tasks = [session.submit(depth_below, 3) for _ in range(4)]
-        assert [task.result(timeout=60) for task in tasks] == [3] * 4
-
-
-def test_run_returns_tasks_that_its_thread_ended_after_the_timeout(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
-    with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
-
-        def outer() -> list[str]:
-            return [task["state"] for task in session.run(ComputeTask(function=nap), timeout=1)]
-
-        def nap() -> None:
-            time.sleep(1.2)
-
-        assert session.submit(outer).result(timeout=60) == ["DONE"]
-
-
 @pytest.mark.parametrize("how", ["run", "result", "as_completed"])
 def test_tasks_with_cpus_inside_tasks_of_a_full_pool_do_not_deadlock(how: str) -> None:
     with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
@@ -260,30 +206,6 @@ def test_run_inside_task_uses_only_threads_of_the_pool() -> None:
             outer = [ComputeTask(function=names, backend="wide") for _ in range(2)]
             found = [task["return_value"] for task in session.run(outer, timeout=60)]
     assert found == [{"serial_0"}, {"serial_0"}]
-
-
-def test_result_inside_task_runs_no_task_of_another_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
-    handed: SimpleQueue[ComputeTask] = SimpleQueue()
-    release = threading.Event()
-    backends = [ConcurrentExecutionBackend(name=name, max_workers=1) for name in ("a", "b")]
-    with Session(backends) as session:
-
-        def submit_inner() -> None:
-            handed.put(session.options(backend="b").submit(threading.current_thread))
-            release.wait(60)
-
-        def wait_for_inner() -> str:
-            try:
-                return str(handed.get().result(timeout=0.1))
-            except asyncio.TimeoutError as error:  # `TimeoutError` since Python 3.11
-                return type(error).__name__
-            finally:
-                release.set()
-
-        session.options(backend="b").submit(submit_inner)
-        waiting = session.options(backend="a").submit(wait_for_inner)
-        assert waiting.result(timeout=60) == "TimeoutError"
 
 
 def test_run_inside_task_of_full_pool_keeps_its_timeout() -> None:

@@ -170,6 +170,16 @@ async def test_task_that_changes_its_argument_changes_nobody_elses(program: Prog
     assert await program.run(total, array) == LENGTH
 
 
+async def test_segments_that_are_written_again_never_show_old_data(program: Program) -> None:
+    for fill in range(12):
+        array = await program.run(make, float(fill))
+        ends = [program.submit(change, array), program.submit(total, array)]
+        assert [await program.end(uid) for uid in ends] == [-LENGTH, fill * LENGTH]
+        assert array.sum() == fill * LENGTH
+        del array
+    await program.is_empty()
+
+
 @linux
 async def test_untouched_argument_that_is_returned_stays_in_its_segment(program: Program) -> None:
     array = await program.run(make)
@@ -221,7 +231,8 @@ def close_it(array: Any) -> None:
     base = array
     while getattr(base, "base", None) is not None:
         base = base.base
-    base.obj.close()
+    (view,) = base.obj._objects.values()
+    view.obj.close()
 
 
 async def test_task_that_closes_its_argument_fails_and_nothing_else(program: Program) -> None:

@@ -40,6 +40,16 @@ def test_remove_is_idempotent(segments: Segments) -> None:
     assert segments.used == 0
 
 
+def test_removed_segment_stays_readable_unless_it_is_unused(segments: Segments) -> None:
+    for unused, size in ((False, 10), (True, 0)):
+        name = create(segments, MEMORY, 1, 10)
+        file = segments.open(name)
+        segments.remove(name, unused)
+        assert os.fstat(file).st_size == size
+        assert segments.used == 0
+        os.close(file)
+
+
 def test_planted_link_is_not_followed(segments: Segments, folders: Folders) -> None:
     os.symlink("/etc/passwd", os.path.join(folders.memory, "memory-1-1"))
     with pytest.raises(FileExistsError):

@@ -118,6 +118,26 @@ async def test_unused_segments_are_removed_after_a_while(
     await until(lambda: pair.trimmed == [1])
 
 
+async def test_kept_mappings_end_after_a_while(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "KEEP_SECONDS", 0.01)
+    packed = pair.store.pack(ARRAY, 1)
+    assert isinstance(packed, Packed)
+    for load in (pair.client.load, pair.store.load):
+        load(packed)
+    pair.store.drop(1, pair.client.take_dropped())
+    await until(lambda: pair.trimmed == [1])
+    await until(lambda: not pair.store._packer._mappings._kept)
+    pair.client.trim()
+    assert not pair.client._packer._mappings._kept
+
+
+async def test_worker_that_has_ended_is_not_told_to_trim(pair: Pair) -> None:
+    pair.store.forget(1)
+    pair.store.drop(1, [("memory-1-1", True)])
+    pair.store._trim_all()
+    assert pair.trimmed == []
+
+
 async def test_close_leaves_nothing_but_loaded_values(pair: Pair) -> None:
     result = pair.result(ARRAY)
     await pair.store.close()
