@@ -24,6 +24,7 @@ from rhapsody.errors import printable
 from rhapsody.report.formatting import format_duration
 from rhapsody.report.notebook import Output, in_notebook
 from rhapsody.report.runs import BackendRun
+from rhapsody.report.servers import replicas_of, scaling_of
 
 __all__ = ["LiveView"]
 
@@ -176,10 +177,10 @@ class _Row:
             _batch(own),
             style="red" if counts.get(TaskStates.FAILED) else None,
         )
-        if scaling := own.get("scaling"):
+        if (scaling := scaling_of(own)) is not None:
             bounds = f"{scaling['smallest']} to {scaling['largest']}"
             table.add_row(Text(f"  replicas wanted: {scaling['wanted']} of {bounds}", "dim"))
-        for replica in own.get("replicas", []):
+        for replica in replicas_of(own):
             table.add_row(
                 Text(f"  replica {replica['index']}", "dim"),
                 "",

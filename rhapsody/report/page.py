@@ -21,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
@@ -34,6 +33,7 @@ from rhapsody.report.failures import group_failures
 from rhapsody.report.formatting import format_duration
 from rhapsody.report.graph import Graph, graph_of
 from rhapsody.report.runs import BackendRun
+from rhapsody.report.servers import clients_of, scaling_note, servers_table
 
 __all__ = ["PageSource", "charts_json", "live_page", "parts", "policy", "write_file", "write_page"]
 
@@ -247,6 +247,7 @@ class _View:
     def context(self, with_logs: bool = True) -> dict[str, Any]:
         """Return the variables of the template."""
         runs = self._runs
+        statistics = [(run.name, run.statistics()) for run in runs]
         counts = [run.history.counts for run in runs]
         total = {state: sum(count.get(state, 0) for count in counts) for state in STATES}
         present = time.time() if self._source.present is None else self._source.present
@@ -257,13 +258,17 @@ class _View:
             "seconds": self._seconds,
             "tiles": _tiles(total, self._seconds),
             "backends": [
-                _figures(run, records, self._seconds)
-                for run, records in zip(runs, self._records, strict=True)
+                {**_figures(run, records, self._seconds), "scaling": scaling_note(own)}
+                for run, records, (_, own) in zip(runs, self._records, statistics, strict=True)
             ],
             "limit_note": _limit_note(runs),
             "has_batches": any(run.history.batches() for run in runs),
             "failures": group_failures((run.name, run.history.failures()) for run in runs),
-            **_servers(runs, self._source.clients()),
+            "replicas": [row for name, own in statistics for row in servers_table(name, own)],
+            "clients": [
+                *self._source.clients(),
+                *(client for _, own in statistics for client in clients_of(own)),
+            ],
             "nodes": _nodes(self._source.resources()),
             "logs": _logs(runs) if with_logs else [],
             "prints": [(run.name, run.prints_to()) for run in runs if run.prints_to()],
@@ -316,49 +321,12 @@ def _figures(run: BackendRun, records: Sequence[TaskRecord], seconds: float) -> 
         "running": _median(record.running for record in records),
         "batches": len(sizes),
         "per_batch": f"{sum(sizes) / len(sizes):.1f}" if sizes else "",
-        "scaling": _scaling(run.statistics()),
     }
-
-
-def _scaling(statistics: Mapping[str, Any]) -> str:
-    """Return how the number of replicas followed the load; "" if it is fixed or not known."""
-    scaling = statistics.get("scaling")
-    if scaling is None:
-        return ""
-    replicas = statistics["replicas"]
-    in_flight = sum(replica["in_flight"] for replica in replicas)
-    return (
-        f"replicas: {len(replicas)} now, {scaling['wanted']} wanted, {scaling['smallest']} to "
-        f"{scaling['largest']} allowed; {scaling['up']:,} added, {scaling['down']:,} removed, "
-        f"{scaling['failed']:,} failed; "
-        f"{max(statistics['pending_prompts'] - in_flight, 0):,} prompts wait"
-    )
 
 
 def _median(times: Iterable[float | None]) -> float | None:
     known = [seconds for seconds in times if seconds is not None]
     return median(known) if known else None
-
-
-def _servers(
-    runs: Iterable[BackendRun], clients: Iterable[Mapping[str, Any]]
-) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the replicas of all models with their backend, and the clients of HTTP servers."""
-    replicas: list[Mapping[str, Any]] = []
-    known = list(clients)
-    for run in runs:
-        statistics = run.statistics()
-        replicas += [_replica(run.name, one) for one in statistics.get("replicas", [])]
-        known += statistics.get("clients", [])
-    return {"replicas": replicas, "clients": known}
-
-
-def _replica(backend: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the table of model servers; of an endpoint only the host is known."""
-    row = {"node": None, "restarts": None, **fields, "backend": backend}
-    if "node" not in fields:
-        row["node"] = urlsplit(fields.get("address") or "").netloc
-    return row
 
 
 def _nodes(resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

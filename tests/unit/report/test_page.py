@@ -119,6 +119,31 @@ async def test_page_shows_endpoints_by_their_hosts(tmp_path: Path) -> None:
     assert words[first : first + 5] == ["endpoint", "0", "ready", host, "0"]
 
 
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"replicas": 3},
+        {"replicas": [1, 2]},
+        {"replicas": [{"name": "a"}], "scaling": True},
+        {"clients": {"a": 1}, "scaling": {"factor": 2}},
+    ],
+)
+async def test_statistics_of_other_shapes_are_not_shown(
+    tmp_path: Path, statistics: dict[str, Any]
+) -> None:
+    class Custom(NoopExecutionBackend):
+        asked = 0
+
+        def get_statistics(self) -> dict[str, Any]:
+            self.asked += 1
+            return statistics
+
+    async with Session([custom := Custom("custom")]) as session:
+        words = Page(session.report(tmp_path / "run.html")).words
+        assert custom.asked == 1
+    assert "Model servers" not in words
+
+
 async def test_page_needs_no_other_file(tmp_path: Path) -> None:
     async with Session([NoopExecutionBackend()]) as session:
         await run(session, ComputeTask(function=work))
