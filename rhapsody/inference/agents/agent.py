@@ -9,6 +9,7 @@ from typing import Any
 from rhapsody.errors import (
     ConfigurationError,
     PromptError,
+    TaskCancelledError,
     TaskTimeoutError,
     TaskValidationError,
 )
@@ -86,7 +87,8 @@ class Agent:
     Args:
         tools: The tools, at least one, with different names.
         max_rounds: How often the model may respond; its last response must call no tool.
-        on_tool_error: "tell" to tell the model of a tool that failed, "fail" to fail the task.
+        on_tool_error: "tell" to tell the model of a tool that failed or was cancelled. "fail" to
+            fail or cancel the task.
         tool_choice: What the first response calls: "auto", as the model decides; "required", a
             tool; or the name of one. Later responses are as the model decides.
         max_result_chars: How many characters of a tool's result, or of its error, the model gets.
@@ -237,7 +239,7 @@ class Agent:
         try:
             if tool is None:
                 raise ValueError(f"there is no such tool; there are: {', '.join(self._tools)}")
-            result = await tool.call(arguments)
+            result = await self._result(tool, arguments)
             content = as_text(result)
             made.append({**record, "result": result})
         except Exception as error:
@@ -246,6 +248,19 @@ class Agent:
                 raise
             content = f"The tool '{name}' failed: {type(error).__name__}: {error}"
         return _result_message(call, self._shortened(content))
+
+    async def _result(self, tool: Tool, arguments: str) -> Any:
+        # In a task of its own: the call may be cancelled without the agent.
+        running = asyncio.ensure_future(tool.call(arguments))
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+        if running.cancelled() and not self._fails:
+            raise TaskCancelledError(tool.name)
+        return running.result()
 
     def _shortened(self, content: str) -> str:
         """Return a text, cut at the limit with a note that says so."""

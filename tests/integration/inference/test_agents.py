@@ -1,5 +1,6 @@
 """AI tasks with tools, on the embedded model and through an endpoint."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from asyncflow_ext import WorkflowEngine
 from rhapsody import AITask, ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend, EndpointInferenceBackend
 from tests.support.engines import ENGINES, make_engine
+from tests.support.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncflow
 
@@ -58,6 +60,33 @@ async def test_tools_run_as_tasks(start: Any, tmp_path: Path, kind: str) -> None
     assert answer == task.response == task.messages[-1]["content"]
     whole = {call["name"]: call["result"] for call in task.tool_calls}
     assert whole["simulate"] == {"substance": "ether", "boils": True}
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_model_is_told_of_a_cancelled_call(start: Any, tmp_path: Path, kind: str) -> None:
+    backends = [ConcurrentExecutionBackend(), await start()]
+    flow = await make_engine(kind, backends, work_dir=str(tmp_path))
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @flow.function_task
+    async def hang(minutes: int) -> None:
+        loop.call_soon_threadsafe(started.set)
+        await asyncio.sleep(60 * minutes)
+
+    @flow.ai_task(tools=[hang])
+    async def agent(question: Any) -> Any:
+        return question
+
+    task = AITask("Please hang for 3 minutes")
+    asked = agent(task)
+    await asyncio.wait_for(started.wait(), LIMIT_S)
+    [call] = [c["future"] for c in flow.components.values() if c["description"]["name"] == "hang"]
+    call.cancel()
+    await asyncio.wait_for(asked, LIMIT_S)
+    told = [message["content"] for message in task.messages if message["role"] == "tool"]
+    assert told == ["The tool 'hang' failed: TaskCancelledError: Task 'hang' was cancelled"]
+    await flow.shutdown()
 
 
 @pytest.mark.parametrize("kind", ENGINES)

@@ -146,6 +146,45 @@ async def test_default_limit_of_a_result() -> None:
     assert messages[3]["content"].endswith("[The result was cut here: 20000 of 30004 characters.]")
 
 
+async def cancelled_elsewhere() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+async def test_model_is_told_of_a_call_that_was_cancelled() -> None:
+    _, messages = await run(agent([cancelled_elsewhere]), Model([("cancelled_elsewhere", {})]))
+    assert messages[3]["content"] == (
+        "The tool 'cancelled_elsewhere' failed: TaskCancelledError: Task 'cancelled_elsewhere' was "
+        "cancelled"
+    )
+
+
+async def test_cancelled_call_can_cancel_the_task() -> None:
+    on = agent([cancelled_elsewhere], on_tool_error="fail")
+    with pytest.raises(asyncio.CancelledError):
+        await run(on, Model([("cancelled_elsewhere", {})]))
+
+
+async def test_cancelled_agent_waits_for_the_end_of_its_call() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    running = asyncio.create_task(run(agent([slow_to_end]), Model([("slow_to_end", {})])))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert ended.is_set()
+
+
 async def test_error_of_a_tool_can_fail_the_task_and_cancels_the_others() -> None:
     cancelled = asyncio.Event()
 
