@@ -54,7 +54,7 @@ class DataClient:
         self._writer.take_back(name, reusable)
 
     def trim(self) -> None:
-        """Remove the segments, and end the mappings, that nobody uses."""
+        """Remove the segments, and end the mappings, that nobody has used since the last call."""
         self._writer.trim()
         self._packer.trim()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import functools
@@ -49,9 +48,14 @@ _libc.mmap.argtypes = [
 
 
 class _Mapping:
-    """A private mapping of a whole segment; `memory` ends it."""
+    """A private mapping of a whole segment.
 
-    __slots__ = ("length", "memory", "reference", "reusable", "segment", "start")
+    Attributes:
+        memory: Ends the mapping with its own end.
+        spared: Whether the last trim left it, and it has not been used since.
+    """
+
+    __slots__ = ("length", "memory", "reference", "reusable", "segment", "spared", "start")
 
     def __init__(self, segment: str, memory: mmap.mmap, start: int) -> None:
         self.segment = segment
@@ -59,6 +63,7 @@ class _Mapping:
         self.start = start
         self.length = len(memory)
         self.reusable = True
+        self.spared = False
         self.reference: weakref.ref[ctypes.Array[ctypes.c_ubyte]] | None = None
 
 
@@ -114,11 +119,16 @@ class Mappings:
 
     def _take(self, segment: str) -> _Mapping | None:
         for mapping in list(self._kept):
-            if mapping.segment == segment:
-                with contextlib.suppress(ValueError):  # another thread has taken it
-                    self._kept.remove(mapping)
-                    return mapping
+            if mapping.segment == segment and self._remove(mapping):
+                return mapping
         return None
+
+    def _remove(self, mapping: _Mapping) -> bool:
+        try:
+            self._kept.remove(mapping)
+        except ValueError:  # another thread has taken it
+            return False
+        return True
 
     def _end(self, mapping: _Mapping, _: object) -> None:
         self._live.pop(id(mapping), None)
@@ -135,6 +145,7 @@ class Mappings:
             or not _is_unchanged(mapping.start, mapping.length)
         ):
             return
+        mapping.spared = False
         self._kept.append(mapping)
         while self._closed or not self._are_few():
             try:
@@ -147,8 +158,11 @@ class Mappings:
         return len(kept) <= KEPT_MAPPINGS and sum(each.length for each in kept) <= KEPT_BYTES
 
     def trim(self) -> None:
-        """End the mappings that nobody uses."""
-        self._kept.clear()
+        """End the mappings that nobody has used since the last call."""
+        for mapping in list(self._kept):
+            if mapping.spared:
+                self._remove(mapping)
+            mapping.spared = True
 
     def close(self) -> None:
         """End the mappings that nobody uses, and from now on each with its last user."""

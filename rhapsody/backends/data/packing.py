@@ -141,7 +141,7 @@ class Packer:
                 self._on_unused(segment, True)
 
     def trim(self) -> None:
-        """End the mappings that nobody uses."""
+        """End the mappings that nobody has used since the last call."""
         self._mappings.trim()
 
     def close(self) -> None:

@@ -20,8 +20,11 @@ __all__ = ["DataStore", "checked_memory_limit"]
 
 SHARED_MEMORY = "/dev/shm"
 
-KEEP_SECONDS = 2.0
-"""How long segments that nobody uses are kept for later data."""
+KEEP_SECONDS = 1.0
+"""How long segments that nobody uses are kept for later data, or up to twice as long."""
+
+TRIMS = 2
+"""How often a process is told to trim: it removes what it has not used since the time before."""
 
 
 def checked_memory_limit(value: int | None) -> int | None:
@@ -46,7 +49,8 @@ class DataStore:
             None: half of the shared memory of this machine.
         give_back: Called on the loop to tell a worker that nobody uses a segment that it wrote.
             Args: the worker's number, and the segment's name and whether it may be written again.
-        trim: Called on the loop to tell a worker to end its part of the segments that nobody uses.
+        trim: Called on the loop to tell a worker to remove the segments that it has not used since
+            the last time.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class DataStore:
         self._ledger = Ledger(self._on_unused)
         # Removing a large file takes milliseconds.
         self._remover = ThreadPoolExecutor(1, "rhapsody-data")
-        self._to_trim: set[int] = set()
+        self._to_trim: dict[int, int] = {}
         self._trim_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -118,7 +122,7 @@ class DataStore:
         """Note that a worker has ended, and remove what it has left."""
         if self._ledger.is_admitted(worker):
             self._ledger.forget(worker)
-            self._to_trim.discard(worker)
+            self._to_trim.pop(worker, None)
             known = self._ledger.segments
             self._in_remover(self._segments.remove_all_of, worker, known)
 
@@ -134,19 +138,23 @@ class DataStore:
         self._trim_later(writer)
 
     def _trim_later(self, process: int) -> None:
-        self._to_trim.add(process)
-        if self._trim_timer is None and not self._closed:
+        self._to_trim[process] = TRIMS
+        self._start_trim_timer()
+
+    def _start_trim_timer(self) -> None:
+        if self._trim_timer is None and self._to_trim and not self._closed:
             self._trim_timer = self._loop.call_later(KEEP_SECONDS, self._trim_all)
 
     def _trim_all(self) -> None:
         self._trim_timer = None
-        writers, self._to_trim = self._to_trim, set()
-        for writer in writers:
-            if writer == PROGRAM:
+        for process in self._to_trim:
+            if process == PROGRAM:
                 self._in_remover(self._writer.trim)
                 self._in_remover(self._packer.trim)
             else:
-                self._trim(writer)
+                self._trim(process)
+        self._to_trim = {each: left - 1 for each, left in self._to_trim.items() if left > 1}
+        self._start_trim_timer()
 
     def _in_remover(self, function: Callable[..., None], *args: Any) -> None:
         if not self._closed:

@@ -47,11 +47,16 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
 
 
 class _Kept:
-    """An unused segment, mapped when it is used for the second time."""
+    """An unused segment, mapped when it is used for the second time.
+
+    Attributes:
+        spared: Whether the last trim left it, and it has not been used since.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
+        self.spared = False
         self.memory: mmap.mmap | None = None
 
 
@@ -112,6 +117,7 @@ class SegmentWriter:
         with self._lock:
             kept = self._used.pop(name, None)
             if kept is not None and reusable and self._may_keep(kept):
+                kept.spared = False
                 self._kept.append(kept)
                 return
         self._segments.remove(name, unused=reusable)
@@ -123,11 +129,22 @@ class SegmentWriter:
         )
 
     def trim(self) -> None:
-        """Remove the segments that nobody uses."""
+        """Remove the segments that nobody has used since the last call."""
         with self._lock:
-            kept, self._kept = self._kept, []
-        for each in kept:
-            self._segments.remove(each.name, unused=True)
+            old = [kept for kept in self._kept if kept.spared]
+            self._kept = [kept for kept in self._kept if not kept.spared]
+            for kept in self._kept:
+                kept.spared = True
+        self._remove(old)
+
+    def _make_room(self) -> None:
+        with self._lock:
+            unused, self._kept = self._kept, []
+        self._remove(unused)
+
+    def _remove(self, unused: Sequence[_Kept]) -> None:
+        for kept in unused:
+            self._segments.remove(kept.name, unused=True)
 
     def _take(self, size: int) -> _Kept | None:
         with self._lock:
@@ -167,7 +184,7 @@ class SegmentWriter:
         try:
             created = self._segments.create(kind, self._number, size)
             if created is None and self._kept:
-                self.trim()
+                self._make_room()
                 created = self._segments.create(kind, self._number, size)
         except OSError as error:
             if error.errno in FULL:

@@ -230,8 +230,20 @@ def test_kept_bytes_are_bounded(
         use(mapped, create(segments))
     assert len(mapped._kept) == 2
     monkeypatch.setattr(mappings_module, "KEPT_BYTES", mappings_module.LENGTH_UNIT - 1)
-    mapped.trim()
     use(mapped, create(segments))
+    assert len(mapped._kept) == 2
+
+
+@linux
+def test_mapping_that_was_not_used_between_two_trims_ends(
+    mapped: Mappings, segments: Segments, name: str
+) -> None:
+    use(mapped, create(segments))
+    for _ in range(3):
+        use(mapped, name)
+        mapped.trim()
+    assert [kept.segment for kept in mapped._kept] == [name]
+    mapped.trim()
     assert not mapped._kept
 
 

@@ -80,15 +80,26 @@ def test_much_larger_segment_is_not_used(writer: SegmentWriter) -> None:
     assert writer.write([data(2, SIZE // 10)])[0] != name
 
 
-def test_few_unused_segments_are_kept_until_the_trim(
+def test_few_unused_segments_are_kept_until_the_second_trim(
     writer: SegmentWriter, segments: Segments, folders: Folders
 ) -> None:
     for name in [writer.write([data(1)])[0] for _ in range(5)]:
         writer.take_back(name, True)
-    assert len(os.listdir(folders.memory)) == writer_module.KEPT_SEGMENTS
-    writer.trim()
+    for _ in range(2):
+        assert len(os.listdir(folders.memory)) == writer_module.KEPT_SEGMENTS
+        writer.trim()
     assert os.listdir(folders.memory) == []
     assert segments.used == 0
+
+
+def test_segment_in_use_between_trims_is_kept(writer: SegmentWriter) -> None:
+    names = set()
+    for _ in range(4):
+        name, _ = writer.write([data(1)])
+        writer.take_back(name, True)
+        writer.trim()
+        names.add(name)
+    assert len(names) == 1
 
 
 def test_data_beyond_the_limit_goes_to_disk(writer: SegmentWriter, segments: Segments) -> None:
