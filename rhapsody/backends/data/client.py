@@ -53,6 +53,11 @@ class DataClient:
         """Take a segment back that nobody uses."""
         self._writer.take_back(name, reusable)
 
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of this process that no value uses."""
+        return self._writer.mapped_bytes + self._packer.kept_bytes
+
     def trim(self) -> None:
         """Remove the segments, and end the mappings, that nobody has used since the last call."""
         self._writer.trim()

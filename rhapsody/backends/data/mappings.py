@@ -52,10 +52,20 @@ class _Mapping:
 
     Attributes:
         memory: Ends the mapping with its own end.
+        resident: Bytes in memory, when it was kept.
         spared: Whether the last trim left it, and it has not been used since.
     """
 
-    __slots__ = ("length", "memory", "reference", "reusable", "segment", "spared", "start")
+    __slots__ = (
+        "length",
+        "memory",
+        "reference",
+        "resident",
+        "reusable",
+        "segment",
+        "spared",
+        "start",
+    )
 
     def __init__(self, segment: str, memory: mmap.mmap, start: int) -> None:
         self.segment = segment
@@ -63,6 +73,7 @@ class _Mapping:
         self.start = start
         self.length = len(memory)
         self.reusable = True
+        self.resident = 0
         self.spared = False
         self.reference: weakref.ref[ctypes.Array[ctypes.c_ubyte]] | None = None
 
@@ -142,9 +153,12 @@ class Mappings:
             or mapping.length > KEPT_BYTES
             or not mapping.segment.startswith(MEMORY)
             or any(mapping.segment == kept.segment for kept in list(self._kept))
-            or not _is_unchanged(mapping.start, mapping.length)
         ):
             return
+        resident = _unchanged_bytes(mapping.start, mapping.length)
+        if resident is None:
+            return
+        mapping.resident = resident
         mapping.spared = False
         self._kept.append(mapping)
         while self._closed or not self._are_few():
@@ -163,6 +177,11 @@ class Mappings:
             if mapping.spared:
                 self._remove(mapping)
             mapping.spared = True
+
+    @property
+    def kept_bytes(self) -> int:
+        """Resident memory of the mappings that nobody uses."""
+        return sum(mapping.resident for mapping in list(self._kept))
 
     def close(self) -> None:
         """End the mappings that nobody uses, and from now on each with its last user."""
@@ -183,7 +202,7 @@ class Mappings:
         for mapping in list(self._live.values()):  # in one step: mappings end at any time
             inside = start - mapping.start
             if inside >= 0 and inside + buffer.nbytes <= mapping.length:
-                if not _is_unchanged(start, buffer.nbytes):
+                if _unchanged_bytes(start, buffer.nbytes) is None:
                     return None
                 return Span(mapping.segment, inside, buffer.nbytes, False)
         return None
@@ -208,28 +227,35 @@ def _map_file(file: int, length: int) -> tuple[mmap.mmap, int]:
     return memory, start
 
 
-def _is_unchanged(start: int, length: int) -> bool:
-    """Return whether no page of a private mapping was written to; False if that is not known."""
+def _unchanged_bytes(start: int, length: int) -> int | None:
+    """Return how much of a private mapping is in memory, if no page of it was written to.
+
+    Returns None also if that is not known.
+    """
     if sys.platform != "linux":
-        return False
+        return None
     first, end = start // mmap.PAGESIZE, -(-(start + length) // mmap.PAGESIZE)
+    present = 0
     try:
         file = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # anew: after a fork it is another
     except OSError:
-        return False
+        return None
     try:
         for page in range(first, end, PAGES_AT_ONCE):
             pages = min(end - page, PAGES_AT_ONCE)
             data = os.pread(file, pages * ENTRY_BYTES, page * ENTRY_BYTES)
             if len(data) != pages * ENTRY_BYTES:
-                return False
-            if any(map(_is_copy, set(data[ENTRY_BYTES - 1 :: ENTRY_BYTES]))):
-                return False
+                return None
+            flags = data[ENTRY_BYTES - 1 :: ENTRY_BYTES]
+            kinds = set(flags)
+            if any(map(_is_copy, kinds)):
+                return None
+            present += sum(flags.count(kind) for kind in kinds if kind & PRESENT)
     except OSError:
-        return False
+        return None
     finally:
         os.close(file)
-    return True
+    return present * mmap.PAGESIZE
 
 
 def _is_copy(flags: int) -> bool:

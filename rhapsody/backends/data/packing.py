@@ -140,6 +140,11 @@ class Packer:
             for segment in unmapped:
                 self._on_unused(segment, True)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Resident memory of the mappings that nobody uses."""
+        return self._mappings.kept_bytes
+
     def trim(self) -> None:
         """End the mappings that nobody has used since the last call."""
         self._mappings.trim()

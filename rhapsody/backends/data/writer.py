@@ -59,6 +59,10 @@ class _Kept:
         self.spared = False
         self.memory: mmap.mmap | None = None
 
+    @property
+    def mapped_bytes(self) -> int:
+        return 0 if self.memory is None else self.size
+
 
 class SegmentWriter:
     """Writes the segments of one process. Thread-safe.
@@ -66,6 +70,9 @@ class SegmentWriter:
     Args:
         segments: The segments.
         number: The number of this process.
+
+    Attributes:
+        mapped_bytes: Resident memory of this process in segments.
     """
 
     def __init__(self, segments: Segments, number: int) -> None:
@@ -74,6 +81,7 @@ class SegmentWriter:
         self._lock = threading.Lock()
         self._used: dict[str, _Kept] = {}
         self._kept: list[_Kept] = []
+        self.mapped_bytes = 0
 
     def write(
         self, arrays: Sequence[memoryview], stream: Sequence[memoryview] = ()
@@ -104,7 +112,7 @@ class SegmentWriter:
             try:
                 self._fill(kept, pieces)
             except BaseException:
-                self._segments.remove(kept.name)
+                self._remove((kept,))
                 raise
         else:
             kept = self._write_new(pieces, size)
@@ -120,6 +128,8 @@ class SegmentWriter:
                 kept.spared = False
                 self._kept.append(kept)
                 return
+            if kept is not None:
+                self.mapped_bytes -= kept.mapped_bytes
         self._segments.remove(name, unused=reusable)
 
     def _may_keep(self, kept: _Kept) -> bool:
@@ -144,6 +154,8 @@ class SegmentWriter:
 
     def _remove(self, unused: Sequence[_Kept]) -> None:
         for kept in unused:
+            with self._lock:
+                self.mapped_bytes -= kept.mapped_bytes
             self._segments.remove(kept.name, unused=True)
 
     def _take(self, size: int) -> _Kept | None:
@@ -162,6 +174,8 @@ class SegmentWriter:
                 kept.memory = mmap.mmap(file, kept.size, mmap.MAP_SHARED | POPULATE)
             finally:
                 os.close(file)
+            with self._lock:
+                self.mapped_bytes += kept.size
         with memoryview(kept.memory) as memory:
             for offset, piece in pieces:
                 for begin in range(0, piece.nbytes, CHUNK):

@@ -63,12 +63,18 @@ class PeakMemory:
     def __init__(self) -> None:
         self._reset: int | None = None
         self._status = -1
+        self._other = 0
         with contextlib.suppress(OSError):  # not Linux, or not permitted
             self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
             self._status = os.open("/proc/self/status", os.O_RDONLY)
 
-    def reset(self) -> None:
-        """Forget the earlier maximum."""
+    def reset(self, other: int = 0) -> None:
+        """Forget the earlier maximum.
+
+        Args:
+            other: Bytes of resident memory that are not counted.
+        """
+        self._other = other
         if self._reset is not None:
             try:
                 os.pwrite(self._reset, b"5", 0)  # see proc_pid_clear_refs(5)
@@ -80,7 +86,7 @@ class PeakMemory:
         if self._reset is None:
             return None
         _, _, rest = os.pread(self._status, 4096, 0).partition(b"VmHWM:")
-        return int(rest.split(None, 1)[0]) * 1024 if rest else None
+        return max(0, int(rest.split(None, 1)[0]) * 1024 - self._other) if rest else None
 
     def close(self) -> None:
         """Release the descriptors; from now on the maximum is not known."""

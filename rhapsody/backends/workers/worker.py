@@ -331,7 +331,7 @@ class _Worker:
         function, args, kwargs = self._load(active)
         with captured(call.capture):
             self._make_interruptible(active)
-            self._memory.reset()
+            self._memory.reset(0 if self._data is None else self._data.resident_bytes)
             value = function(*args, **kwargs)
             if inspect.isawaitable(value):
                 value = self._await(active, value)

@@ -10,6 +10,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
@@ -88,6 +89,20 @@ async def test_peak_memory_of_a_function_in_a_process_is_its_own() -> None:
     assert large.execution.pid == small.execution.pid
     assert large.execution.peak_memory_bytes > 200 * MIB
     assert 0 < small.execution.peak_memory_bytes < large.execution.peak_memory_bytes - 100 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_peak_memory_is_without_kept_segments() -> None:
+    def add_one(array: Any) -> Any:
+        return array + 1
+
+    array = np.ones(100 * MIB // 8)
+    async with Session([ConcurrentExecutionBackend("process", max_workers=1)]) as session:
+        for _ in range(4):
+            await session.submit(add_one, array)
+        small = session.submit(use, 1)
+        await small
+    assert 0 < small.execution.peak_memory_bytes < 150 * MIB
 
 
 async def test_peak_memory_of_a_function_in_a_thread_is_not_known() -> None:

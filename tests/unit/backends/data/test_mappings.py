@@ -184,6 +184,16 @@ def test_kept_mapping_is_used_again_and_shows_new_data(
 
 
 @linux
+def test_kept_bytes_are_those_in_memory(mapped: Mappings, name: str) -> None:
+    assert mapped.kept_bytes == 0
+    use(mapped, name)
+    assert mapped.kept_bytes == SIZE
+    view = mapped.map(name)
+    assert mapped.kept_bytes == 0
+    del view
+
+
+@linux
 def test_mapping_that_was_written_to_is_not_kept(
     mapped: Mappings, segments: Segments, name: str
 ) -> None:

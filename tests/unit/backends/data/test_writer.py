@@ -92,6 +92,23 @@ def test_few_unused_segments_are_kept_until_the_second_trim(
     assert segments.used == 0
 
 
+def test_mapped_bytes_are_those_of_segments_that_were_written_again(writer: SegmentWriter) -> None:
+    known = []
+    for reusable in (True, True, False):
+        name, _ = writer.write([data(1)])
+        known.append(writer.mapped_bytes)
+        writer.take_back(name, reusable)
+    assert writer.mapped_bytes == 0
+    size = known[-1]
+    assert size >= SIZE
+    assert known == [0, size, size]
+    for _ in range(2):
+        writer.take_back(writer.write([data(1)])[0], True)
+    for _ in range(2):
+        writer.trim()
+    assert writer.mapped_bytes == 0
+
+
 def test_segment_in_use_between_trims_is_kept(writer: SegmentWriter) -> None:
     names = set()
     for _ in range(4):

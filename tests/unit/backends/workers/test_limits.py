@@ -57,12 +57,16 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     peak = memory.read()
     memory.reset()
     after = memory.read()
+    memory.reset(50 << 20)
+    less = memory.read()
     memory.close()
     assert before is not None
     assert peak is not None
     assert after is not None
     assert peak > 100 << 20
     assert after < peak - (50 << 20)
+    assert less is not None
+    assert less < max(1, after - (40 << 20))
     assert memory.read() is None
 
 
