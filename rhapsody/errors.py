@@ -78,10 +78,16 @@ def has_own_text(error: BaseException) -> bool:
     return False
 
 
+def own_args(error: BaseException) -> tuple[Any, ...]:
+    """Return the `args` that an error was made with, also if its class has its own `args`."""
+    args: tuple[Any, ...] = BaseException.__dict__["args"].__get__(error)
+    return args
+
+
 def _has_plain_text(error: BaseException) -> bool:
     kind = type(error)
     if kind.__module__ == "builtins" or kind.__str__ is BaseException.__str__:
-        return all(type(value) in PLAIN for value in error.args)
+        return all(type(value) in PLAIN for value in own_args(error))
     return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 

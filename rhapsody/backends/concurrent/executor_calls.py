@@ -55,7 +55,7 @@ class ExecutorCalls:
             ) from error
         finally:
             self._monitor.forget(call_id)
-        return await asyncio.to_thread(pickling.load_outcome, outcome)
+        return await asyncio.to_thread(pickling.load_outcome, work.uid, outcome)
 
     def _on_started(self, work: Work, pid: int) -> None:
         work.location = Location(this_host(), pid, f"process {pid}")

@@ -428,7 +428,7 @@ def _without_frames(error: BaseException) -> TracebackException | None:
     """Return what is needed to format a traceback later, without the objects in its frames."""
     try:
         return TracebackException.from_exception(error, lookup_lines=False, limit=-40)
-    except Exception:  # the attributes of the user's own exceptions may raise
+    except BaseException:  # the attributes of the user's own exceptions may raise
         return None
 
 

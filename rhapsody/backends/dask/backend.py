@@ -14,6 +14,7 @@ from rhapsody.backends.core.work import Work, refuse_unknown
 from rhapsody.backends.dask.placement import Placement, is_sendable
 from rhapsody.backends.executables.executable import OPTIONS as EXECUTABLE_OPTIONS
 from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.backends.workers.pickling import load_error
 from rhapsody.errors import (
     BackendError,
     ConfigurationError,
@@ -323,12 +324,14 @@ class DaskExecutionBackend(BaseBackend):
         from distributed import KilledWorker
 
         from rhapsody.backends.dask.client import LOST
-        from rhapsody.backends.dask.worker_plugin import FailedExecutable
+        from rhapsody.backends.dask.worker_plugin import FailedExecutable, FailedFunction
 
         while True:
             error = await future.exception()
             if isinstance(error, FailedExecutable):
                 return error.fields
+            if isinstance(error, FailedFunction):
+                raise load_error(error.outcome)
             if isinstance(error, KilledWorker):
                 raise _WorkersDied(error, await client.deaths(future, _address(error)))
             if error is not None:

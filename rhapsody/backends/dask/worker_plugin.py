@@ -27,10 +27,12 @@ from types import TracebackType
 from typing import Any
 
 import cloudpickle
+from dask import config
 from dask.sizeof import sizeof
 from distributed import Reschedule, WorkerPlugin, get_worker
 from distributed.threadpoolexecutor import ThreadPoolExecutor, thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
+from tblib import pickling_support
 
 from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
 from rhapsody.backends.data.pickler import FunctionPickler
@@ -39,12 +41,14 @@ from rhapsody.backends.executables.descriptors import executables_within_limit
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.backends.workers.limits import ResourceLimits
-from rhapsody.errors import TaskExecutionError, as_exception, message_of
+from rhapsody.backends.workers.pickling import dump_error
+from rhapsody.errors import TaskExecutionError, as_exception, describe_error
 from rhapsody.processes import SECRET_VARIABLES
 
 __all__ = [
     "INTERRUPT_SECONDS",
     "FailedExecutable",
+    "FailedFunction",
     "RemoteCall",
     "RemoteCallPlugin",
     "dump",
@@ -71,6 +75,9 @@ RESULT_SECONDS = 0.2
 
 FETCH_SECONDS = 10.0
 """How long results may stay on a worker that is to be restarted, until they are fetched."""
+
+MAX_TEXT = 1000
+"""Characters of an exception's text that Dask gets if it cannot send the exception itself."""
 
 MAX_CHECKED_BYTES = 1024 * 1024
 """Results up to this size are pickled once before Dask gets them, to see whether they can be."""
@@ -102,6 +109,22 @@ class FailedExecutable(Exception):
 
     def __str__(self) -> str:
         return str(self.fields["exception"])
+
+
+class FailedFunction(Exception):
+    """A function raised an exception that Dask cannot send; carries its pickled outcome.
+
+    Args:
+        outcome: The exception, pickled by `pickling.dump_error`.
+        text: Describes the exception, for Dask's log and dashboard.
+    """
+
+    def __init__(self, outcome: bytes, text: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FailedFunction, (self.outcome, str(self))
 
 
 @dataclass(frozen=True)
@@ -462,7 +485,8 @@ def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
         FailedExecutable: The executable's exit code is not 0.
         Reschedule: The worker runs no more calls.
         Exception: What the function raised, or a `TaskExecutionError` that names it if it cannot
-            be pickled or set on a future.
+            be set on a future.
+        FailedFunction: Dask cannot send what the function raised.
     """
     plugin: RemoteCallPlugin = get_worker().plugins[call.plugin]
     if plugin.is_restarting:
@@ -480,9 +504,9 @@ def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
                 # The result is dropped. An exception would make Dask retry the task if it arrived
                 # before the cancellation.
                 return None
-            if isinstance(error, FailedExecutable):
-                raise
-            raise _picklable(call.uid, error) from None
+            failure = error if isinstance(error, FailedExecutable) else _sendable(call.uid, error)
+        # Not in the handler: the original exception would be its context, which Dask pickles, too.
+        raise failure
 
 
 def _result(
@@ -519,21 +543,20 @@ def _report_small(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, secon
         plugin.report_end(call, data, is_plain, seconds)
 
 
-def _picklable(uid: str, error: BaseException) -> Exception:
-    exception = as_exception(error, uid)
-    _limit_depth(exception)
-    try:
-        str(exception), repr(exception).encode()  # Dask sends both
-        pickle.loads(cloudpickle.dumps(exception))
-    except BaseException:  # many exceptions can be pickled but not rebuilt
-        message = message_of(error).encode(errors="backslashreplace").decode()
-        exception = TaskExecutionError(uid, f"it raised {type(error).__name__}: {message}")
-        exception = exception.with_traceback(error.__traceback__)
-    try:
-        "".join(format_tb(exception.__traceback__)).encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 breaks the worker's connection
-        return exception.with_traceback(None)
-    return exception
+def _sendable(uid: str, error: BaseException) -> Exception:
+    """Return an exception as it is if Dask can send it, and otherwise a `FailedFunction`."""
+    with contextlib.suppress(BaseException):  # the user's own exceptions may raise, and even exit
+        exception = as_exception(error, uid)
+        _limit_depth(exception)
+        text = str(exception) + repr(exception)  # Dask sends both
+        (text + "".join(format_tb(exception.__traceback__))).encode()
+        # Dask shortens longer texts, and makes another exception of them.
+        if len(text) <= config.get("distributed.admin.max-error-length"):
+            pickling_support.install(exception)  # as Dask does: pickles have tracebacks and causes
+            pickle.loads(cloudpickle.dumps(exception))
+            return exception
+    text = describe_error(error).encode(errors="backslashreplace").decode()
+    return FailedFunction(dump_error(uid, error), text[:MAX_TEXT])
 
 
 def _limit_depth(error: BaseException) -> None:

@@ -27,6 +27,7 @@ from rhapsody.backends.workers.messages import (
     DISCONNECTED,
     FIELDS,
     MEMORY,
+    NOT_REBUILT,
     RAISED,
     READY,
     RUNNING,
@@ -35,6 +36,7 @@ from rhapsody.backends.workers.messages import (
     VALUE,
     WorkerMessage,
 )
+from rhapsody.backends.workers.pickling import not_rebuilt
 from rhapsody.backends.workers.worker import WorkerSetup
 from rhapsody.errors import ResourceError, TaskExecutionError, WorkerDied, as_exception
 from rhapsody.gpus import GPUS
@@ -351,4 +353,6 @@ def _rank_result(job: _Job, index: int) -> dict[str, Any]:
         return {**rank, "return_value": payload}
     if kind == RAISED:
         return {**rank, "exception": payload}
+    if kind == NOT_REBUILT:
+        return {**rank, "exception": not_rebuilt(job.work.uid, payload)}
     return {**rank, "exception": TaskExecutionError(job.work.uid, f"rank {index} was cancelled")}

@@ -20,7 +20,7 @@ from rhapsody.backends.workers.pickling import (
     dump_function,
     dump_value,
     is_plain,
-    load_outcome,
+    load_error,
 )
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "GIVEN_BACK",
     "GIVE_BACK",
     "MEMORY",
+    "NOT_REBUILT",
     "PACKED_VALUE",
     "PING",
     "PLAIN_VALUE",
@@ -75,7 +76,7 @@ VALUE = 3
 """Payload: the pickled result of a function."""
 
 RAISED = 4
-"""Payload: an outcome for `pickling.load_outcome`."""
+"""Payload: for `pickling.load_error`."""
 
 FIELDS = 5
 """Payload: the pickled result fields of an executable."""
@@ -105,6 +106,9 @@ be written again; see `DataStore.drop`."""
 MEMORY = 13
 """The call, which ends now, had the worker use that much resident memory: bytes in place of the
 seconds."""
+
+NOT_REBUILT = 14
+"""From `load_payload`: the exception that unpickling the result raised in this process."""
 
 QUICK_BYTES = 65536
 """Size of a payload that is unpickled on the service loop, if that runs no user code."""
@@ -260,8 +264,8 @@ def load_payload(
 ) -> WorkerMessage:
     """Return a message from a worker with its payload unpickled.
 
-    The payload of RAISED becomes the exception. A payload that cannot be loaded makes it RAISED.
-    `load` loads a result with large data.
+    The payload of RAISED becomes the exception. A payload that cannot be loaded makes it
+    NOT_REBUILT. `load` loads a result with large data.
     """
     try:
         if kind in (VALUE, PLAIN_VALUE):
@@ -271,7 +275,7 @@ def load_payload(
         if kind in (FIELDS, READY, DROPPED) or (kind == CANCELED and payload):
             payload = pickle.loads(payload)
         elif kind == RAISED:
-            load_outcome(payload)
+            payload = load_error(payload)
     except BaseException as error:  # unpickling runs user code, which may even exit
-        return call_id, RAISED, seconds, BaseException.with_traceback(error, None)
+        return call_id, NOT_REBUILT, seconds, BaseException.with_traceback(error, None)
     return call_id, kind, seconds, payload

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from rhapsody.backends.data.packing import THRESHOLD, Packed
 from rhapsody.backends.data.pickler import dump_by_value
-from rhapsody.errors import TaskExecutionError, describe_error
+from rhapsody.errors import TaskExecutionError, describe_error, own_args
 
 __all__ = [
     "Pack",
@@ -26,7 +26,9 @@ __all__ = [
     "dump_outcome",
     "dump_value",
     "is_plain",
+    "load_error",
     "load_outcome",
+    "not_rebuilt",
     "pickles_quickly",
 ]
 
@@ -132,18 +134,25 @@ def dump_outcome(uid: str, value: Any) -> bytes:
 
 def dump_error(uid: str, error: BaseException) -> bytes:
     """Pickle an exception as an outcome, or a description of one that cannot be rebuilt."""
-    own_frames = _without_worker(error.__traceback__)
-    remote = "".join(traceback.format_exception(type(error), error, own_frames))
+    remote = _format(error)
     # A future cannot hold a StopIteration; a BaseException would end the program's loop.
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         plain = type(error).__reduce__ is BaseException.__reduce__
         for form in (error, _Parts(error)) if plain else (error,):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # its own code may even exit
                 data = dump_by_value((None, form, remote))
                 pickle.loads(data)  # many exceptions pickle but cannot be rebuilt
                 return data
     stand_in = TaskExecutionError(uid, f"it raised {describe_error(error)}")
     return pickle.dumps((None, stand_in, remote))
+
+
+def _format(error: BaseException) -> str:
+    frames = _without_worker(error.__traceback__)
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException:  # attributes of the user's own exceptions may raise
+        return "".join(traceback.format_tb(frames)) + describe_error(error)
 
 
 def _without_worker(frames: TracebackType | None) -> TracebackType | None:
@@ -166,7 +175,7 @@ class _Parts:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self._error
-        return _rebuild, (type(error), error.args, dict(error.__dict__))
+        return _rebuild, (type(error), own_args(error), dict(error.__dict__))
 
 
 def _rebuild(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
@@ -176,15 +185,41 @@ def _rebuild(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, 
     return error
 
 
-def load_outcome(data: bytes) -> Any:
-    """Return the result of a call, or raise its exception with the remote traceback as cause."""
-    value, error, remote = pickle.loads(data)
+def load_outcome(uid: str, data: bytes) -> Any:
+    """Return the result of a call, or raise its exception with the remote traceback as cause.
+
+    Raises:
+        TaskExecutionError: The result cannot be rebuilt in this process.
+    """
+    try:
+        value, error, remote = pickle.loads(data)
+    except BaseException as failure:  # unpickling runs user code, which may even exit
+        raise not_rebuilt(uid, failure) from failure
     if error is None:
         return value
+    raise _with_remote_traceback(error, remote)
+
+
+def load_error(data: bytes) -> BaseException:
+    """Return the exception of a call, with the remote traceback as its cause."""
+    _, error, remote = pickle.loads(data)
+    return _with_remote_traceback(error, remote)
+
+
+def not_rebuilt(uid: str, failure: BaseException) -> TaskExecutionError:
+    """Return the error of a task whose result raises an exception when it is unpickled."""
+    error = TaskExecutionError(
+        uid, f"its result cannot be rebuilt from its pickle: {describe_error(failure)}"
+    )
+    error.__cause__ = failure
+    return error
+
+
+def _with_remote_traceback(error: BaseException, remote: str) -> BaseException:
     if error.__cause__ is None:
         # Not an assignment: the exception may be a frozen dataclass.
         BaseException.__setattr__(error, "__cause__", RemoteTraceback(remote))
-    raise error
+    return error
 
 
 def pickles_quickly(task: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from rhapsody.backends.workers.messages import (
     GIVE_BACK,
     GIVEN_BACK,
     MEMORY,
+    NOT_REBUILT,
     PING,
     PONG,
     RAISED,
@@ -37,6 +38,7 @@ from rhapsody.backends.workers.messages import (
     VALUE,
     WorkerMessage,
 )
+from rhapsody.backends.workers.pickling import not_rebuilt
 from rhapsody.backends.workers.protocols import WorkerControl
 from rhapsody.backends.workers.starts import FailedStarts, spread
 from rhapsody.backends.workers.task_queues import TaskQueues
@@ -294,6 +296,8 @@ class Scheduler:
             self._reports.report_done(work, payload)
         elif kind == RAISED:
             self._reports.report_failed(work, payload)
+        elif kind == NOT_REBUILT:
+            self._reports.report_failed(work, not_rebuilt(work.uid, payload))
         else:
             work.keep_output(payload or {})
             self._reports.report_cancelled(work)

@@ -341,8 +341,8 @@ def raise_error(error: type[Exception]) -> None:
     [
         (raise_from_file, "/caf\udce9.py", ValueError),
         (raise_error, ValueError, ValueError),
-        (raise_error, SurrogateReprError, TaskExecutionError),
-        (raise_error, UnprintableError, TaskExecutionError),
+        (raise_error, SurrogateReprError, SurrogateReprError),
+        (raise_error, UnprintableError, UnprintableError),
     ],
     ids=["file name", "message", "repr", "no text"],
 )
@@ -355,6 +355,68 @@ async def test_exception_with_unsendable_text_fails_task(
     assert type(task["exception"]) is error
     later = on_processes.function(current_key)
     assert await on_processes.run(later) == ["DONE"]
+
+
+class KeywordError(Exception):
+    """Has a constructor that takes keywords only, which its pickle does not have."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+class OwnAttributes(Exception):
+    """Fails when it is asked for any attribute that it does not have, as for its notes."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def raise_keyword_error() -> None:
+    raise KeywordError(code=3)
+
+
+def raise_own_attributes() -> None:
+    raise OwnAttributes("code 3")
+
+
+def raise_long_text() -> None:
+    raise ValueError("x" * 20_000, "code 3")
+
+
+def raise_with_lock() -> None:
+    error = ValueError("code 3")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    raise error
+
+
+def raise_with_cause() -> None:
+    raise ValueError("code 3") from KeyError("cause")
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (raise_keyword_error, KeywordError),
+        (raise_own_attributes, OwnAttributes),
+        (raise_long_text, ValueError),
+        (raise_with_lock, TaskExecutionError),
+        (raise_with_cause, ValueError),
+    ],
+)
+async def test_exception_that_dask_cannot_send_arrives_or_is_described(
+    function: Callable[[], None], error: type[Exception], on_processes: DaskRunner
+) -> None:
+    task = on_processes.function(function)
+    assert await on_processes.run(task) == ["FAILED"]
+    assert type(task["exception"]) is error
+    assert "code 3" in str(task["exception"])
+    assert "Long error message" not in str(task["exception"])
+
+
+async def test_exception_keeps_its_cause(on_processes: DaskRunner) -> None:
+    task = on_processes.function(raise_with_cause)
+    assert await on_processes.run(task) == ["FAILED"]
+    assert repr(task["exception"].__cause__) == "KeyError('cause')"
 
 
 def raise_at_depth(depth: int) -> None:
@@ -410,9 +472,10 @@ async def test_unpicklable_task_fails_without_others(on_processes: DaskRunner) -
     fine = [on_processes.function(current_key) for _ in range(10)]
     states = await on_processes.run(argument, result, error, *fine)
     assert states == ["FAILED"] * 3 + ["DONE"] * 10
-    for task, text in ((argument, "pickled"), (result, "lock"), (error, "1 and 2")):
+    for task, text in ((argument, "pickled"), (result, "lock")):
         assert isinstance(task["exception"], TaskExecutionError)
         assert text in str(task["exception"])
+    assert repr(error["exception"]) == "UnloadableError('1 and 2')"
 
 
 async def test_module_missing_on_workers_is_named(on_processes: DaskRunner) -> None:

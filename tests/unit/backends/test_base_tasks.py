@@ -222,6 +222,32 @@ async def test_text_of_an_exception_is_never_made_on_the_service_loop(
     assert not any(noting.on_loop)
 
 
+class OwnArgs(Exception):
+    @property
+    def args(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no args")
+
+
+class OwnNotes(Exception):
+    @property
+    def __notes__(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("error", [OwnArgs, OwnNotes])
+async def test_exception_whose_own_code_raises_ends_its_task(
+    engine: FakeEngine, error: type[Exception]
+) -> None:
+    async def fail(work: Work) -> dict[str, Any]:
+        raise error("loss")
+
+    backend, failed = ProbeBackend(fail), task()
+    engine.attach(backend)
+    await engine.run(backend, failed)
+    assert type(failed["exception"]) is error
+    assert backend.history.failures()[0].reason == f"{error.__name__}: loss"
+
+
 def test_tasks_of_several_threads_may_have_the_same_uid() -> None:
     backend, ended = ProbeBackend(done_at_once), []
 

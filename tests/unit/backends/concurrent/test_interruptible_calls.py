@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 
 def outcome_of(function: Any, *args: Any, directory: str = "") -> Any:
-    return load_outcome(run_call(dump_call("task.1", function, args, {}), "0", directory))
+    return load_outcome("task.1", run_call(dump_call("task.1", function, args, {}), "0", directory))
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ async def test_flag_of_an_interrupted_call_outlives_the_monitor() -> None:
     monitor.close()
     data = dump_call("task.1", functions.add, (1,), {})
     with pytest.raises(TaskExecutionError, match="cancelled before it started"):
-        load_outcome(run_call(data, call_id, monitor.directory))
+        load_outcome("task.1", run_call(data, call_id, monitor.directory))
     future.set_result(None)
     assert not os.path.exists(monitor.directory)
 
@@ -152,4 +152,4 @@ async def test_running_call_is_interrupted(
         outcome = await asyncio.wait_for(asyncio.wrap_future(future), 30)
         assert time.monotonic() - began < 20
     with pytest.raises(TaskExecutionError, match="Interrupted: cancelled"):
-        load_outcome(outcome)
+        load_outcome("task.1", outcome)

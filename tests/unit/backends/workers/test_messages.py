@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.workers.messages import (
     FIELDS,
+    NOT_REBUILT,
     PLAIN_VALUE,
     RAISED,
     READY,
@@ -121,10 +122,10 @@ def exit_now() -> None:
     raise SystemExit(3)
 
 
-def test_unloadable_value_becomes_raised() -> None:
+def test_value_that_cannot_be_loaded_becomes_not_rebuilt() -> None:
     kind, payload = encode_value("task", ExitsWhenLoaded())
     _, loaded_kind, _, error = load_payload(1, kind, 0.0, payload)
-    assert loaded_kind == RAISED
+    assert loaded_kind == NOT_REBUILT
     assert isinstance(error, SystemExit)
     assert error.__traceback__ is None
 

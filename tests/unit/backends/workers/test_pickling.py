@@ -47,7 +47,7 @@ def test_traceback_of_an_error_begins_at_the_called_function() -> None:
     assert frames is not None
     caught.value.__traceback__ = frames.tb_next
     with pytest.raises(ValueError, match="no") as again:
-        load_outcome(dump_error("task", caught.value))
+        load_outcome("task.1", dump_error("task", caught.value))
     text = str(again.value.__cause__)
     assert "in fails" in text
     assert "worker.py" not in text
@@ -138,9 +138,9 @@ def test_errors_name_the_unpicklable_object() -> None:
 
 def outcome_of(function: Callable[..., Any], *args: Any) -> Any:
     try:
-        return load_outcome(dump_outcome("task.1", function(*args)))
+        return load_outcome("task.1", dump_outcome("task.1", function(*args)))
     except BaseException as error:
-        return load_outcome(dump_error("task.1", error))
+        return load_outcome("task.1", dump_error("task.1", error))
 
 
 def test_result_is_returned() -> None:
@@ -157,7 +157,7 @@ def test_exception_is_raised_with_the_remote_traceback_as_cause() -> None:
 @pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_exception_unfit_for_future_is_described(error: type[BaseException]) -> None:
     with pytest.raises(TaskExecutionError, match=rf"'task\.1'.*it raised {error.__name__}"):
-        load_outcome(dump_error("task.1", error()))
+        load_outcome("task.1", dump_error("task.1", error()))
 
 
 class PairError(Exception):
@@ -168,7 +168,7 @@ class PairError(Exception):
 
 def test_exception_whose_constructor_has_other_arguments_arrives() -> None:
     with pytest.raises(PairError, match="1 and 2") as caught:
-        load_outcome(dump_error("task", PairError(1, 2)))
+        load_outcome("task.1", dump_error("task", PairError(1, 2)))
     assert caught.value.right == 2
     assert isinstance(caught.value.__cause__, RemoteTraceback)
 
@@ -177,7 +177,7 @@ def test_unpicklable_exception_is_described() -> None:
     error = ValueError("loss")
     error.lock = threading.Lock()  # type: ignore[attr-defined]
     with pytest.raises(TaskExecutionError, match="it raised ValueError: loss"):
-        load_outcome(dump_error("task", error))
+        load_outcome("task.1", dump_error("task", error))
 
 
 def fail_to_load() -> None:
@@ -191,4 +191,37 @@ class CannotBeRebuilt(Exception):
 
 def test_unloadable_exception_is_described() -> None:
     with pytest.raises(TaskExecutionError, match="it raised CannotBeRebuilt: loss"):
-        load_outcome(dump_error("task", CannotBeRebuilt("loss")))
+        load_outcome("task.1", dump_error("task", CannotBeRebuilt("loss")))
+
+
+class OwnAttributes(Exception):
+    """Fails when it is asked for any attribute that it does not have, as for its notes."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class OwnArgs(Exception):
+    @property
+    def args(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no args")
+
+
+class ExitsWhenPickled(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("error", [OwnAttributes, OwnArgs, ExitsWhenPickled])
+def test_exception_whose_own_code_raises_arrives_or_is_described(error: type[Exception]) -> None:
+    with pytest.raises((error, TaskExecutionError)) as caught:
+        load_outcome("task.1", dump_error("task.1", error("loss")))
+    assert "loss" in str(caught.value)
+
+
+def test_result_that_cannot_be_rebuilt_is_named() -> None:
+    data = dump_outcome("task.1", CannotBeRebuilt("loss"))
+    message = r"'task\.1'.*its result cannot be rebuilt .*: LookupError: it cannot be rebuilt"
+    with pytest.raises(TaskExecutionError, match=message) as caught:
+        load_outcome("task.1", data)
+    assert isinstance(caught.value.__cause__, LookupError)
