@@ -238,7 +238,10 @@ class DragonVllmInferenceBackend(PromptBackend):
         return self._weights.version
 
     async def reload_weights(
-        self, path: str | os.PathLike[str], version: str | int | None = None
+        self,
+        path: str | os.PathLike[str],
+        version: str | int | None = None,
+        drain_seconds: float | None = None,
     ) -> str:
         """Load new weights of the same model on all servers, or on none. Starts the backend.
 
@@ -250,19 +253,22 @@ class DragonVllmInferenceBackend(PromptBackend):
             path: The folder of the weights, which all nodes must see, and which must not change.
                 The embedded model learns the text of a file.
             version: The version. None: the next number that no weights have had.
+            drain_seconds: Longest time in which each server finishes the requests that it has, in
+                seconds. None: no limit.
 
         Returns:
             The version.
 
         Raises:
             ConfigurationError: The path does not exist, or the version is invalid.
-            ReplicaError: A server did not load the weights. Servers that have them start again with
-                the former ones.
+            ReplicaError: A server did not load the weights, or did not finish its requests in
+                time. Servers that have the new weights start again with the former ones.
         """
         await self.initialize()
         if self._service is None:
             raise BackendError(self.name, "it was shut down")
-        return await service_loop().run(self._service.reload_weights(os.fspath(path), version))
+        reload = self._service.reload_weights(os.fspath(path), version, drain_seconds)
+        return await service_loop().run(reload)
 
     def _running_adapters(self) -> Adapters:
         if self._service is None:

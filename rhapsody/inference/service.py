@@ -136,9 +136,12 @@ class InferenceService:
             await self.stop()
             raise
 
-    async def reload_weights(self, path: str, version: str | int | None) -> str:
+    async def reload_weights(
+        self, path: str, version: str | int | None, drain_seconds: float | None = None
+    ) -> str:
         """Load weights on all servers, one after the other; see `Weights.reload`."""
-        return await self.weights.reload(self.pool, path, version, self.config.startup_timeout)
+        timeout = self.config.startup_timeout
+        return await self.weights.reload(self.pool, path, version, timeout, drain_seconds)
 
     def _record_batch(self, prompts: list[PromptRequest], waits: list[float]) -> None:
         self.metrics.record_batch([prompt.priority for prompt in prompts], waits)

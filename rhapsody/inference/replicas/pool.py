@@ -16,6 +16,7 @@ from rhapsody.inference.replicas.prefixes import PrefixRouter
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.inference.replicas.room import FILL, Room
 from rhapsody.inference.replicas.scaling import Scaling
+from rhapsody.waiting import done_within
 
 __all__ = ["MakeReplicas", "ReplicaPool"]
 
@@ -356,21 +357,31 @@ class ReplicaPool:
         return any(one.paused for one in self.replicas)
 
     @asynccontextmanager
-    async def paused(self, replica: Replica) -> AsyncIterator[None]:
+    async def paused(self, replica: Replica, seconds: float | None = None) -> AsyncIterator[None]:
         """Send a server no prompts in the context, which begins when those that it has have ended.
 
         Args:
             replica: The server.
+            seconds: Longest time to wait for that. None: no limit.
+
+        Raises:
+            ReplicaError: They have not ended in time.
         """
         replica.paused = True
         try:
-            while replica.in_flight:
-                self._changed.clear()
-                await self._changed.wait()
+            if replica.in_flight and not await done_within(self._wait_idle(replica), seconds):
+                raise ReplicaError(
+                    f"model server {replica.index} has not finished its requests in {seconds:g} s"
+                )
             yield
         finally:
             replica.paused = False
             self.wake()
+
+    async def _wait_idle(self, replica: Replica) -> None:
+        while replica.in_flight:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def wait_ready(self) -> None:
         """Wait until a server takes prompts. In a pool that grows, this starts one."""

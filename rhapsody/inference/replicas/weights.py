@@ -29,8 +29,8 @@ VERSION = re.compile(r"[!-~]{1,128}\Z")
 class Pool(Protocol):
     """The servers of the model."""
 
-    def paused(self, replica: Replica) -> AbstractAsyncContextManager[None]:
-        """Return a context in which a server has no prompts."""
+    def paused(self, replica: Replica, seconds: float | None) -> AbstractAsyncContextManager[None]:
+        """Return a context in which a server has no prompts; see `ReplicaPool.paused`."""
 
 
 @dataclass
@@ -80,7 +80,14 @@ class Weights:
         replica.version = self._served.version
         self._prepared[replica] = replica.starts
 
-    async def reload(self, pool: Pool, path: str, version: str | int | None, timeout: float) -> str:
+    async def reload(
+        self,
+        pool: Pool,
+        path: str,
+        version: str | int | None,
+        timeout: float,
+        drain_seconds: float | None = None,
+    ) -> str:
         """Load weights on all servers, one after the other; the others take prompts meanwhile.
 
         If one does not load them, the servers that have them start again with the former ones.
@@ -89,14 +96,17 @@ class Weights:
             pool: The servers.
             path: Where the weights are.
             version: Their version. None: the next number that no weights have had.
-            timeout: Longest time for one server, in seconds.
+            timeout: Longest time in which one server loads them, in seconds.
+            drain_seconds: Longest time in which one server finishes its requests before that, in
+                seconds. None: no limit.
 
         Returns:
             The version.
 
         Raises:
             ConfigurationError: The path does not exist, or the version is invalid.
-            ReplicaError: A server did not load them. All have the former version.
+            ReplicaError: A server did not load them, or did not finish its requests. All have the
+                former version.
         """
         async with self._lock:
             former = self._served.version
@@ -113,7 +123,7 @@ class Weights:
             try:
                 # Servers may start meanwhile, with the former weights.
                 while outdated := [one for one in self._servers() if one.version != version]:
-                    async with pool.paused(outdated[0]):
+                    async with pool.paused(outdated[0], drain_seconds):
                         await _switch(outdated[0], path, version, timeout, changed)
                 self._served.path, self._served.version = path, version
                 self._note_number(version)

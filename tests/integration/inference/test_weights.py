@@ -85,6 +85,20 @@ async def test_prompts_in_progress_end_with_the_former_weights(
     assert await reloading == "1"
 
 
+async def test_reload_ends_if_a_server_does_not_finish_its_requests_in_time(
+    start: Any, weights: Path, tmp_path: Path
+) -> None:
+    backend = await start(config_file=slow(tmp_path, 5))
+    running = asyncio.ensure_future(
+        backend.run_one({"prompt": "heat", "max_tokens": 60, "ignore_eos": True})
+    )
+    await until(lambda: at_work(backend))
+    with pytest.raises(ReplicaError, match=r"its requests in 0\.01 s; .*version '0'"):
+        await backend.reload_weights(weights, drain_seconds=0.01)
+    assert (await running)["model_version"] == "0"
+    assert (states(backend), backend.replicas[0]["restarts"]) == (["READY"], 0)
+
+
 async def test_chat_waits_for_the_only_server(start: Any, weights: Path, tmp_path: Path) -> None:
     backend = await start(config_file=slow(tmp_path, 5), use_service=True)
     asked = {"prompt": "heat", "max_tokens": 60, "ignore_eos": True}

@@ -446,6 +446,18 @@ async def test_chat_goes_to_the_server_that_has_its_beginning() -> None:
     assert pool.choose(lambda: ()) is cast("Replica", replicas[0])
 
 
+async def test_server_that_does_not_finish_its_requests_is_not_paused_for_ever() -> None:
+    busy = FakeReplica(3, in_flight=2)
+    pool = pool_of(busy)
+    with pytest.raises(ReplicaError, match=r"server 3 has not finished its requests in 0\.01 s"):
+        async with pool.paused(cast("Replica", busy), 0.01):
+            raise AssertionError
+    assert not busy.paused
+    busy.in_flight = 0
+    async with pool.paused(cast("Replica", busy), 0):
+        assert busy.paused
+
+
 async def test_paused_server_finishes_its_prompts_and_gets_no_others(prompts: Prompts) -> None:
     busy, other = FakeReplica(0, in_flight=1), FakeReplica(1, in_flight=5)
     pool = pool_of(busy, other)

@@ -55,8 +55,10 @@ class Pool:
         self.is_paused = False
 
     @asynccontextmanager
-    async def paused(self, replica: Any) -> AsyncIterator[None]:
+    async def paused(self, replica: Any, seconds: float | None) -> AsyncIterator[None]:
         assert not self.is_paused
+        if seconds is not None and self.order:
+            raise ReplicaError("server 7 is busy")
         self.is_paused = True
         self.order.append(replica.index)
         yield
@@ -70,7 +72,8 @@ async def prepare(weights: Weights, *servers: Server) -> None:
 
 async def reload(weights: Weights, path: object, version: Any = None, **options: Any) -> str:
     pool = options.pop("pool", None) or Pool()
-    return await weights.reload(pool, str(path), version, options.pop("timeout", 20))
+    timeout = options.pop("timeout", 20)
+    return await weights.reload(pool, str(path), version, timeout, **options)
 
 
 def served() -> tuple[Weights, list[Server]]:
@@ -186,6 +189,19 @@ async def test_server_that_refuses_keeps_its_weights(tmp_path: Path) -> None:
     with pytest.raises(ReplicaError, match="no such layer; the model keeps its weights of versio"):
         await reload(weights, tmp_path)
     assert not any(server.killed for server in servers)
+    assert weights.version == "0"
+
+
+async def test_servers_keep_the_former_weights_if_one_does_not_finish_its_requests(
+    tmp_path: Path,
+) -> None:
+    weights, servers = served()
+    await prepare(weights, *servers)
+    pool = Pool()
+    with pytest.raises(ReplicaError, match="server 7 is busy; the model keeps its weights of vers"):
+        await reload(weights, tmp_path, pool=pool, drain_seconds=5)
+    [first] = pool.order
+    assert [one.killed for one in servers] == [one is servers[first] for one in servers]
     assert weights.version == "0"
 
 
