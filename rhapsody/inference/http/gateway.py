@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 MODELS = "/v1/models"
 ALL_ADDRESSES = ("0.0.0.0", "::")
+STOP_SECONDS = 2.0
+"""How long requests may still run when the server stops; then they get an error."""
 KEEPALIVE_SECONDS = 75.0
 """How long an idle connection stays open for the next request."""
 
@@ -75,6 +77,9 @@ class Gateway:
         self._listener = Listener(limits or ConnectionLimits.of_this_process())
         self._runner: web.AppRunner | None = None
         self._port = 0
+        self._stopping = False
+        self._requests: dict[asyncio.Task[Any], bool] = {}
+        """The tasks of requests, and whether the response of each has begun."""
 
     def usage(self) -> list[dict[str, Any]]:
         """Return the name and the usage of each client."""
@@ -97,6 +102,7 @@ class Gateway:
             ConfigurationError: `batch_dir` cannot be used.
             ResourceError: The port is in use, or the address is not this machine's.
         """
+        self._stopping = False
         app = web.Application(middlewares=[self._handle_errors], client_max_size=MAX_BODY_BYTES)
         app.router.add_get("/health", self._health)
         app.router.add_post("/generate", self._generate)
@@ -107,13 +113,13 @@ class Gateway:
         app.router.add_get("/docs", self._docs)
         for path in FORWARDED:
             app.router.add_route("*", path, self._forward)
-        app.on_response_prepare.append(self._cross_origin.mark)
+        app.on_response_prepare.extend([self._cross_origin.mark, self._note_begin])
         # A client that disconnects cancels its handler, and so the work on the replica.
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,
             access_log=None,
-            shutdown_timeout=2.0,
+            shutdown_timeout=STOP_SECONDS,
             auto_decompress=False,  # see `read_body`
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
@@ -149,17 +155,29 @@ class Gateway:
         self.clients.replace(keys)
 
     async def stop(self) -> None:
-        """Stop listening, and cancel requests that do not finish in 2 seconds."""
+        """Stop listening. Requests that do not finish in `STOP_SECONDS` get an error."""
         await self._listener.stop()
+        if self._requests:
+            await asyncio.wait(list(self._requests), timeout=STOP_SECONDS)
+        self._stopping = True
+        for task in self._requests:
+            task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
         await self._batch_routes.stop()
         self._port = 0
 
+    async def _note_begin(self, request: web.Request, response: web.StreamResponse) -> None:
+        if (task := asyncio.current_task()) in self._requests:
+            self._requests[task] = True
+
     @web.middleware
     async def _handle_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Check the key, and turn every error into a response of one format."""
         self._listener.began(request.protocol)
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests[task] = False
         try:
             if (preflight := self._cross_origin.preflight(request)) is not None:
                 return preflight
@@ -170,6 +188,10 @@ class Gateway:
             if request.path not in ("/health", "/metrics"):
                 self._models.check_open()
             return await handler(request)
+        except asyncio.CancelledError:
+            if not self._stopping or self._requests[task]:
+                raise
+            return error_response(request, ReplicaError("the server was shut down"))
         except ConnectionResetError as error:
             if not _has_disconnected(request):
                 raise
@@ -181,6 +203,8 @@ class Gateway:
             if not isinstance(error, EXPECTED):
                 logger.exception("%s %s failed", request.method, request.path)
             return error_response(request, error)
+        finally:
+            del self._requests[task]
 
     def _client_of(self, request: web.Request) -> Client:
         """Return who has sent a request. Raises HTTPUnauthorized if the key is wrong."""

@@ -284,8 +284,12 @@ async def _copy(
             chunk = await upstream.content.readany()
         except aiohttp.ClientError as error:
             replica.suspect()
-            await _end_incomplete(request, response, error)
+            await _end_incomplete(request, response, f"the model server went away: {error}")
             return end
+        except asyncio.CancelledError:  # the gateway stops, or the client has disconnected
+            if request.transport is not None and not request.transport.is_closing():
+                await _end_incomplete(request, response, "the server was shut down")
+            raise
         if not chunk:
             break
         end = chunk[-END_BYTES:] if len(chunk) >= END_BYTES else (end + chunk)[-END_BYTES:]
@@ -310,12 +314,10 @@ def _closing_unread(request: web.Request) -> Iterator[None]:
         closing.cancel()
 
 
-async def _end_incomplete(
-    request: web.Request, response: web.StreamResponse, error: aiohttp.ClientError
-) -> None:
+async def _end_incomplete(request: web.Request, response: web.StreamResponse, reason: str) -> None:
     """Mark a response as incomplete, by an error event or by closing the connection."""
     if response.content_type == "text/event-stream":
-        body = error_body(502, f"the model server went away: {error}")
+        body = error_body(502, reason)
         await response.write(b"data: " + json.dumps(body).encode() + b"\n\n")
         await response.write_eof()
     elif request.transport is not None:

@@ -9,19 +9,21 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from rhapsody.errors import PromptError, ReplicaError, ResourceError
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.clients import parse_keys
 from rhapsody.inference.config import InferenceConfig
+from rhapsody.inference.http import gateway as module
 from rhapsody.inference.http.gateway import Gateway, is_public_without_key
 from rhapsody.inference.http.listener import ConnectionLimits
 from rhapsody.inference.http.proxy import FORWARDED
 from rhapsody.inference.http.served_model import ServedModel
 from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.prompts import Completion
-from tests.support.replicas import FakeReplica, pool_of
+from tests.support.replicas import FakeReplica, ScriptedServer, pool_of, started_replica
 from tests.support.waiting import until
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
@@ -485,3 +487,45 @@ async def test_adapter_is_chosen_by_the_field_model(
     status, body = await generate(http, prompts=["a"], model="other")
     assert status == 404
     assert "this server has tiny, tuned" in body["error"]["message"]
+
+
+async def test_request_that_runs_at_the_stop_gets_an_error(
+    service: EchoService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
+    gateway = Gateway(config(), [served(service)])
+    await gateway.start()
+    async with aiohttp.ClientSession(gateway.endpoint) as http:
+        running = asyncio.ensure_future(generate(http, prompts=["slow"]))
+        await until(lambda: service.seen)
+        await gateway.stop()
+        status, body = await running
+    assert (status, body["error"]["message"]) == (503, "the server was shut down")
+    assert service.admission.pending == 0
+
+
+async def test_stream_that_runs_at_the_stop_ends_with_an_error(
+    service: EchoService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        await asyncio.Event().wait()
+        return response
+
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
+    server = ScriptedServer()
+    server.routes = [web.post("/v1/completions", endless)]
+    async with started_replica(server) as replica:
+        service.pool = pool_of(replica)
+        gateway = Gateway(config(), [served(service)])
+        await gateway.start()
+        async with (
+            aiohttp.ClientSession(gateway.endpoint) as http,
+            http.post("/v1/completions", json={}) as response,
+        ):
+            assert await response.content.readline() == b"data: 1\n"
+            await gateway.stop()
+            rest = await response.text()
+    assert "the server was shut down" in rest
