@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 from collections import Counter
@@ -13,11 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
+from rhapsody.command.progress import Progress
 from rhapsody.errors import ConfigurationError, RhapsodyError
 from rhapsody.inference.bulk.results import Results, read_results
 from rhapsody.inference.bulk.run import BulkRun, Finished, read_lines
 
-__all__ = ["batch"]
+__all__ = ["batch", "summary"]
+
+MESSAGE_CHARACTERS = 200
+"""Of the message of an error that is shown; the file of results has all of it."""
 
 
 def batch(
@@ -60,29 +65,75 @@ def batch(
         options["num_gpus"] = num_gpus
     source.open("rb").close()  # an OSError before a server starts
     backend = inference_backend(model, **options)
-    counts = asyncio.run(_run(backend, source, output, retry_errors))
-    parts = [f"{counts[name]} {name}" for name in ("done", "errors", "before")]
-    print(f"{sum(counts.values())} lines: {', '.join(parts)}", file=sys.stderr)  # noqa: T201 - a command speaks to its user
+    for line in asyncio.run(_run(backend, source, output, retry_errors)):
+        print(line, file=sys.stderr)  # noqa: T201 - a command speaks to its user
 
 
-async def _run(backend: Any, source: Path, output: Path, retry_errors: bool) -> Counter[str]:
+async def _run(backend: Any, source: Path, output: Path, retry_errors: bool) -> list[str]:
+    """Run the requests, and return what the user is told at the end."""
     loop, running = asyncio.get_running_loop(), asyncio.current_task()
     assert running is not None
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, running.cancel)
     finished = Finished(retry_errors)
     await asyncio.to_thread(read_results, output, finished.take)
+    first_error = ""
     with contextlib.closing(Results(output)) as results:
-        run = BulkRun(_Backend(backend), lambda line, _: results.write(line), finished)
+
+        def write(line: str, is_error: bool) -> None:
+            nonlocal first_error
+            results.write(line)
+            if is_error and not first_error:
+                first_error = _error_of(line)
+
+        run = BulkRun(_Backend(backend), write, finished)
+        progress = Progress(source, backend.model_name, run.counts)
+        showing = asyncio.create_task(progress.show())
         try:
             async with backend:
+                progress.begin()
                 await run.run(read_lines(source))
         except asyncio.CancelledError:
             number = sum(run.counts.values())
             raise RhapsodyError(
                 f"interrupted after {number} lines; the same command continues"
             ) from None
-    return run.counts
+        finally:
+            showing.cancel()
+            await asyncio.wait([showing])
+    return summary(run.counts, output, first_error, finished.errors)
+
+
+def summary(counts: Counter[str], output: Path, first_error: str, earlier: int) -> list[str]:
+    """Return what the user is told at the end.
+
+    Args:
+        counts: The counts of the run.
+        output: The file of results.
+        first_error: The first error of this run.
+        earlier: Errors of earlier runs that are in the file.
+    """
+    text = f"{sum(counts.values()):,} lines: {counts['done']:,} done, {counts['errors']:,} errors"
+    if counts["before"]:
+        text += f", {counts['before']:,} with a result of an earlier run"
+    lines = [text]
+    if counts["errors"]:
+        lines.append(f"The first error is of {first_error}")
+    if earlier:
+        lines.append(f"Errors of earlier runs: {earlier:,}")
+    if counts["errors"] or earlier:
+        lines.append(
+            f"All errors are in {output}; with --retry-errors the same command sends their "
+            "requests again"
+        )
+    return lines
+
+
+def _error_of(line: str) -> str:
+    result = json.loads(line)
+    message = " ".join(result["error"]["message"].split())
+    shown = message if len(message) <= MESSAGE_CHARACTERS else f"{message[:MESSAGE_CHARACTERS]}..."
+    return f"{result['custom_id']}: {shown}"
 
 
 class _Backend:

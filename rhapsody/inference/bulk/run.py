@@ -27,6 +27,7 @@ __all__ = [
     "BulkRun",
     "Finished",
     "Target",
+    "count_requests",
     "ending_error",
     "has_request",
     "read_lines",
@@ -84,13 +85,17 @@ class Finished:
 
     def __init__(self, retry_errors: bool = False) -> None:
         self.ids: set[str] = set()
+        self.errors = 0
+        """Results that are an error and whose requests are not sent again."""
         self._retry_errors = retry_errors
 
     def take(self, result: Result) -> bool:
         """Note a result of an earlier run, and return whether it stays in the file."""
-        if self._retry_errors and result["error"] is not None:
+        is_error = result["error"] is not None
+        if self._retry_errors and is_error:
             return False
         self.ids.add(result["custom_id"])
+        self.errors += is_error
         return True
 
 
@@ -196,6 +201,11 @@ def _parsed(number: int, text: bytes | None) -> Mapping[str, Any]:
     if not isinstance(line, dict):
         raise LineError(f"line {number} must be an object, got {line!r:.80}")
     return line
+
+
+async def count_requests(path: Path) -> int:
+    """Return the number of lines of a file that are not blank."""
+    return sum([has_request(line) async for _, line in read_lines(path)])
 
 
 async def read_lines(

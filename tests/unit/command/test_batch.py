@@ -1,6 +1,10 @@
 """The requests of a file, through the batcher, into another file."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -53,7 +57,11 @@ def test_wrong_lines_are_errors_and_the_others_are_done(files: tuple[Path, Path]
     lines = [chat("one"), "no json", "", json.dumps(embed), chat("one"), chat("x", colour=1)]
     source.write_bytes("\n".join(lines).encode() + b"\n\xff{}\n")
     status, log = run(files)
-    assert (status, log) == (0, "6 lines: 2 done, 4 errors, 0 before\n")
+    assert status == 0
+    counts, first, where = log.splitlines()
+    assert counts == "6 lines: 2 done, 4 errors"
+    assert first.startswith("The first error is of line-2: line 2 is not JSON: Expecting value")
+    assert where.startswith(f"All errors are in {output}; with --retry-errors the same command")
     found = results(output)
     assert set(found) == {"one", "line-2", "vectors", "line-5", "x", "line-7"}
     assert "line 7 is not JSON" in found["line-7"]["response"]["body"]["error"]["message"]
@@ -79,7 +87,9 @@ async def test_interrupted_command_continues(files: tuple[Path, Path], tmp_path:
         file.write('{"custom_id": "q3')  # as kill -9 may leave it
     status, log = run(files)
     assert status == 0
-    assert f"40 lines: {40 - before.count(chr(10))} done, 0 errors" in log
+    old = before.count("\n")
+    done = f"40 lines: {40 - old} done, 0 errors, {old} with a result of an earlier run\n"
+    assert log == done
     assert output.read_text().startswith(before)
     assert len(results(output)) == 40
 
@@ -109,9 +119,35 @@ def test_errors_are_sent_again_if_asked(files: tuple[Path, Path]) -> None:
     run(files)
     good = results(output)["good"]
     source.write_text("\n".join([chat("good"), chat("bad")]))
-    assert run(files)[1] == "2 lines: 0 done, 0 errors, 2 before\n"
+    assert run(files)[1].splitlines()[:2] == [
+        "2 lines: 0 done, 0 errors, 2 with a result of an earlier run",
+        "Errors of earlier runs: 1",
+    ]
     status, log = run(files, "--retry-errors")
-    assert (status, log) == (0, "2 lines: 1 done, 0 errors, 1 before\n")
+    assert (status, log) == (
+        0,
+        "2 lines: 1 done, 0 errors, 1 with a result of an earlier run\n",
+    )
     found = results(output)
     assert found["good"] == good
     assert found["bad"]["error"] is None
+
+
+def test_terminal_shows_progress(files: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = files
+    source.write_text("\n".join(chat(f"q{number}") for number in range(40)))
+    command = [sys.executable, "-m", "rhapsody", "batch", str(source), "-o", str(output)]
+    command += ["--model", "embedded", "--config-file", slow(tmp_path, 20, **{"max-num-seqs": 2})]
+    ours, terminal = pty.openpty()
+    variables = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(command, stderr=terminal, env=variables) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as screen:  # EIO: the end
+            while part := screen.read(4096):
+                shown += part
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "0:00:00  starting embedded" in text
+    assert re.search(r"0:00:0\d  [1-9]\d* of 40 lines, 0 errors, [0-9.]+/s, 0:00:0\d left", text)
+    assert text.endswith("40 lines: 40 done, 0 errors\r\n")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rhapsody.errors import PromptError, ReplicaError, RhapsodyError
 from rhapsody.inference.bulk.results import Result, Results, read_results
-from rhapsody.inference.bulk.run import BulkRun, Finished, Target, has_request, read_lines
+from rhapsody.inference.bulk.run import BulkRun, Finished, Target, count_requests, read_lines
 from rhapsody.inference.http.batches.batch import Batch, load_batches
 from rhapsody.inference.http.batches.files import FileStore, not_found
 
@@ -166,7 +166,7 @@ class Batches:
                 fields["_results"] = await creating  # `_finish` removes them
                 raise
         source = self._files.path(fields["input_file_id"])
-        fields["request_counts"]["total"] = await _count_requests(source)
+        fields["request_counts"]["total"] = await count_requests(source)
         await self._save(batch)
         outputs = [self._files.path(file_id) for file_id in fields["_results"]]
         finished, counts = Finished(), fields["request_counts"]
@@ -223,10 +223,6 @@ class Batches:
 
     async def _save(self, batch: Batch) -> None:
         await asyncio.to_thread(batch.save, self._folder)
-
-
-async def _count_requests(path: Path) -> int:
-    return sum([has_request(line) async for _, line in read_lines(path)])
 
 
 def _read_finished(path: Path, finished: Finished) -> int:
