@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from rhapsody.backends.core.html import as_html
-from rhapsody.backends.core.nested_runs import Attempts, WaitQueue, is_in_task
+from rhapsody.backends.core.nested_runs import Attempts, WaitQueue
 from rhapsody.backends.core.retries import RESULT_KEYS
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import SessionError, TaskValidationError, describe_error
@@ -197,8 +197,7 @@ class BaseTask(dict[str, Any]):
                 raise self["exception"]
         else:
             if not future.done():
-                attempts = self._attempts if is_in_task() else None
-                _block_until_done(self["uid"], future, timeout, attempts)
+                _block_until_done(self["uid"], future, timeout, self._attempts)
             future.result()
         return self.get("return_value", self.get("stdout"))
 
@@ -226,8 +225,8 @@ class BaseTask(dict[str, Any]):
         _set_attempts(self, attempts)
 
     def offer_attempts_to(self, queue: WaitQueue) -> None:
-        """Let a thread that waits for the task run it, if the thread itself is that of a task."""
-        if self._attempts is not None and is_in_task():
+        """Let this thread, which waits for the task, run it if it is a thread of the same pool."""
+        if self._attempts is not None:
             self._attempts.offer_to(queue)
 
     def bind_future(self, future: asyncio.Future[Any]) -> None:

@@ -110,9 +110,11 @@ class Once:
 
 
 class Attempts:
-    """The attempts of one task, as calls for the threads that wait for it."""
+    """The attempts of one task, as calls for the threads of its pool that wait for it."""
 
     def __init__(self) -> None:
+        # The task is called here only if it is given to the pool of the thread that submits it.
+        self._pool = _pool.get()
         self._lock = threading.Lock()
         self._latest: Call | None = None
         self._queues: list[WaitQueue] = []
@@ -126,7 +128,12 @@ class Attempts:
             queue.offer(self, call)
 
     def offer_to(self, queue: WaitQueue) -> None:
-        """Offer the attempts to a thread that waits for the task from now on."""
+        """Offer the attempts to this thread, which waits for the task from now on.
+
+        A thread of another pool, or of none, never runs the task.
+        """
+        if self._pool is not _pool.get():
+            return
         with self._lock:
             self._queues.append(queue)
             call = self._latest
@@ -136,7 +143,8 @@ class Attempts:
     def withdraw_from(self, queue: WaitQueue) -> None:
         """Offer no more attempts to a thread that does not wait any more."""
         with self._lock:
-            self._queues.remove(queue)
+            if queue in self._queues:
+                self._queues.remove(queue)
 
 
 class WaitQueue:

@@ -6,12 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
 from rhapsody.api import SessionError, TaskCancelledError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
+from rhapsody.backends.core import nested_runs
 from tests.support.held import HeldBackend
 from tests.support.sessions import boom
 
@@ -206,6 +208,30 @@ def test_run_inside_task_uses_only_threads_of_the_pool() -> None:
             outer = [ComputeTask(function=names, backend="wide") for _ in range(2)]
             found = [task["return_value"] for task in session.run(outer, timeout=60)]
     assert found == [{"serial_0"}, {"serial_0"}]
+
+
+def test_result_inside_task_runs_no_task_of_another_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
+    handed: SimpleQueue[ComputeTask] = SimpleQueue()
+    release = threading.Event()
+    backends = [ConcurrentExecutionBackend(name=name, max_workers=1) for name in ("a", "b")]
+    with Session(backends) as session:
+
+        def submit_inner() -> None:
+            handed.put(session.options(backend="b").submit(threading.current_thread))
+            release.wait(60)
+
+        def wait_for_inner() -> str:
+            try:
+                return str(handed.get().result(timeout=0.1))
+            except asyncio.TimeoutError as error:  # `TimeoutError` since Python 3.11
+                return type(error).__name__
+            finally:
+                release.set()
+
+        session.options(backend="b").submit(submit_inner)
+        waiting = session.options(backend="a").submit(wait_for_inner)
+        assert waiting.result(timeout=60) == "TimeoutError"
 
 
 def test_run_inside_task_of_full_pool_keeps_its_timeout() -> None:

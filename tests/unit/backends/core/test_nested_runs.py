@@ -152,6 +152,27 @@ def test_wait_with_a_timeout_lets_other_threads_begin_first() -> None:
     assert queue.get(timeout=60) == "task"
 
 
+def test_attempts_are_offered_only_to_threads_of_their_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
+    with in_task("pool"):
+        attempts = Attempts()
+        waiting = WaitQueue()
+        attempts.offer_to(waiting)
+    task = Task(waiting, "task")
+    attempts.put(task)
+    for pool in ("another pool", None):
+        with in_task(pool):
+            elsewhere = WaitQueue()
+            attempts.offer_to(elsewhere)
+            with pytest.raises(Empty):
+                elsewhere.get(timeout=0.01)
+            attempts.withdraw_from(elsewhere)
+    assert not task.made
+    assert waiting.get() == "task"
+
+
 class Clock:
     """A clock that only a test moves."""
 
