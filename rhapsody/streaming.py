@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 __all__ = ["OnText", "TextCallback", "queued_callbacks", "stream_pieces"]
@@ -66,28 +65,24 @@ async def stream_pieces(run: Callable[[OnText], Awaitable[Any]]) -> AsyncGenerat
 
 @contextmanager
 def queued_callbacks(
-    tasks: Sequence[MutableMapping[str, Any]],
-) -> Iterator[SimpleQueue[Callable[[], Any] | None]]:
+    tasks: Sequence[MutableMapping[str, Any]], put: Callable[[Callable[[], Any]], None]
+) -> Iterator[None]:
     """Queue calls of the tasks' `on_text` for a blocked thread, which then makes the calls.
 
     Args:
         tasks: The tasks; not all need an `on_text`.
-
-    Yields:
-        The queue of calls.
+        put: Puts a call into the queue.
     """
-    calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
     mappings = [task for task in tasks if isinstance(task, MutableMapping)]  # others are refused
     given = [(task, task["on_text"]) for task in mappings if callable(task.get("on_text"))]
     for task, on_text in given:
-        call = TextCallback(task.get("uid", "task"), on_text)
-        task["on_text"] = partial(_put_call, calls, call)
+        task["on_text"] = partial(_put_call, put, TextCallback(task.get("uid", "task"), on_text))
     try:
-        yield calls
+        yield
     finally:
         for task, on_text in given:
             task["on_text"] = on_text
 
 
-def _put_call(calls: SimpleQueue[Any], call: TextCallback, text: str) -> None:
-    calls.put(partial(call, text))
+def _put_call(put: Callable[[Callable[[], Any]], None], call: TextCallback, text: str) -> None:
+    put(partial(call, text))

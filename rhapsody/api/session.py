@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -42,7 +41,13 @@ from rhapsody.api.tasks.fields import is_uid
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
-from rhapsody.backends.core.nested_runs import Attempts, is_in_task, run_calls_here
+from rhapsody.backends.core.nested_runs import (
+    REPORT_SECONDS,
+    Attempts,
+    WaitQueue,
+    is_in_task,
+    run_calls_here,
+)
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.journal import Journal
@@ -678,7 +683,8 @@ class Session:
 
         Args:
             tasks: As for `submit_tasks`.
-            timeout: As for `wait_tasks`.
+            timeout: Longest wait in seconds. None: no limit. A thread that runs tasks itself keeps
+                it only when their calls have ended, as for `ComputeTask.result`.
             progress: As for `wait_tasks`.
             return_exceptions: Also return tasks that failed or were cancelled, with their
                 `exception`. If False, the exception of the first of them is raised when all tasks
@@ -696,16 +702,21 @@ class Session:
         """
         from rhapsody.backends.core.service_loop import service_loop
 
-        if timeout is None and is_in_task() and runs_a_loop():
+        if is_in_task() and runs_a_loop():
             # The thread may have to run the tasks itself, which it cannot within a loop.
             with ThreadPoolExecutor(1, thread_name_prefix="rhapsody-nested-run") as thread:
                 run = functools.partial(self.run, tasks, timeout, progress, return_exceptions)
                 return thread.submit(copy_context().run, run).result()
         tasks = _as_list(tasks)
-        with queued_callbacks(tasks) as calls, contextlib.ExitStack() as stack:
-            if timeout is None:  # a thread that runs a task itself cannot keep a time limit
-                stack.enter_context(run_calls_here(calls))
-            service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
+        calls = WaitQueue(timeout)
+        with queued_callbacks(tasks, calls.put_nowait), run_calls_here(calls):
+            try:
+                service_loop().run_blocking(self._run(tasks, timeout, progress), calls)
+            except asyncio.TimeoutError:
+                # The last call in this thread may have ended the last task.
+                wait = self._submissions.wait
+                if not calls.is_late or service_loop().run_blocking(wait(tasks, REPORT_SECONDS)):
+                    raise
         failed = (task["exception"] for task in tasks if task["state"] != TaskStates.DONE)
         if not return_exceptions and (error := next(failed, None)) is not None:
             raise error

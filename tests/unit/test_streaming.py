@@ -1,8 +1,9 @@
 """Streamed text for a callback, an iterator, and a blocked thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -79,11 +80,10 @@ def test_queued_callbacks_are_restored_after_the_calls() -> None:
     texts: list[str] = []
     on_text = texts.append
     task: dict[str, Any] = {"uid": "a", "on_text": on_text}
-    with queued_callbacks([task, {"uid": "b"}]) as calls:
+    calls: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+    with queued_callbacks([task, {"uid": "b"}], calls.put):
         task["on_text"]("one")
         assert texts == []
-        call = calls.get_nowait()
-        assert call is not None
-        call()
+        calls.get_nowait()()
     assert texts == ["one"]
     assert task["on_text"] is on_text

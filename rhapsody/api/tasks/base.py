@@ -353,12 +353,12 @@ def _block_until_done(
             f"task {uid} was submitted on an event loop that does not run any more; submit a task "
             "and wait for it in the same asyncio.run()"
         )
-    ends = WaitQueue()
+    ends = WaitQueue(timeout)
     loop.call_soon_threadsafe(future.add_done_callback, ends.put_nowait)
     if attempts is not None:
         attempts.offer_to(ends)
     try:
-        ends.get(timeout)
+        ends.get_in_time()
     except Empty:
         raise asyncio.TimeoutError(
             f"task {uid} did not end within {timeout:g} s; it continues"

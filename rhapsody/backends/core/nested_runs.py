@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 __all__ = [
+    "REPORT_SECONDS",
     "Attempts",
     "CallSink",
     "Once",
@@ -27,7 +28,7 @@ __all__ = [
 HEAD_START = 0.1
 """Seconds that other threads have to begin a task, before a wait with a timeout runs it here."""
 REPORT_SECONDS = 1.0
-"""Longest time after a call until the end of its task is known."""
+"""Longest time after a call until the end of its task is known; then it may wait for a retry."""
 
 Call = Callable[[], bool]
 """Runs a task in this thread, unless another thread has begun it; returns whether it did."""
@@ -148,45 +149,64 @@ class Attempts:
 
 
 class WaitQueue:
-    """A queue whose only reader makes calls in its own thread while there is nothing to read."""
+    """A queue whose only reader makes calls in its own thread while there is nothing to read.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: Seconds from now in which the reader begins calls, after other threads had time to
+            make them. A call that has begun is not interrupted. None: no limit.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
         self._arrivals: SimpleQueue[tuple[Any, Attempts | None, Call | None]] = SimpleQueue()
-        self._calls: deque[tuple[Attempts, Call]] = deque()
+        self._calls: deque[tuple[Attempts | None, Call]] = deque()
         # The task that the last call ran. Its end arrives here, or its next attempt.
         self._awaited: Attempts | None = None
+        now = monotonic()
+        self._begin = 0.0 if timeout is None else now + HEAD_START
+        self._deadline = math.inf if timeout is None else now + timeout
+        self._last_end = -math.inf
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the end of a task may become known after the timeout, since it ran here."""
+        return self._last_end + REPORT_SECONDS > self._deadline
 
     def put_nowait(self, item: Any) -> None:
         """Add an item; thread-safe."""
         self._arrivals.put((item, None, None))
 
+    def put(self, call: Call) -> None:
+        """Add a call whose end is no item; thread-safe."""
+        self._arrivals.put((None, None, call))
+
     def offer(self, attempts: Attempts, call: Call) -> None:
-        """Add an attempt that the reader makes while there is no item; thread-safe."""
+        """Add an attempt of a task whose end is an item; thread-safe."""
         self._arrivals.put((None, attempts, call))
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self) -> Any:
+        """Remove and return the next item, however late it comes."""
+        return self._get(math.inf)
+
+    def get_in_time(self) -> Any:
         """Remove and return the next item.
 
-        Args:
-            timeout: Longest wait in seconds. A call that has begun is not interrupted, and none
-                begins before other threads had time to make it. None: no limit.
-
         Raises:
-            Empty: No item came in time.
+            Empty: No item came before the timeout, nor for a call that ended after it.
         """
-        deadline = math.inf if timeout is None else monotonic() + timeout
-        begin = 0.0 if timeout is None else monotonic() + HEAD_START
+        return self._get(self._deadline)
+
+    def _get(self, deadline: float) -> Any:
         while True:
-            now = monotonic()
-            wakes = deadline
-            if self._calls and self._awaited is None and self._arrivals.empty():
-                if begin <= now < deadline:
-                    attempts, call = self._calls.popleft()
-                    if call():
-                        self._awaited = attempts
-                        deadline = max(deadline, monotonic() + REPORT_SECONDS)
+            now, wakes = monotonic(), deadline
+            if self._calls and self._arrivals.empty() and now < self._deadline:
+                # A task that has failed may be in a long pause before its next attempt.
+                reported = 0.0 if self._awaited is None else self._last_end + REPORT_SECONDS
+                begin = max(self._begin, reported)
+                if begin <= now:
+                    self._call_next()
+                    deadline = max(deadline, self._last_end + REPORT_SECONDS)
                     continue
-                wakes = min(deadline, max(begin, now))
+                wakes = min(deadline, begin)
             try:
                 left = None if wakes == math.inf else max(0.0, wakes - now)
                 item, source, offered = self._arrivals.get(timeout=left)
@@ -194,9 +214,15 @@ class WaitQueue:
                 if monotonic() >= deadline:
                     raise
                 continue
-            if source is None or offered is None:
+            if offered is None:
                 self._awaited = None
                 return item
             if source is self._awaited:
                 self._awaited = None
             self._calls.append((source, offered))
+
+    def _call_next(self) -> None:
+        attempts, call = self._calls.popleft()
+        if call():
+            self._awaited = attempts
+            self._last_end = monotonic()

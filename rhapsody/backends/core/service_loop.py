@@ -11,8 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Any, TypeVar
+
+from rhapsody.backends.core.nested_runs import WaitQueue
 
 __all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
 
@@ -62,13 +63,13 @@ class ServiceLoop:
     def run_blocking(
         self,
         coroutine: Coroutine[Any, Any, T],
-        calls: SimpleQueue[Callable[[], Any] | None] | None = None,
+        calls: WaitQueue | None = None,
     ) -> T:
         """Run a coroutine on the service loop and block this thread until it ends.
 
         Args:
             coroutine: The coroutine to run.
-            calls: Functions to call in this thread until then, as they are put.
+            calls: Functions to call in this thread until then: its items.
 
         Raises:
             RuntimeError: Called on the service loop itself, which would deadlock.
@@ -79,7 +80,7 @@ class ServiceLoop:
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             if calls is not None:
-                future.add_done_callback(lambda _: calls.put(None))
+                future.add_done_callback(lambda _: calls.put_nowait(None))
                 for call in iter(calls.get, None):
                     call()
             return future.result()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -160,6 +161,57 @@ def test_task_inside_a_task_of_a_full_pool_is_repeated(pool: str, how: str) -> N
         with Session(backend) as session:
             assert session.submit(inner, session).result(timeout=60) == "done"
     assert attempts == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["run", "as_completed"])
+def test_thread_runs_other_tasks_that_it_waits_for_in_the_pause_before_a_retry(how: str) -> None:
+    failing = ComputeTask(function=boom, retries=1, backoff=600)
+    with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+
+        def end_pause() -> None:
+            session.cancel_soon([failing])
+
+        def outer() -> list[str]:
+            other = ComputeTask(function=end_pause)
+            tasks = [failing, other]
+            if how == "run":
+                session.run(tasks, return_exceptions=True)
+            else:
+                for task in tasks:
+                    session.submit_soon(task)
+                tasks = list(session.as_completed(tasks))
+            return [task["state"] for task in tasks]
+
+        states = session.submit(outer).result(timeout=60)
+    assert sorted(states) == ["CANCELED", "DONE"]
+
+
+def test_run_with_timeout_inside_tasks_of_a_full_pool_runs_the_tasks() -> None:
+    with Session([ConcurrentExecutionBackend(max_workers=2)]) as session:
+
+        def depth_below(levels: int) -> int:
+            if not levels:
+                return 0
+            inner = ComputeTask(function=depth_below, args=[levels - 1])
+            return int(session.run(inner, timeout=120)[0]["return_value"]) + 1
+
+        tasks = [session.submit(depth_below, 3) for _ in range(4)]
+        assert [task.result(timeout=60) for task in tasks] == [3] * 4
+
+
+def test_run_returns_tasks_that_its_thread_ended_after_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
+    with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+
+        def outer() -> list[str]:
+            return [task["state"] for task in session.run(ComputeTask(function=nap), timeout=1)]
+
+        def nap() -> None:
+            time.sleep(1.2)
+
+        assert session.submit(outer).result(timeout=60) == ["DONE"]
 
 
 @pytest.mark.parametrize("how", ["run", "result", "as_completed"])

@@ -93,7 +93,8 @@ def test_call_of_a_task_that_another_thread_runs_is_passed_over() -> None:
     assert queue.get() == "task"
 
 
-def test_next_call_waits_for_the_end_of_the_task_before() -> None:
+def test_next_call_waits_for_the_end_of_the_task_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested_runs, "REPORT_SECONDS", 60.0)
     queue, second = WaitQueue(), Attempts()
     ends: list[threading.Thread] = []
     events: list[str] = []
@@ -131,46 +132,48 @@ def test_another_attempt_is_made_in_the_waiting_thread() -> None:
     assert queue.get() == "task"
 
 
+def test_other_calls_are_made_in_the_pause_before_another_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nested_runs, "REPORT_SECONDS", 0.01)
+    attempts, queue = Attempts(), WaitQueue()
+    attempts.offer_to(queue)
+    attempts.put(lambda: True)  # it fails
+    queue.offer(Attempts(), Task(queue, "other"))
+    assert queue.get() == "other"
+    attempts.put(Task(queue, "task"))
+    assert queue.get() == "task"
+
+
+def test_calls_without_attempts_wait_for_no_end() -> None:
+    queue = WaitQueue()
+    queue.put(lambda: True)
+    queue.put(lambda: True)
+    queue.put(Task(queue, "item"))
+    assert queue.get() == "item"
+
+
 def test_attempts_are_offered_to_threads_that_wait_later() -> None:
-    attempts, early, late = Attempts(), WaitQueue(), WaitQueue()
+    attempts, early, late = Attempts(), WaitQueue(0), WaitQueue()
     attempts.offer_to(early)
     attempts.withdraw_from(early)
     attempts.put(Task(late, "task"))
     attempts.offer_to(late)
     assert late.get() == "task"
     with pytest.raises(Empty):
-        early.get(timeout=0)
+        early.get_in_time()
 
 
 def test_wait_with_a_timeout_lets_other_threads_begin_first() -> None:
-    queue = WaitQueue()
+    queue = WaitQueue(0.01)
     task = Task(queue, "task")
     queue.offer(Attempts(), task)
     with pytest.raises(Empty):
-        queue.get(timeout=0.01)
+        queue.get_in_time()
     assert not task.made
-    assert queue.get(timeout=60) == "task"
-
-
-def test_attempts_are_offered_only_to_threads_of_their_pool(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nested_runs, "HEAD_START", 0.0)
-    with in_task("pool"):
-        attempts = Attempts()
-        waiting = WaitQueue()
-        attempts.offer_to(waiting)
-    task = Task(waiting, "task")
-    attempts.put(task)
-    for pool in ("another pool", None):
-        with in_task(pool):
-            elsewhere = WaitQueue()
-            attempts.offer_to(elsewhere)
-            with pytest.raises(Empty):
-                elsewhere.get(timeout=0.01)
-            attempts.withdraw_from(elsewhere)
-    assert not task.made
-    assert waiting.get() == "task"
+    longer = WaitQueue(60)
+    longer.offer(Attempts(), Task(longer, "task"))
+    assert longer.get_in_time() == "task"
 
 
 class Clock:
@@ -184,7 +187,8 @@ class Clock:
 
 
 def test_timeout_ends_a_wait_after_the_call_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, clock = WaitQueue(), Clock(monkeypatch)
+    clock = Clock(monkeypatch)
+    queue = WaitQueue(5)
 
     def run_past_the_deadline() -> bool:
         clock.now += 10
@@ -192,13 +196,16 @@ def test_timeout_ends_a_wait_after_the_call_that_runs(monkeypatch: pytest.Monkey
         return True
 
     queue.offer(Attempts(), run_past_the_deadline)
-    assert queue.get(timeout=5) == "task"
+    assert not queue.is_late
+    assert queue.get_in_time() == "task"
+    assert queue.is_late
 
 
 def test_timeout_ends_a_wait_in_the_pause_before_another_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue, clock = WaitQueue(), Clock(monkeypatch)
+    clock = Clock(monkeypatch)
+    queue = WaitQueue(5)
 
     def fail() -> bool:
         clock.now += 10
@@ -206,5 +213,18 @@ def test_timeout_ends_a_wait_in_the_pause_before_another_attempt(
 
     queue.offer(Attempts(), fail)
     with pytest.raises(Empty):
-        queue.get(timeout=5)
+        queue.get_in_time()
     assert clock.now == 110
+
+
+def test_no_call_begins_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    queue = WaitQueue(5)
+    task = Task(queue, "task")
+    queue.put(task)
+    clock.now += 10
+    queue.put_nowait("item")
+    assert queue.get() == "item"
+    queue.put_nowait("another item")
+    assert queue.get() == "another item"
+    assert not task.made
