@@ -280,10 +280,10 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
         """Queue what needs resources or a thread; start functions of an executor by `execute`."""
         assert self._queue is not None
         try:
-            if work.kind == EXECUTABLE or self._manager is not None:
-                self._queue.add(work, request_of(work))
-            elif self._pool is not None:
+            if self._pool is not None:
                 self._pool.add(work, request_of(work))
+            elif work.kind == EXECUTABLE or self._manager is not None:
+                self._queue.add(work, request_of(work))
             elif self._threads is not None:
                 self._threads.begin(work)
             else:
@@ -346,7 +346,7 @@ def _executable_of(work: Work) -> Executable:
     if work.resources is None or grant is None:
         return executable
     env = {**_environment(work), **(executable.env or {})}
-    return replace(executable, env=env, memory=grant.request.memory or None)
+    return replace(executable, env=env, memory=int(work.resources.memory) or None)
 
 
 def _environment(work: Work) -> dict[str, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
+from rhapsody.backends.concurrent.lent_resources import LentResources
 from rhapsody.backends.core.accounts import PLAIN, Account, Capacity, Request
 from rhapsody.backends.core.fair_queue import FairQueue
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.core.work import Work
-from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.backends.protocol import EXECUTABLE, TaskStates
 from rhapsody.errors import ResourceError
 from rhapsody.gpus import GPUS
 
@@ -44,6 +46,7 @@ class LocalQueue:
         self._lock = threading.Lock()
         self._account = Account([capacity])
         self._waiting: FairQueue[Work] = FairQueue(self._account, self._is_gone)
+        self._lent = LentResources(self._account, self._is_gone)
         self._ready: deque[Work] = deque()
         self._claimed: set[Work] = set()
         GPUS.add_listener(self._on_gpus_released)
@@ -57,15 +60,26 @@ class LocalQueue:
         service_loop().call(self.advance)
 
     def _is_gone(self, work: Work) -> bool:
-        return not self._is_active(work) or work in self._claimed
+        return (
+            not self._is_active(work)
+            or work in self._claimed
+            # An executable that has begun with resources that are lent.
+            or work.grant is not None
+            or work.state != TaskStates.PENDING
+        )
 
     def add_plain(self, works: Collection[Work]) -> None:
         """Add functions of priority 0 that ask for nothing but one CPU. Wakes no thread."""
         with self._lock:
             self._waiting.add_plain(works)
 
-    def add(self, work: Work, request: Request) -> None:
+    def add(self, work: Work, request: Request, inside: bool = False) -> None:
         """Add a task.
+
+        Args:
+            work: The task.
+            request: What it asks for.
+            inside: Whether it is an executable that a function in a thread may wait for.
 
         Raises:
             ResourceError: The machine can never meet the request.
@@ -75,6 +89,8 @@ class LocalQueue:
             raise ResourceError(work.uid, self._account.lacks(request), shortage)
         with self._lock:
             self._waiting.add(work, request, work.priority)
+            if inside:
+                self._lent.add(work, request)
         self.advance()
 
     def take(self, ended: Work | None) -> Work | None:
@@ -115,6 +131,20 @@ class LocalQueue:
         if has_ready and self._wake_thread is not None:
             self._wake_thread()
 
+    @contextmanager
+    def lending(self, function: Work) -> Iterator[None]:
+        """Lend the resources of a function to executables while the body waits for something."""
+        with self._lock:
+            self._lent.lend(function)
+            is_wanted = bool(self._lent)
+        if is_wanted:
+            self.advance()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lent.take_back(function)
+
     def claim(self, work: Work) -> bool:
         """Take a function without its resources; return False if it has been taken already."""
         with self._lock:
@@ -129,6 +159,12 @@ class LocalQueue:
 
     def _next(self) -> Work | None:
         entry = self._waiting.take()
+        if not self._lent:
+            pass
+        elif entry is not None:
+            self._lent.drop(entry[0], entry[1].request)
+        else:
+            entry = self._lent.take()
         if entry is None:
             return None
         work, grant = entry
@@ -138,6 +174,7 @@ class LocalQueue:
     def _release(self, work: Work | None) -> None:
         if work is not None and work.grant is not None:
             self._account.release(work.grant)
+            self._lent.release(work)
             work.grant = None
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Any
 
@@ -13,7 +14,7 @@ from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.concurrent.coroutines import CoroutineRun
 from rhapsody.backends.concurrent.executors import submit, thread_pool
 from rhapsody.backends.core.execution import this_thread
-from rhapsody.backends.core.nested_runs import Once, helping_queue, in_task
+from rhapsody.backends.core.nested_runs import Once, Waiting, helping_queue, in_task
 from rhapsody.backends.core.work import Work
 from rhapsody.gpus import assign_gpus
 
@@ -74,8 +75,13 @@ class ThreadCalls:
         elif (error := call.exception()) is not None:
             self._backend.report_failed(work, error)
 
-    def _call(self, work: Work) -> bool:
-        """Call the function in this thread, and report its end; return False if it has ended."""
+    def _call(self, work: Work, waiting: Waiting = nullcontext) -> bool:
+        """Call the function in this thread, and report its end; return False if it has ended.
+
+        Args:
+            work: The function.
+            waiting: See `in_task`.
+        """
         if not self._backend.is_active(work):  # cancelled while it was queued
             return False
         work.location = this_thread()
@@ -84,7 +90,7 @@ class ThreadCalls:
         try:
             if work.grant is not None and work.grant.request.gpu_parts:
                 assign_gpus(work.grant.places[0].gpus)
-            with in_task(self.executor):
+            with in_task(self.executor, waiting):
                 value = task["function"](*(task.get("args") or ()), **(task.get("kwargs") or {}))
                 if inspect.isawaitable(value):
                     value = self._await(work, value)

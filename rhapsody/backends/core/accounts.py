@@ -224,7 +224,7 @@ class _NodeAccount:
         self.memory -= request.memory
         self.children -= request.children
         self.tasks += 1
-        self.is_exclusive = request.exclusive
+        self.is_exclusive |= request.exclusive
 
     def release(
         self, request: Request, place: Place, is_beside: bool, was_used: bool = True
@@ -341,14 +341,17 @@ class Account:
             return f"there is no node {', '.join(unknown)}; the nodes are {names}"
         return [self._by_name[name] for name in request.nodes]
 
-    def take(self, request: Request, holder: bool = False) -> Grant | None:
+    def take(self, request: Request, holder: bool = False, inside: bool = False) -> Grant | None:
         """Give a task its resources; return None if they are not free now.
 
         Args:
             request: What the task asks for.
             holder: Whether it is the task that resources are held for.
+            inside: Whether a task that runs waits for it. Then it also gets what is held for
+                others, and runs beside an exclusive task.
         """
         nodes = self._nodes
+        holder = holder or inside
         if request is PLAIN and len(nodes) == 1:
             account = nodes[0]
             if account.place(request, holder) is None:
@@ -357,7 +360,7 @@ class Account:
         allowed = self._allowed(request)
         places: list[Place] = []
         for account in () if isinstance(allowed, str) else allowed:
-            is_first = True
+            is_first = not inside
             while len(places) < request.ranks:
                 place = account.place(request, holder, is_first)
                 if place is None:

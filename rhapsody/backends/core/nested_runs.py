@@ -6,7 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -18,11 +18,13 @@ __all__ = [
     "CallSink",
     "Once",
     "WaitQueue",
+    "Waiting",
     "has_helper",
     "helping_queue",
     "in_task",
     "is_in_task",
     "run_calls_here",
+    "waiting_of_task",
 ]
 
 HEAD_START = 0.1
@@ -34,6 +36,10 @@ Call = Callable[[], bool]
 """Runs a task in this thread, unless another thread has begun it; returns whether it did."""
 
 
+Waiting = Callable[[], AbstractContextManager[Any]]
+"""Returns a context for the time in which a task waits for another one, and does not compute."""
+
+
 class CallSink(Protocol):
     """The interface of queues that take calls."""
 
@@ -42,18 +48,25 @@ class CallSink(Protocol):
 
 
 _pool: ContextVar[object | None] = ContextVar("rhapsody_pool_of_task", default=None)
+_waiting: ContextVar[Waiting] = ContextVar("rhapsody_waiting_task", default=nullcontext)
 _helper: ContextVar[tuple[object, CallSink] | None] = ContextVar(
     "rhapsody_helping_thread", default=None
 )
 
 
 @contextmanager
-def in_task(pool: object) -> Iterator[None]:
-    """Mark the body as the code of a task that runs in a thread of a pool."""
-    token, helper_token = _pool.set(pool), _helper.set(None)
+def in_task(pool: object, waiting: Waiting = nullcontext) -> Iterator[None]:
+    """Mark the body as the code of a task that runs in a thread of a pool.
+
+    Args:
+        pool: The pool.
+        waiting: Its contexts are entered while the thread waits for tasks.
+    """
+    token, waiting_token, helper_token = _pool.set(pool), _waiting.set(waiting), _helper.set(None)
     try:
         yield
     finally:
+        _waiting.reset(waiting_token)
         _helper.reset(helper_token)
         _pool.reset(token)
 
@@ -73,6 +86,11 @@ def run_calls_here(calls: CallSink) -> Iterator[None]:
         yield
     finally:
         _helper.reset(token)
+
+
+def waiting_of_task() -> Waiting:
+    """Return the contexts in which the task that runs in this thread waits."""
+    return _waiting.get()
 
 
 def is_in_task() -> bool:
@@ -207,9 +225,11 @@ class WaitQueue:
                     deadline = max(deadline, self._last_end + REPORT_SECONDS)
                     continue
                 wakes = min(deadline, begin)
+            waiting = nullcontext if not self._arrivals.empty() else waiting_of_task()
             try:
                 left = None if wakes == math.inf else max(0.0, wakes - now)
-                item, source, offered = self._arrivals.get(timeout=left)
+                with waiting():
+                    item, source, offered = self._arrivals.get(timeout=left)
             except Empty:
                 if monotonic() >= deadline:
                     raise
