@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import NotRequired, TypedDict
 
+from rhapsody.errors import as_exception
+
 __all__ = ["Run", "Tool", "as_text", "is_schema"]
 
 Run = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -104,8 +106,21 @@ def as_text(result: Any) -> str:
 
 async def _call(function: Callable[..., Any], is_async: bool, given: dict[str, Any]) -> Any:
     if not is_async:
-        return await asyncio.to_thread(partial(function, **given))
-    return await function(**given)
+        return await asyncio.to_thread(_call_in_thread, function, given)
+    try:
+        return await function(**given)
+    except SystemExit as error:  # it would end the program, and the model can be told of it
+        raise as_exception(error) from error
+
+
+def _call_in_thread(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    try:
+        return function(**given)
+    except BaseException as error:
+        failure = as_exception(error)
+        if failure is error:
+            raise
+        raise failure from error
 
 
 def _arguments_of(

@@ -1,5 +1,6 @@
 """Tools: schemas from type hints and docstrings, arguments, and results as text."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -81,6 +82,25 @@ async def test_plain_function_runs_in_a_thread_and_async_one_on_the_loop() -> No
     here = threading.get_ident()
     assert await Tool(plain).call("") != here
     assert await Tool(waiting).call("{}") == here
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), StopIteration(1), asyncio.CancelledError()]
+)
+async def test_tool_that_would_end_the_program_fails(error: BaseException) -> None:
+    def leave() -> None:
+        raise error
+
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        await asyncio.wait_for(Tool(leave).call(""), 30)
+
+
+async def test_async_tool_that_would_end_the_program_fails() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(RuntimeError, match="SystemExit: 3"):
+        await Tool(leave).call("")
 
 
 async def test_tool_with_another_way_to_run_gets_the_converted_arguments() -> None:
