@@ -23,7 +23,7 @@ async def written(backend: DragonVllmInferenceBackend) -> list[int]:
     replicas = backend._service.pool.ready
 
     async def ask() -> list[str | None]:
-        return await asyncio.gather(*(replica.metrics() for replica in replicas))
+        return await asyncio.gather(*(replica.connection.metrics() for replica in replicas))
 
     name = "rhapsody_embedded_generation_tokens_total "
     lines = [line for text in await service_loop().run(ask()) for line in (text or "").split("\n")]

@@ -40,7 +40,7 @@ async def at_work(backend: DragonVllmInferenceBackend) -> int:
     replicas = pool.ready if pool is not None else []
 
     async def ask() -> list[str | None]:
-        return await asyncio.gather(*(replica.metrics() for replica in replicas))
+        return await asyncio.gather(*(replica.connection.metrics() for replica in replicas))
 
     texts = await service_loop().run(ask())
     return sum(

@@ -49,6 +49,7 @@ class FakeReplica:
         self.watch_error: Exception | None = None
         self.on_room: Callable[[], None] = lambda: None
         self._deaths: asyncio.Queue[str] = asyncio.Queue()
+        self.connection = self
 
     @property
     def shown_state(self) -> str:

@@ -228,7 +228,7 @@ def _prefix_keys(data: bytes) -> Keys:
 async def _one_model(request: web.Request, replica: Replica) -> web.Response:
     """Return one model from the list of models, for servers without a route for it."""
     name = request.path.removeprefix(MODELS)
-    for model in await replica.models() or ():
+    for model in await replica.connection.models() or ():
         if model["id"] == name:
             return web.json_response(model)
     body = error_body(404, f"The model `{name}` does not exist.", param="model")

@@ -250,7 +250,7 @@ class ServedModel:
             service.metrics.set_routed(pool.router.hits, pool.router.misses)
         if pool.scaling is not None:
             service.metrics.set_scaling(pool.scaling)
-        texts = await asyncio.gather(*(replica.metrics() for replica in ready))
+        texts = await asyncio.gather(*(replica.connection.metrics() for replica in ready))
         # A model server's metrics are long, and parsing them in Python would block the loop.
         return await asyncio.to_thread(
             service.metrics.expose,
@@ -263,7 +263,7 @@ class ServedModel:
         """Return the entries of the model in `/v1/models`, as its server has them."""
         service = self._find_service()
         replica = service.pool.least_loaded() if service is not None else None
-        entries = await replica.models() if replica is not None else None
+        entries = await replica.connection.models() if replica is not None else None
         return entries or [self.stand_in()]
 
     def stand_in(self) -> dict[str, Any]:
@@ -274,4 +274,4 @@ class ServedModel:
         """Return the OpenAPI document of a server of the model; None if it has none."""
         service = self._find_service()
         replica = service.pool.least_loaded() if service is not None else None
-        return await replica.openapi() if replica is not None else None
+        return await replica.connection.openapi() if replica is not None else None

@@ -58,7 +58,7 @@ class Adapters:
         async with self._lock:
             for name, path in self._paths.items():
                 await _load(replica, name, path)
-            entries = await replica.models() or []
+            entries = await replica.connection.models() or []
             listed = {str(entry["id"]) for entry in entries} - {self._model_name}
             self._static = frozenset(listed.difference(self._paths))
             self._prepared[replica] = replica.starts
@@ -134,8 +134,8 @@ async def _unload(replica: Replica, name: str) -> None:
 
 async def _command(replica: Replica, path: str, body: dict[str, str], failure: str) -> None:
     try:
-        refusal = await replica.command(path, body)
+        status, text = await replica.connection.exchange(path, body)
     except (aiohttp.ClientError, OSError) as error:
-        refusal = str(error)
-    if refusal is not None:
-        raise ReplicaError(f"model server {replica.index} {failure}: {refusal}")
+        status, text = 500, str(error)
+    if status != 200:
+        raise ReplicaError(f"model server {replica.index} {failure}: {text}")

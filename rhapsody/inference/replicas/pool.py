@@ -340,7 +340,7 @@ class ReplicaPool:
     def cancel(self, request: PromptRequest) -> None:
         """Take a prompt out of the queue, or have its server stop working on it."""
         if not self._batcher_of(request).remove(request) and request.replica is not None:
-            request.replica.cancel(request.id)
+            request.replica.connection.cancel(request.id)
 
     @property
     def ready(self) -> list[Replica]:

@@ -1,30 +1,27 @@
-"""One model server: its process, its health, and the batch route to it."""
+"""One model server: its process, its health, and the prompts in flight there."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
 from rhapsody.errors import PromptError, ReplicaError
 from rhapsody.inference.pacing import Pace
 from rhapsody.inference.prompts import PromptRequest
-from rhapsody.inference.protocol.batch import BATCH_PATH, CANCEL_PATH, LIMIT_PATH
+from rhapsody.inference.protocol.batch import BATCH_PATH
 from rhapsody.inference.protocol.process import KEY_VARIABLE
 from rhapsody.inference.replicas.batch_client import read_events, split_batch
-from rhapsody.inference.replicas.client_session import open_session
-from rhapsody.inference.replicas.health import Health, check_health
+from rhapsody.inference.replicas.connection import JSON_HEADERS, ServerConnection
+from rhapsody.inference.replicas.health import Health
 from rhapsody.inference.replicas.launcher import Launcher, ServerProcess
 from rhapsody.inference.replicas.placement import Place
 from rhapsody.inference.replicas.server_log import clean, keep_log, root_cause
@@ -35,7 +32,7 @@ __all__ = ["Replica"]
 logger = logging.getLogger(__name__)
 
 START_CHECK_SECONDS = 5.0
-"""Longest time for a health check while a server starts, and for reading its metrics."""
+"""Longest time for a health check while a server starts."""
 HEALTH_INTERVALS = 2.5
 """Longest time for a health check of a running server, in intervals between checks."""
 HEALTH_FAILURES = 3
@@ -121,11 +118,9 @@ class Replica:
         self._process: ServerProcess | None = None
         self._ending: dict[asyncio.Task[None], ServerProcess] = {}
         """Former servers that still have processes."""
-        self._session: aiohttp.ClientSession | None = None
-        self._responses: set[aiohttp.ClientResponse] = set()
+        self.connection = ServerConnection(environment[KEY_VARIABLE])
+        """For requests that do not count as prompts."""
         self._check_now = asyncio.Event()
-        self._cancelled: list[str] = []
-        self._cancelling: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str | None:
@@ -216,7 +211,7 @@ class Replica:
             raise ReplicaError(
                 f"model server {self.index} could not be started: {error}"
             ) from error
-        self._session = open_session(self._process.address, self._environment[KEY_VARIABLE])
+        self.connection.open(self._process.address)
         exited = asyncio.ensure_future(self._process.wait())
         healthy = asyncio.ensure_future(self._wait_healthy())
         try:
@@ -244,20 +239,13 @@ class Replica:
     async def _wait_healthy(self) -> None:
         # A server reports in no other way that it is ready, so it is polled while it starts.
         pause = 0.02
-        while await self._check_health(START_CHECK_SECONDS) is not Health.GOOD:
+        while await self.connection.check_health(START_CHECK_SECONDS) is not Health.GOOD:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
         if self._ask_limit:
-            async with self._request("GET", LIMIT_PATH, {}, None) as response:
-                answer = await response.json()
-                self.limit = int(answer["max_num_seqs"])
-                self.kinds = frozenset(answer["kinds"])
+            self.limit, self.kinds = await self.connection.limit()
         if self._prepare is not None:
             await self._prepare(self)
-
-    async def _check_health(self, seconds: float) -> Health:
-        assert self._session is not None
-        return await check_health(self._session, seconds)
 
     async def watch(self, interval: float, hang_timeout: float) -> str:
         """Check the server's health until it is dead, and return the reason.
@@ -279,7 +267,9 @@ class Replica:
                     return f"exited with code {exited.result()}"
                 self._check_now.clear()
                 began = loop.time()
-                health = await self._check_health(min(HEALTH_INTERVALS * interval, hang_timeout))
+                health = await self.connection.check_health(
+                    min(HEALTH_INTERVALS * interval, hang_timeout)
+                )
                 if health is Health.GOOD:
                     refused, silent_since = 0, None
                     self._set_ready()
@@ -316,15 +306,7 @@ class Replica:
         Its processes may take seconds to end. Another server may start meanwhile.
         """
         self.state = state
-        self._cancelled.clear()
-        if self._cancelling is not None:
-            self._cancelling.cancel()
-            await asyncio.wait([self._cancelling])
-        if self._session is not None:
-            session, self._session = self._session, None
-            for response in self._responses:  # aiohttp does not wake readers when it closes
-                response.content.set_exception(aiohttp.ClientConnectionError("it was stopped"))
-            await session.close()
+        await self.connection.close()
         process = self._process
         if process is not None and not process.stopped and process not in self._ending.values():
             ending = asyncio.get_running_loop().create_task(_end(process))
@@ -384,8 +366,7 @@ class Replica:
         return [request for request in pending.values() if not request.done]
 
     async def _stream_events(self, body: bytes, pending: dict[str, PromptRequest]) -> None:
-        headers = {"Content-Type": "application/json"}
-        async with self._request("POST", BATCH_PATH, headers, body) as response:
+        async with self.connection.request("POST", BATCH_PATH, JSON_HEADERS, body) as response:
             if response.status in REFUSED_FOR_ONE and len(pending) > 1:
                 raise _RefusedTogetherError
             if 400 <= response.status < 500:
@@ -397,7 +378,7 @@ class Replica:
             # A cancel sent before the server knew the prompts had no effect, so send it again.
             for request in pending.values():
                 if request.done:
-                    self.cancel(request.id)
+                    self.connection.cancel(request.id)
             reading = read_events(response.content, self._pace)
             async with contextlib.aclosing(reading) as events:
                 async for event in events:
@@ -427,117 +408,18 @@ class Replica:
             self.ordinary_in_flight -= sum(not request.urgent for request in requests)
             self._on_room()
 
-    def cancel(self, request_id: str) -> None:
-        """Tell the server to stop working on a prompt. Cancels made together share a request."""
-        self._cancelled.append(request_id)
-        if self._cancelling is None or self._cancelling.done():
-            self._cancelling = asyncio.get_running_loop().create_task(self._send_cancelled())
-
-    async def _send_cancelled(self) -> None:
-        while self._cancelled and self._session is not None:
-            ids, self._cancelled = self._cancelled, []
-            # A server that cannot be reached works on no prompt.
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with self._session.post(CANCEL_PATH, json={"ids": ids}):
-                    pass
-
     @contextlib.asynccontextmanager
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], data: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Forward an HTTP request. It counts as one prompt in flight.
-
-        Args:
-            method: The method.
-            path: Path and query, already quoted.
-            headers: The headers, to which this replica's key is added.
-            data: The body.
-
-        Raises:
-            aiohttp.ClientError: The connection to the server was lost.
-        """
+        """Forward an HTTP request; see `ServerConnection.request`. It counts as one prompt."""
         self.in_flight += 1
         try:
-            async with self._request(method, path, headers, data) as response:
+            async with self.connection.request(method, path, headers, data) as response:
                 yield response
         finally:
             self.in_flight -= 1
             self._on_room()
-
-    @contextlib.asynccontextmanager
-    async def _request(
-        self, method: str, path: str, headers: Mapping[str, str], data: bytes | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        if self._session is None:
-            raise aiohttp.ClientConnectionError("the model server is stopped")
-        async with self._session.request(
-            method,
-            URL(path, encoded=True),
-            headers=headers,
-            data=BytesIO(data) if data else None,
-            allow_redirects=False,
-        ) as response:
-            self._responses.add(response)
-            try:
-                yield response
-            finally:
-                self._responses.discard(response)
-
-    async def metrics(self) -> str | None:
-        """Return the server's own metrics as text; None if it gives none."""
-        return await self._get("/metrics")
-
-    async def command(self, path: str, body: Mapping[str, Any]) -> str | None:
-        """Send an administrator's command, and return why the server refused it; None: it did not.
-
-        Raises:
-            aiohttp.ClientError: The connection to the server was lost.
-        """
-        status, text = await self.exchange(path, body)
-        return None if status == 200 else text
-
-    async def exchange(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
-        """Send an administrator's command, and return the status and the text of the response.
-
-        Raises:
-            aiohttp.ClientError: The connection to the server was lost.
-        """
-        headers = {"Content-Type": "application/json"}
-        data = json.dumps(body).encode()
-        async with self._request("POST", path, headers, data) as response:
-            text = await response.text()
-            status = response.status
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            text = json.loads(text)["error"]["message"]
-        return status, f"{text:.500}"
-
-    async def models(self) -> list[dict[str, Any]] | None:
-        """Return the models that the server lists; None if it does not answer."""
-        text = await self._get("/v1/models")
-        try:
-            entries = json.loads(text or "null")["data"]
-        except (ValueError, TypeError, KeyError):
-            return None
-        return entries if isinstance(entries, list) else None
-
-    async def openapi(self) -> dict[str, Any] | None:
-        """Return the OpenAPI document of the server's routes; None if it has none."""
-        text = await self._get("/openapi.json")
-        try:
-            document = json.loads(text or "null")
-        except ValueError:
-            return None
-        return document if isinstance(document, dict) else None
-
-    async def _get(self, path: str) -> str | None:
-        if self._session is None:
-            return None
-        timeout = aiohttp.ClientTimeout(total=START_CHECK_SECONDS)
-        try:
-            async with self._session.get(path, timeout=timeout) as response:
-                return await response.text() if response.status == 200 else None
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
-            return None
 
     def as_dict(self) -> dict[str, Any]:
         """Return index, state, address, node, GPUs, pid, in_flight, restarts, spare, and ranks."""

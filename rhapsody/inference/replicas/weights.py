@@ -183,7 +183,7 @@ class _RefusedError(ReplicaError):
 
 async def _load(replica: Replica, path: str) -> None:
     try:
-        status, text = await replica.exchange(WEIGHTS_PATH, {"path": path})
+        status, text = await replica.connection.exchange(WEIGHTS_PATH, {"path": path})
     except (aiohttp.ClientError, OSError) as error:
         status, text = 500, str(error)
     if status != 200:

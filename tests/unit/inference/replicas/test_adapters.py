@@ -25,8 +25,9 @@ class Server:
         self.static: list[str] = []
         self._picky = picky
         self.gone = gone
+        self.connection = self
 
-    async def command(self, path: str, body: Mapping[str, Any]) -> str | None:
+    async def exchange(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
         await asyncio.sleep(0)
         if self.gone:
             raise aiohttp.ClientConnectionError("it is gone")
@@ -34,10 +35,10 @@ class Server:
         if path == "/v1/unload_lora_adapter":
             del self.loaded[name]
         elif self._picky and name == "bad":
-            return "its rank is too high"
+            return 400, "its rank is too high"
         else:
             self.loaded[name] = body["lora_path"]
-        return None
+        return 200, ""
 
     async def models(self) -> list[dict[str, Any]]:
         return [{"id": name} for name in ("tiny", *self.static, *self.loaded)]

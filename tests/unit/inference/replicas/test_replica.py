@@ -123,15 +123,6 @@ async def test_refused_request_fails_its_prompts(replica: Replica, server: Scrip
     assert replica.in_flight == 0
 
 
-async def test_simultaneous_cancels_share_a_request(
-    replica: Replica, server: ScriptedServer
-) -> None:
-    for name in ("a", "b", "c"):
-        replica.cancel(name)
-    await asyncio.wait_for(server.cancel_received.wait(), 10)
-    assert server.cancelled == [["a", "b", "c"]]
-
-
 async def test_cancel_ahead_of_its_prompt_is_repeated(
     replica: Replica, server: ScriptedServer
 ) -> None:
@@ -139,7 +130,7 @@ async def test_cancel_ahead_of_its_prompt_is_repeated(
     server.lines = no_lines
     [request], sending = start_sending(replica, 1)
     await until(lambda: server.batches)
-    replica.cancel(request.id)
+    replica.connection.cancel(request.id)
     request.close()
     await asyncio.wait_for(server.cancel_received.wait(), 10)
     server.cancel_received.clear()
@@ -161,7 +152,7 @@ async def test_closed_prompt_is_not_sent(replica: Replica, server: ScriptedServe
 async def test_stop_wakes_pending_responses(replica: Replica, server: ScriptedServer) -> None:
     server.lines = no_lines
     requests, sending = start_sending(replica)
-    await until(lambda: replica._responses)
+    await until(lambda: replica.connection._responses)
     # A server that hangs does not even close its connections.
     server.stop = server.wait  # type: ignore[assignment,method-assign]
     stopping = asyncio.ensure_future(replica.stop())

@@ -30,6 +30,7 @@ class Server:
         self.killed = self.suspected = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.connection = self
 
     async def exchange(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
         assert path == "/rhapsody/weights"
