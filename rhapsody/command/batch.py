@@ -16,7 +16,7 @@ import typer
 
 from rhapsody.command.progress import Progress
 from rhapsody.errors import ConfigurationError, RhapsodyError
-from rhapsody.inference.bulk.results import Results, read_results
+from rhapsody.inference.bulk.results import Results
 from rhapsody.inference.bulk.run import BulkRun, Finished, read_lines
 
 __all__ = ["batch", "summary"]
@@ -76,9 +76,9 @@ async def _run(backend: Any, source: Path, output: Path, retry_errors: bool) -> 
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, running.cancel)
     finished = Finished(retry_errors)
-    await asyncio.to_thread(read_results, output, finished.take)
+    opened = await asyncio.to_thread(Results, output, finished.take)
     first_error = ""
-    with contextlib.closing(Results(output)) as results:
+    with contextlib.closing(opened) as results:
 
         def write(line: str, is_error: bool) -> None:
             nonlocal first_error

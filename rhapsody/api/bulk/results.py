@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 from rhapsody.api.bulk.rows import Row, RowError, import_pyarrow
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference.bulk.results import Results, read_results
+from rhapsody.inference.bulk.results import Results, open_alone
 
 __all__ = ["Finished", "RowResults", "open_results"]
 
@@ -87,7 +87,8 @@ def open_results(path: Path, finished: Finished) -> RowResults:
         finished: Gets the rows that have a result.
 
     Raises:
-        ConfigurationError: The name ends otherwise, or the file holds something else.
+        ConfigurationError: The name ends otherwise, the file holds something else, or another run
+            writes to it.
     """
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
@@ -101,8 +102,7 @@ def open_results(path: Path, finished: Finished) -> RowResults:
 
 class _JsonResults:
     def __init__(self, path: Path, finished: Finished) -> None:
-        read_results(path, finished.take, NOUN)
-        self._results = Results(path)
+        self._results = Results(path, finished.take, NOUN)
 
     def write(self, index: int, row: Row, response: Any, error: str | None) -> None:
         fields = {INDEX: index, **row, RESPONSE: response, ERROR: error}
@@ -118,21 +118,32 @@ class _JsonResults:
 class _CsvResults:
     def __init__(self, path: Path, finished: Finished) -> None:
         self._columns: list[str] | None = None
-        if path.exists():
-            self._read(path, finished)
-        self._file = path.open("a", newline="", encoding="utf-8", errors=UNENCODABLE)
+        self._file = open_alone(path)
+        try:
+            if path.stat().st_size:
+                self._read(path, finished)
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self, path: Path, finished: Finished) -> None:
         """Copy the complete records that stay, and replace the file."""
         kept = path.with_name(f"{path.name}.kept")
+        kept.unlink(missing_ok=True)  # that of a killed program
+        copy = open_alone(kept)
         try:
-            with path.open("rb") as file, kept.open("wb") as copy:
+            with path.open("rb") as file:
                 for record in _records(file):
                     if self._is_kept(path, record, finished):
                         copy.write(record)
+            copy.flush()
             kept.replace(path)
-        finally:
+        except BaseException:
+            copy.close()
             kept.unlink(missing_ok=True)
+            raise
+        self._file.close()
+        self._file = copy
 
     def _is_kept(self, path: Path, record: bytes, finished: Finished) -> bool:
         fault = ConfigurationError(f"{path} has a record that is not {NOUN}; name another file")
@@ -166,7 +177,7 @@ class _CsvResults:
     def _append(self, values: list[Any]) -> None:
         record = io.StringIO(newline="")
         csv.writer(record, lineterminator="\n").writerow(values)
-        self._file.write(record.getvalue())
+        self._file.write(record.getvalue().encode(errors=UNENCODABLE))
         self._file.flush()
 
     def close(self) -> None:
@@ -203,7 +214,6 @@ class _ParquetResults(_JsonResults):
         pa = import_pyarrow()
         from pyarrow.parquet import ParquetWriter
 
-        self.close()
         schema = pa.unify_schemas(
             [table.schema for table in self._tables(pa)], promote_options="permissive"
         )
@@ -216,6 +226,7 @@ class _ParquetResults(_JsonResults):
         finally:
             whole.unlink(missing_ok=True)
         os.unlink(self._lines)
+        self.close()
 
     def _tables(self, pa: Any, schema: Any = None) -> Iterator[Any]:
         with self._lines.open("rb") as lines:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rhapsody.errors import PromptError, ReplicaError, RhapsodyError
-from rhapsody.inference.bulk.results import Result, Results, read_results
+from rhapsody.inference.bulk.results import Result, Results
 from rhapsody.inference.bulk.run import BulkRun, Finished, Target, count_requests, read_lines
 from rhapsody.inference.http.batches.batch import Batch, load_batches
 from rhapsody.inference.http.batches.files import FileStore, not_found
@@ -170,10 +170,12 @@ class Batches:
         await self._save(batch)
         outputs = [self._files.path(file_id) for file_id in fields["_results"]]
         finished, counts = Finished(), fields["request_counts"]
-        for name, path in zip(("completed", "failed"), outputs, strict=True):
-            counts[name] = await asyncio.to_thread(_read_finished, path, finished)
         with ExitStack() as stack:
-            done, failed = (stack.enter_context(closing(Results(path))) for path in outputs)
+            opened = []
+            for name, path in zip(("completed", "failed"), outputs, strict=True):
+                results, counts[name] = await asyncio.to_thread(_open_results, path, finished)
+                opened.append(stack.enter_context(closing(results)))
+            done, failed = opened
 
             def write(line: str, is_error: bool) -> None:
                 self._files.grow(fields["_results"][is_error], len(line))
@@ -225,7 +227,8 @@ class Batches:
         await asyncio.to_thread(batch.save, self._folder)
 
 
-def _read_finished(path: Path, finished: Finished) -> int:
+def _open_results(path: Path, finished: Finished) -> tuple[Results, int]:
+    """Open a file of results, and return it with the number of those that it has."""
     number = 0
 
     def take(result: Result) -> bool:
@@ -233,5 +236,4 @@ def _read_finished(path: Path, finished: Finished) -> int:
         number += 1
         return finished.take(result)
 
-    read_results(path, take)
-    return number
+    return Results(path, take), number

@@ -76,6 +76,22 @@ def test_other_file_is_refused_and_not_changed(tmp_path: Path, suffix: str, text
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("retry_errors", [False, True])
+def test_file_belongs_to_one_run(tmp_path: Path, suffix: str, retry_errors: bool) -> None:
+    path = tmp_path / f"out{suffix}"
+    written(path)
+    results = open_results(path, Finished(retry_errors))
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="another run writes its results to"):
+        open_results(path, Finished(True))
+    assert path.read_bytes() == before
+    results.write(4, {"a": "z"}, "late", None)
+    results.close()
+    assert read(path)[-1]["response"] == "late"
+    open_results(path, Finished(False)).close()
+
+
 def test_csv_cannot_get_more_columns(tmp_path: Path) -> None:
     results = open_results(tmp_path / "out.csv", Finished(False))
     results.write(0, {"a": 1}, "x", None)
