@@ -110,6 +110,9 @@ class FailedExecutable(Exception):
     def __str__(self) -> str:
         return str(self.fields["exception"])
 
+    def __repr__(self) -> str:  # Dask logs and sends it; the fields have the whole output
+        return f"FailedExecutable({str(self)!r})"
+
 
 class FailedFunction(Exception):
     """A function raised an exception that Dask cannot send; carries its pickled outcome.

@@ -9,18 +9,18 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from rhapsody.backends.core.execution import PEAK_MEMORY
 from rhapsody.backends.executables.blocking_child import BlockingChild, Interruption
 from rhapsody.backends.executables.child import Child
 from rhapsody.backends.executables.descriptors import are_exhausted, available
 from rhapsody.backends.executables.guard import GuardedGroups
+from rhapsody.backends.executables.standard_input import input_of, opened_input
 from rhapsody.errors import TaskExecutionError, UnsupportedTaskError
 from rhapsody.processes import GROUP, child_environment, has_secrets
 
@@ -90,7 +90,7 @@ class Executable:
             shell=bool(options.get("shell", False)),
             cwd=None if cwd is None else os.fspath(cwd),
             env=env,
-            stdin=_input_of(uid, options.get("stdin")),
+            stdin=input_of(uid, options.get("stdin")),
             capture_dir=work_dir if task.get("capture_stdio") else None,
         )
 
@@ -229,7 +229,7 @@ class Executable:
             TaskExecutionError: The executable could not be started.
         """
         try:
-            with self._input() as stdin, children.starting():
+            with opened_input(self.uid, self.stdin, self.cwd) as stdin, children.starting():
                 process = subprocess.Popen(
                     " ".join(self.command) if self.shell else self.command,
                     shell=self.shell,
@@ -245,25 +245,10 @@ class Executable:
             self._limit_memory(process.pid)
         except OSError as error:
             raise TaskExecutionError(self.uid, self._start_failure(error)) from error
+        except ValueError as error:  # a null byte in an argument, or "=" in a variable's name
+            reason = f"{self.command[0]!r} could not be started: {error}"
+            raise TaskExecutionError(self.uid, reason) from error
         return process
-
-    @contextlib.contextmanager
-    def _input(self) -> Iterator[Any]:
-        """Yield the source of standard input: a file, also for input that is given as bytes.
-
-        A child reads a file at its own pace, without a thread that writes into a pipe.
-        """
-        if self.stdin is None:
-            yield subprocess.DEVNULL
-            return
-        if isinstance(self.stdin, Path):
-            with Path(self.cwd or "", self.stdin).open("rb") as file:
-                yield file
-            return
-        with _memory_file() as file:
-            file.write(self.stdin)
-            file.seek(0)
-            yield file
 
     def _limit_memory(self, pid: int) -> None:
         """Limit the child's data: what it allocates. Its address space may be far larger."""
@@ -279,8 +264,16 @@ class Executable:
         if self.capture_dir is None:
             yield subprocess.PIPE, subprocess.PIPE
             return
-        os.makedirs(self.capture_dir, exist_ok=True)
-        with self._file("stdout").open("wb") as out, self._file("stderr").open("wb") as err:
+        with contextlib.ExitStack() as stack:
+            try:
+                os.makedirs(self.capture_dir, exist_ok=True)
+                out, err = (
+                    stack.enter_context(self._file(stream).open("wb"))
+                    for stream in ("stdout", "stderr")
+                )
+            except OSError as error:
+                reason = f"its output cannot be written to {error.filename!r}: {error.strerror}"
+                raise TaskExecutionError(self.uid, reason) from error
             yield out, err
 
     def _file(self, stream: str) -> Path:
@@ -345,30 +338,6 @@ class Executable:
             "exit_code": exit_code,
             "return_value": stdout,
         }
-
-
-def _input_of(uid: str, given: Any) -> bytes | Path | None:
-    """Return the option `stdin` as bytes or a path.
-
-    Raises:
-        UnsupportedTaskError: It is neither text, bytes nor a path.
-    """
-    if given is None or isinstance(given, bytes):
-        return given
-    if isinstance(given, str):
-        return given.encode()
-    if isinstance(given, os.PathLike):
-        return Path(os.fsdecode(given))
-    raise UnsupportedTaskError(
-        uid, f"'stdin' must be a str, bytes, or the pathlib.Path of a file, got {given!r:.60}"
-    )
-
-
-def _memory_file() -> BinaryIO:
-    """Return an empty file without a name."""
-    if hasattr(os, "memfd_create"):  # Linux
-        return open(os.memfd_create("rhapsody-stdin"), "w+b")
-    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def _lacks_descriptors(error: OSError | TaskExecutionError) -> bool:

@@ -9,6 +9,8 @@ import sys
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from rhapsody.errors import TaskExecutionError
+
 __all__ = ["captured", "restore_stdio", "route_stdio"]
 
 _streams: dict[str, Any] = {}
@@ -75,21 +77,33 @@ class captured:  # noqa: N801 - used like a function, as in contextlib
     """Context in which prints go to `<path>.stdout` and `<path>.stderr`; None captures nothing.
 
     Not a generator function: an exception that accepts no attributes cannot pass through one.
+
+    Args:
+        uid: The uid of the task.
+        path: The path of the files without their suffixes.
+
+    Raises:
+        TaskExecutionError: The files cannot be written.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, uid: str, path: str | None) -> None:
+        self._uid = uid
         self._path = path
 
     def __enter__(self) -> None:
         if self._path is None:
             return
-        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-        self._out = open(f"{self._path}.stdout", "w", encoding="utf-8")
         try:
-            self._err = open(f"{self._path}.stderr", "w", encoding="utf-8")
-        except BaseException:
-            self._out.close()
-            raise
+            os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+            self._out = open(f"{self._path}.stdout", "w", encoding="utf-8")
+            try:
+                self._err = open(f"{self._path}.stderr", "w", encoding="utf-8")
+            except BaseException:
+                self._out.close()
+                raise
+        except OSError as error:
+            reason = f"its output cannot be written to {error.filename!r}: {error.strerror}"
+            raise TaskExecutionError(self._uid, reason) from error
         self._token = _files.set({"stdout": self._out, "stderr": self._err})
 
     def __exit__(self, *_: object) -> None:

@@ -329,7 +329,7 @@ class _Worker:
             self._exclusive = None
             return FIELDS, pickle.dumps(fields, protocol=5)
         function, args, kwargs = self._load(active)
-        with captured(call.capture):
+        with captured(call.uid, call.capture):
             self._make_interruptible(active)
             self._memory.reset(0 if self._data is None else self._data.resident_bytes)
             value = function(*args, **kwargs)
@@ -387,7 +387,7 @@ class _Worker:
             if active.cancelling:
                 raise asyncio.CancelledError
             function, args, kwargs = self._load(active)
-            with captured(call.capture):
+            with captured(call.uid, call.capture):
                 active.in_user_code = True
                 try:
                     value = await function(*args, **kwargs)

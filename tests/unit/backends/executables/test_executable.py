@@ -50,43 +50,22 @@ async def test_output_larger_than_a_pipe_is_complete() -> None:
     assert len(fields["stdout"]) == 1_000_000
 
 
-async def test_stdin_is_empty() -> None:
-    assert (await run(sh("cat")))["stdout"] == ""
-
-
 def described(**options: Any) -> dict[str, Any]:
     what = {"uid": "task.1", "executable": "cat"}
     return {**what, "task_backend_specific_kwargs": options}
 
 
-async def test_stdin_is_text_bytes_or_a_file(tmp_path: Path) -> None:
-    (tmp_path / "input").write_text("from a file")
-    large = b"x" * 300_000
-    for given, expected in (
-        ("caf\u00e9", "caf\u00e9"),
-        (large, large.decode()),
-        ("", ""),
-        (tmp_path / "input", "from a file"),
-    ):
-        executable = Executable.from_task(described(stdin=given), "")
-        assert (await run(pickle.loads(pickle.dumps(executable))))["stdout"] == expected
-    relative = Executable.from_task(described(stdin=Path("input"), cwd=tmp_path), "")
-    assert (await run(relative))["stdout"] == "from a file"
+async def test_text_that_no_program_can_take_is_refused() -> None:
+    null = {"uid": "task.1", "executable": "echo", "arguments": ["a\0b"]}
+    for task in (null, described(env={"A=B": "1"}), described(env={"A": "\0"})):
+        with pytest.raises(TaskExecutionError, match=r"'(echo|cat)' could not be started: "):
+            await run(Executable.from_task(task, ""))
 
 
-def test_blocking_run_reads_stdin() -> None:
-    children = GuardedGroups()
-    fields = Executable.from_task(described(stdin="a"), "").run_blocking(children)
-    children.close()
-    assert fields["stdout"] == "a"
-
-
-async def test_missing_or_wrong_stdin_is_refused(tmp_path: Path) -> None:
-    missing = Executable.from_task(described(stdin=tmp_path / "no"), "")
-    with pytest.raises(TaskExecutionError, match=r"its standard input '.*no' cannot be read: No"):
-        await run(missing)
-    with pytest.raises(UnsupportedTaskError, match="'stdin' must be a str, bytes, or"):
-        Executable.from_task(described(stdin=3), "")
+async def test_captured_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    task = {"uid": "long" * 100, "executable": "true", "capture_stdio": True}
+    with pytest.raises(TaskExecutionError, match=r"cannot be written to '.*stdout': File name"):
+        await run(Executable.from_task(task, str(tmp_path)))
 
 
 async def test_cwd_sets_working_directory(tmp_path: Path) -> None:

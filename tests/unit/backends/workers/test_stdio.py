@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.backends.workers.stdio import captured, route_stdio
+from rhapsody.errors import TaskExecutionError
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def routed_streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
 def test_prints_go_to_the_files_of_the_task(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "task"
     with routed_streams() as streams:
-        with captured(str(path)):
+        with captured("task", str(path)):
             print("result")
             print("warning", file=sys.stderr)
         print("elsewhere")
@@ -36,7 +37,7 @@ def test_prints_go_to_the_files_of_the_task(tmp_path: Path) -> None:
 
 
 def test_none_captures_nothing() -> None:
-    with routed_streams() as streams, captured(None):
+    with routed_streams() as streams, captured("task", None):
         print("seen")
     assert streams[0].getvalue() == "seen\n"
 
@@ -45,7 +46,7 @@ async def test_concurrent_functions_print_to_their_own_files(tmp_path: Path) -> 
     barrier = asyncio.Event()
 
     async def print_twice(name: str) -> None:
-        with captured(str(tmp_path / name)):
+        with captured("task", str(tmp_path / name)):
             print("before", name)
             if name == "b":
                 barrier.set()
@@ -65,7 +66,7 @@ class Frozen(Exception):
 
 
 def test_exception_without_attributes_passes(tmp_path: Path) -> None:
-    with pytest.raises(Frozen), captured(str(tmp_path / "task")):
+    with pytest.raises(Frozen), captured("task", str(tmp_path / "task")):
         raise Frozen
 
 
@@ -83,3 +84,9 @@ def test_lines_are_flushed_at_once() -> None:
     program = [sys.executable, "-c", textwrap.dedent(LINES)]
     run = subprocess.run(program, capture_output=True, text=True, check=True, timeout=30)
     assert run.stdout == "a line\n"
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    capture = captured("task", str(tmp_path / ("long" * 100)))
+    with pytest.raises(TaskExecutionError, match=r"cannot be written to '.*stdout': File name"):
+        capture.__enter__()
