@@ -324,7 +324,7 @@ class DaskExecutionBackend(BaseBackend):
         from distributed import KilledWorker
 
         from rhapsody.backends.dask.client import LOST
-        from rhapsody.backends.dask.worker_plugin import FailedExecutable, FailedFunction
+        from rhapsody.backends.dask.failures import FailedExecutable, FailedFunction
 
         while True:
             error = await future.exception()

@@ -25,11 +25,10 @@ from rhapsody.backends.core.work import Work
 from rhapsody.backends.dask.batches import BatchQueue
 from rhapsody.backends.dask.call_marks import collect_marks
 from rhapsody.backends.dask.placement import Placement
+from rhapsody.backends.dask.remote_call import RemoteCall, dump
 from rhapsody.backends.dask.worker_plugin import (
     INTERRUPT_SECONDS,
-    RemoteCall,
     RemoteCallPlugin,
-    dump,
     interrupt_calls,
     run_call,
 )

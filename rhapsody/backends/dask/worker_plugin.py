@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
 import logging
 import os
 import pickle
@@ -20,41 +19,27 @@ import threading
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from traceback import format_tb
-from types import TracebackType
 from typing import Any
 
 import cloudpickle
-from dask import config
 from dask.sizeof import sizeof
 from distributed import Reschedule, WorkerPlugin, get_worker
 from distributed.threadpoolexecutor import ThreadPoolExecutor, thread_state, threads_lock
 from distributed.worker_state_machine import SecedeEvent
-from tblib import pickling_support
 
 from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
-from rhapsody.backends.data.pickler import FunctionPickler
+from rhapsody.backends.dask.failures import FailedExecutable, sendable
+from rhapsody.backends.dask.remote_call import RemoteCall
 from rhapsody.backends.executables.blocking_child import Interruption
 from rhapsody.backends.executables.descriptors import executables_within_limit
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.backends.workers.limits import ResourceLimits
-from rhapsody.backends.workers.pickling import dump_error
-from rhapsody.errors import TaskExecutionError, as_exception, describe_error
+from rhapsody.errors import TaskExecutionError
 from rhapsody.processes import SECRET_VARIABLES
 
-__all__ = [
-    "INTERRUPT_SECONDS",
-    "FailedExecutable",
-    "FailedFunction",
-    "RemoteCall",
-    "RemoteCallPlugin",
-    "dump",
-    "interrupt_calls",
-    "run_call",
-]
+__all__ = ["INTERRUPT_SECONDS", "RemoteCallPlugin", "interrupt_calls", "run_call"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +61,6 @@ RESULT_SECONDS = 0.2
 FETCH_SECONDS = 10.0
 """How long results may stay on a worker that is to be restarted, until they are fetched."""
 
-MAX_TEXT = 1000
-"""Characters of an exception's text that Dask gets if it cannot send the exception itself."""
-
 MAX_CHECKED_BYTES = 1024 * 1024
 """Results up to this size are pickled once before Dask gets them, to see whether they can be."""
 
@@ -88,125 +70,6 @@ scheduler keeps the latest 1,000 reports."""
 
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 """Types whose pickling runs no user code."""
-
-TRACEBACK_FRAMES = 16, 48
-"""Number of outer and inner frames of a traceback that are sent. Dask pickles a traceback
-recursively; one of 400 frames exceeds the recursion limit there, and the task never ends."""
-
-MAX_CAUSES = 10
-"""Number of causes and contexts of an exception that are sent, for the same reason."""
-
-
-class FailedExecutable(Exception):
-    """An executable's exit code is not 0; carries all its result fields.
-
-    Raised rather than returned, so that Dask counts the task as failed and honours `retries`.
-    """
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__(fields)
-        self.fields = fields
-
-    def __str__(self) -> str:
-        return str(self.fields["exception"])
-
-    def __repr__(self) -> str:  # Dask logs and sends it; the fields have the whole output
-        return f"FailedExecutable({str(self)!r})"
-
-
-class FailedFunction(Exception):
-    """A function raised an exception that Dask cannot send; carries its pickled outcome.
-
-    Args:
-        outcome: The exception, pickled by `pickling.dump_error`.
-        text: Describes the exception, for Dask's log and dashboard.
-    """
-
-    def __init__(self, outcome: bytes, text: str) -> None:
-        super().__init__(text)
-        self.outcome = outcome
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FailedFunction, (self.outcome, str(self))
-
-
-@dataclass(frozen=True)
-class RemoteCall:
-    """A function or an executable, as it is sent to a worker.
-
-    Attributes:
-        uid: The task's uid.
-        key: The task's key in Dask.
-        token: Identifies this call; a key can be used again.
-        plugin: Name of the backend's plugin on the workers.
-        executable: The executable, or None for a function.
-        function: The pickled function, or empty for an executable.
-        arguments: The pickled `(args, kwargs)` of the function.
-        keep: Whether the result stays on the worker.
-    """
-
-    uid: str
-    key: str
-    token: str
-    plugin: str
-    executable: Executable | None = None
-    function: bytes = b""
-    arguments: bytes = b""
-    keep: bool = False
-
-    def load(self, data: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Return function, args and kwargs, with every future replaced by its data.
-
-        Raises:
-            TaskExecutionError: Something in them cannot be imported or rebuilt here.
-        """
-        _loading.data = data
-        try:
-            args, kwargs = pickle.loads(self.arguments)
-            return pickle.loads(self.function), args, kwargs
-        except Exception as error:
-            raise TaskExecutionError(
-                self.uid,
-                f"a worker could not load its function or arguments: {type(error).__name__}: "
-                f"{error}; what the main script does not define must be importable on workers",
-            ) from error
-        finally:
-            del _loading.data
-
-
-_loading = threading.local()
-
-
-def _data_at(position: int) -> Any:
-    return _loading.data[position]
-
-
-class _FuturePickler(FunctionPickler):
-    """Replaces futures at any depth by their position in a list."""
-
-    def __init__(self, file: Any, future_type: type, futures: list[Any]) -> None:
-        super().__init__(file)
-        self._future_type = future_type
-        self._futures = futures
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, self._future_type):
-            self._futures.append(obj)
-            return _data_at, (len(self._futures) - 1,)
-        return super().reducer_override(obj)
-
-
-def dump(obj: Any, future_type: type, futures: list[Any]) -> bytes:
-    """Pickle an object, closures and lambdas included.
-
-    Args:
-        obj: Any object.
-        future_type: The class of futures.
-        futures: Futures found in the object are appended; `RemoteCall.load` inserts their data.
-    """
-    with io.BytesIO() as file:
-        _FuturePickler(file, future_type, futures).dump(obj)
-        return file.getvalue()
 
 
 class _ActiveCall:
@@ -507,7 +370,7 @@ def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
                 # The result is dropped. An exception would make Dask retry the task if it arrived
                 # before the cancellation.
                 return None
-            failure = error if isinstance(error, FailedExecutable) else _sendable(call.uid, error)
+            failure = error if isinstance(error, FailedExecutable) else sendable(call.uid, error)
         # Not in the handler: the original exception would be its context, which Dask pickles, too.
         raise failure
 
@@ -544,47 +407,3 @@ def _report_small(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, secon
         ) from error
     if len(data) <= REPORTED_BYTES:
         plugin.report_end(call, data, is_plain, seconds)
-
-
-def _sendable(uid: str, error: BaseException) -> Exception:
-    """Return an exception as it is if Dask can send it, and otherwise a `FailedFunction`."""
-    with contextlib.suppress(BaseException):  # the user's own exceptions may raise, and even exit
-        exception = as_exception(error, uid)
-        _limit_depth(exception)
-        text = str(exception) + repr(exception)  # Dask sends both
-        (text + "".join(format_tb(exception.__traceback__))).encode()
-        # Dask shortens longer texts, and makes another exception of them.
-        if len(text) <= config.get("distributed.admin.max-error-length"):
-            pickling_support.install(exception)  # as Dask does: pickles have tracebacks and causes
-            pickle.loads(cloudpickle.dumps(exception))
-            return exception
-    text = describe_error(error).encode(errors="backslashreplace").decode()
-    return FailedFunction(dump_error(uid, error), text[:MAX_TEXT])
-
-
-def _limit_depth(error: BaseException) -> None:
-    """Shorten the traceback of an exception and of its causes, and their chain."""
-    level: list[BaseException] = [error]
-    for depth in range(MAX_CAUSES + 1):
-        following: list[BaseException] = []
-        for link in level:
-            _shorten(link.__traceback__)
-            if depth == MAX_CAUSES:
-                for name in ("__cause__", "__context__"):
-                    BaseException.__setattr__(link, name, None)  # also of a frozen dataclass
-            else:
-                members = getattr(link, "exceptions", ())  # of an ExceptionGroup
-                members = members if isinstance(members, tuple) else ()
-                found = (link.__cause__, link.__context__, *members)
-                following += [e for e in found if isinstance(e, BaseException)]
-        level = list({id(link): link for link in following}.values())
-
-
-def _shorten(traceback: TracebackType | None) -> None:
-    frames = []
-    while traceback is not None:
-        frames.append(traceback)
-        traceback = traceback.tb_next
-    outer, inner = TRACEBACK_FRAMES
-    if len(frames) > outer + inner:
-        frames[outer - 1].tb_next = frames[-inner]

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from rhapsody.errors import TaskExecutionError
 from rhapsody.testing.gate import Gate, hold_async
-from tests.support.functions import LockedError, fail, unpicklable
+from tests.support.functions import fail, unpicklable
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.dask
@@ -55,7 +55,7 @@ async def worker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeWorker]:
 
 
 def call(function: Callable[..., Any], *args: Any, token: str = "token") -> Any:
-    from rhapsody.backends.dask.worker_plugin import RemoteCall, dump
+    from rhapsody.backends.dask.remote_call import RemoteCall, dump
 
     return RemoteCall(
         "task.1",
@@ -72,30 +72,6 @@ async def run(remote_call: Any) -> Any:
     from rhapsody.backends.dask.worker_plugin import run_call
 
     return await asyncio.to_thread(run_call, remote_call)
-
-
-def test_load_replaces_futures_at_any_depth() -> None:
-    from rhapsody.backends.dask.worker_plugin import RemoteCall, dump
-
-    def function(values: Any) -> Any:
-        return values, outside
-
-    outside, inside = StandIn(), StandIn()
-    futures: list[Any] = []
-    arguments = dump((([{"a": inside}],), {}), StandIn, futures)
-    code = dump(function, StandIn, futures)
-    assert futures == [inside, outside]
-    sent = RemoteCall("task.1", "key", "token", "plugin", function=code, arguments=arguments)
-    loaded, args, kwargs = pickle.loads(pickle.dumps(sent)).load(["in", "out"])
-    assert loaded(*args, **kwargs) == ([{"a": "in"}], "out")
-
-
-def test_load_names_missing_module() -> None:
-    from rhapsody.backends.dask.worker_plugin import RemoteCall
-
-    broken = RemoteCall("task.1", "key", "token", "plugin", arguments=b"cno_such_module\nname\n.")
-    with pytest.raises(TaskExecutionError, match=r"no_such_module.*importable on workers"):
-        broken.load([])
 
 
 async def test_started_call_is_reported_on_the_plugins_topic(worker: FakeWorker) -> None:
@@ -184,7 +160,7 @@ async def test_interrupt_does_not_wait_for_sync_call(
     sync_call: tuple[threading.Event, threading.Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rhapsody.backends.dask.worker_plugin import RemoteCall
+    from rhapsody.backends.dask.remote_call import RemoteCall
 
     started, released = sync_call
 
@@ -204,10 +180,10 @@ async def test_interrupt_does_not_wait_for_sync_call(
 
 @pytest.mark.parametrize(
     ("error", "args"),
-    [(LockedError, ()), (SystemExit, (3,)), (StopIteration, ())],
-    ids=["unpicklable", "SystemExit", "StopIteration"],
+    [(SystemExit, (3,)), (StopIteration, ())],
+    ids=["SystemExit", "StopIteration"],
 )
-async def test_unpicklable_exception_is_replaced(
+async def test_exception_that_no_future_takes_is_replaced(
     error: type[BaseException], args: tuple[Any, ...], worker: FakeWorker
 ) -> None:
     with pytest.raises(TaskExecutionError, match=f"it raised {error.__name__}"):
