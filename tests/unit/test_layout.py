@@ -24,7 +24,6 @@ RE_EXPORTS = {
 """Modules that only keep names for programs written for `rhapsody-py`: see api/test_names.py."""
 
 PROTOCOLS = {
-    "rhapsody/backends/workers/protocols.py",
     "rhapsody/inference/replicas/launcher.py",
 }
 """Modules that hold only `typing.Protocol` classes: mypy checks them."""

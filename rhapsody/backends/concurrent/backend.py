@@ -170,6 +170,13 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
         service_loop().call(self._begin_granted, work)
 
     def _begin_granted(self, work: Work) -> None:
+        cpus = _cpus_of(work)
+        if cpus and self._manager is not None and self.is_active(work):
+            self._manager.scheduler.reserve(work, cpus, partial(self._begin_reserved, work))
+        else:
+            self._begin_reserved(work)
+
+    def _begin_reserved(self, work: Work) -> None:
         if not self.is_active(work):
             self._release(work)
         elif work.kind == EXECUTABLE:
@@ -182,6 +189,8 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
             self._manager.scheduler.submit_alone(call)
 
     def _release(self, work: Work) -> None:
+        if self._manager is not None:
+            self._manager.scheduler.release(work)
         if self._queue is not None:
             self._queue.release(work)
 
@@ -299,20 +308,24 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
             BaseBackend.interrupt(self, work)
         if self._threads is not None:
             self._threads.interrupt(work)
+        if self._manager is not None and self._manager.scheduler.drop_reservation(work):
+            self._release(work)
         if self._queue is not None and work.grant is None:
             self._queue.advance()  # others may have waited for this task
 
     async def execute(self, work: Work) -> dict[str, Any]:
         """Run an executable as a child, or a function in the caller's executor."""
         if work.kind == EXECUTABLE:
-            assert self._queue is not None
-            queue = self._queue
+            queue, manager = self._queue, self._manager
+            assert queue is not None
             try:
                 self.report_running(work)
                 executable = _executable_of(work)
                 located = partial(_locate, work)
                 return await executable.run(self._children, work.keep_output, located)
             finally:
+                if manager is not None:
+                    manager.scheduler.release(work)
                 queue.release(work)
         assert self._calls is not None
         return {"return_value": await self._calls.run(work)}
@@ -347,6 +360,14 @@ def _executable_of(work: Work) -> Executable:
         return executable
     env = {**_environment(work), **(executable.env or {})}
     return replace(executable, env=env, memory=int(work.resources.memory) or None)
+
+
+def _cpus_of(work: Work) -> int:
+    """Return how many CPUs a task takes from the workers that run plain functions."""
+    grant = work.grant
+    if grant is None:
+        return 0
+    return grant.places[0].node.cpus if grant.request.exclusive else grant.request.cpus
 
 
 def _environment(work: Work) -> dict[str, str]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -39,10 +39,16 @@ from rhapsody.backends.workers.messages import (
     WorkerMessage,
 )
 from rhapsody.backends.workers.pickling import not_rebuilt
-from rhapsody.backends.workers.protocols import WorkerControl
+from rhapsody.backends.workers.reservations import Reservations
 from rhapsody.backends.workers.starts import FailedStarts, spread
 from rhapsody.backends.workers.task_queues import TaskQueues
-from rhapsody.backends.workers.worker_state import CONCURRENT, EXCLUSIVE, OwnCall, WorkerState
+from rhapsody.backends.workers.worker_state import (
+    CONCURRENT,
+    EXCLUSIVE,
+    OwnCall,
+    WorkerControl,
+    WorkerState,
+)
 from rhapsody.errors import BackendError, WorkerDied
 from rhapsody.waiting import done_within
 
@@ -54,8 +60,8 @@ STATUS_KINDS = frozenset({READY, DISCONNECTED, PONG, DROPPED})
 """Kinds of messages that are about a worker and not about a call."""
 
 STALL_SECONDS = 0.02
-"""If other workers are idle, a worker that has ended no call for this long gives back its waiting
-calls."""
+"""A worker that has ended no call for this long gives back its waiting calls, if other workers are
+idle, or if a task waits for CPUs."""
 
 PING_SECONDS = 1.0
 """How long the event loop of a retiring worker may be blocked before the worker is killed."""
@@ -109,6 +115,8 @@ class Scheduler:
             CONCURRENT: OrderedDict[WorkerState, None](),
         }
         self._with_waiting_calls: dict[WorkerState, None] = {}
+        self._busy: set[WorkerState] = set()
+        self._reservations = Reservations(limit)
         self._workers_on: Counter[Node] = Counter()
         self._waiting = TaskQueues()
         self._placed: dict[Work, tuple[WorkerState, int]] = {}
@@ -151,6 +159,40 @@ class Scheduler:
         self._workers[worker.number] = worker
         self._workers_on[node] += 1
         self._control.start_workers([worker])
+
+    def reserve(self, work: Work, cpus: int, start: Callable[[], None]) -> None:
+        """Take CPUs from the shared workers, for a task that runs elsewhere until `release`.
+
+        Args:
+            work: The task.
+            cpus: Number of CPUs. All tasks together never have more than there may be workers.
+            start: Called once when as many workers are without calls, and get none.
+        """
+        self._reservations.add(work, cpus, start)
+        self._serve_reservations()
+        if self._reservations.any_waits:
+            self._check_stalls_soon()
+
+    def release(self, work: Work) -> None:
+        """Return the CPUs of a task that has ended, if it has any."""
+        if self._reservations.end(work):
+            if not self._reservations.any_waits:
+                self._assign_all()  # before the next reservation: both get their turns
+            self._serve_reservations()
+
+    def drop_reservation(self, work: Work) -> bool:
+        """Forget a task that waits for CPUs; return False if it does not wait for any."""
+        dropped = self._reservations.drop(work)
+        if dropped:
+            self._serve_reservations()
+            self._assign_all()
+        return dropped
+
+    def _serve_reservations(self) -> None:
+        while (start := self._reservations.next(len(self._busy))) is not None:
+            start()
+            if not self._reservations.any_waits:
+                self._assign_all()
 
     def _start_own_call(self, worker: WorkerState, call: OwnCall) -> None:
         worker.retiring = True  # it gets no other call
@@ -198,8 +240,13 @@ class Scheduler:
         """Return the mode of a worker's next calls; None if it cannot be given any now."""
         if not worker.is_ready or worker.stalled:
             return None
+        if self._reservations and not self._may_get_calls(worker):
+            return None
         mode = self._waiting.next_mode()
         return None if worker.calls and worker.mode != mode else mode
+
+    def _may_get_calls(self, worker: WorkerState) -> bool:
+        return self._reservations.allow_another(len(self._busy) - (worker in self._busy))
 
     def _next_calls(self, worker: WorkerState, mode: str) -> list[tuple[Work, int]]:
         free = worker.free_slots(mode)
@@ -217,6 +264,9 @@ class Scheduler:
         """Put a worker into the collections that it belongs to now."""
         for workers in (self._idle, self._with_waiting_calls, *self._with_room.values()):
             workers.pop(worker, None)
+        self._busy.discard(worker)
+        if worker.calls and worker.own is None:
+            self._busy.add(worker)  # also a worker that ends: its process may still run
         if not worker.is_ready:
             return
         if not worker.calls:
@@ -308,6 +358,8 @@ class Scheduler:
                 self._end_retired(worker)
             return
         self._assign(worker)
+        if self._reservations.any_waits:
+            self._serve_reservations()
         if gave_back:
             self._assign_all()
         if not worker.calls and not self._waiting:
@@ -339,7 +391,7 @@ class Scheduler:
 
     def _check_stalls(self) -> None:
         self._stall_check = None
-        if self._waiting or not self._idle:
+        if not self._reservations.any_waits and (self._waiting or not self._idle):
             return
         now = self._loop.time()
         for worker in tuple(self._with_waiting_calls):
@@ -466,6 +518,7 @@ class Scheduler:
         if not (worker.is_disconnected and worker.has_exited):
             return
         del self._workers[worker.number]
+        self._busy.discard(worker)
         self._workers_on[worker.node] -= 1
         self._cancelling.pop(worker, None)
         self._control.on_end(worker)
@@ -491,6 +544,7 @@ class Scheduler:
         if not worker.pid and not worker.retiring:
             self._on_failed_start(worker)
         self._waiting.put_back([(work, worker.mode) for work in self._settle_calls(worker)])
+        self._serve_reservations()
         self._assign_all()
         self._start_missing_workers()
 

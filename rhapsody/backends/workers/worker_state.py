@@ -1,17 +1,17 @@
-"""A worker as the scheduler sees it: its calls, and how many more it may be given."""
+"""A worker as the scheduler sees it: its calls, how many more it may be given, and its control."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from rhapsody.allocation import Node
 from rhapsody.backends.core.execution import Location
 from rhapsody.backends.core.work import Work
 
-__all__ = ["CONCURRENT", "EXCLUSIVE", "WINDOW", "OwnCall", "WorkerState"]
+__all__ = ["CONCURRENT", "EXCLUSIVE", "WINDOW", "OwnCall", "WorkerControl", "WorkerState"]
 
 EXCLUSIVE, CONCURRENT = "exclusive", "concurrent"
 """The modes of a worker: sync functions and executables one at a time, or async functions
@@ -168,3 +168,31 @@ class WorkerState:
         """Note that it is busy with a long call: its next window is one call."""
         self.stalled = True
         self._window = 1
+
+
+class WorkerControl(Protocol):
+    """Starts and ends workers and sends messages to them. No method blocks."""
+
+    def new_number(self) -> int:
+        """Return the number of a new worker."""
+
+    def start_workers(self, workers: Sequence[WorkerState]) -> None:
+        """Start workers."""
+
+    def send_calls(self, worker: WorkerState, calls: Sequence[tuple[Work, int]]) -> None:
+        """Send calls, pairs of a task and a call id, to a worker."""
+
+    def send(self, worker: WorkerState, *message: Any) -> None:
+        """Send any other message to a worker."""
+
+    def kill(self, worker: WorkerState) -> None:
+        """Kill a worker."""
+
+    def on_dropped(self, worker: WorkerState, segments: list[tuple[str, bool]]) -> None:
+        """Note that a worker uses segments of large data no longer; see `DataStore.drop`."""
+
+    def on_end(self, worker: WorkerState) -> None:
+        """Note that a worker has ended, and its last message was handled."""
+
+    def reap(self, worker: WorkerState) -> None:
+        """Report the worker's exit to the scheduler, after its last message."""

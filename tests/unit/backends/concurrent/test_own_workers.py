@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,92 @@ async def test_functions_share_a_gpu_and_others_wait(
 async def test_plain_functions_run_beside_one_that_has_all_gpus(
     runner: ConcurrentRunner, gate: Gate
 ) -> None:
-    held = with_resources(samples.held("function", "held", gate), gpus=2, cpus=2)
+    held = with_resources(samples.held("function", "held", gate), gpus=2)
     await runner.submit(held)
     await gate.started("held")
     tasks = [runner.function(functions.add, n) for n in range(20)]
     assert await runner.run(*tasks) == ["DONE"] * 20
     gate.release("held")
     assert await runner.end(held) == "DONE"
+
+
+async def test_function_that_needs_all_cpus_waits_for_plain_ones_and_they_for_it(
+    runner: ConcurrentRunner, gate: Gate
+) -> None:
+    plain = [samples.held("function", f"plain {n}", gate) for n in range(2)]
+    await runner.submit(*plain)
+    for n in range(2):
+        await gate.started(f"plain {n}")
+    large = with_resources(samples.held("function", "large", gate), cpus=2)
+    await runner.submit(large)
+    gate.release("plain 0")
+    assert await runner.end(plain[0]) == "DONE"
+    later = [runner.function(functions.add, n) for n in range(20)]
+    await runner.submit(*later)
+    assert runner.reports.states(large["uid"]) == []
+    gate.release("plain 1")
+    await gate.started("large")
+    assert [runner.reports.states(task["uid"]) for task in later] == [[]] * 20
+    gate.release("large")
+    assert [await runner.end(task) for task in (large, *later)] == ["DONE"] * 21
+
+
+def interval() -> tuple[float, float]:
+    began = time.monotonic()
+    time.sleep(0.005)
+    return began, time.monotonic()
+
+
+async def test_no_more_cpus_are_in_use_than_there_are(runner: ConcurrentRunner) -> None:
+    tasks, cpus = [], []
+    for n in range(60):
+        task = runner.function(interval)
+        wanted = {15: 2, 16: 1, 40: 2, 41: 1, 42: 1}.get(n, 0)
+        tasks.append(with_resources(task, cpus=wanted) if wanted else task)
+        cpus.append(wanted or 1)
+    assert await runner.run(*tasks) == ["DONE"] * 60
+    changes = []
+    for task, used in zip(tasks, cpus, strict=True):
+        began, ended = task["return_value"]
+        changes += [(began, used), (ended, -used)]
+    assert max(accumulate(change for _, change in sorted(changes))) <= 2
+
+
+async def test_cancelled_function_that_waits_for_cpus_lets_others_go_on(
+    runner: ConcurrentRunner, gate: Gate
+) -> None:
+    held = samples.held("function", "held", gate)
+    await runner.submit(held)
+    await gate.started("held")
+    large = with_resources(runner.function(functions.add, 1), cpus=2)
+    plain = [runner.function(functions.add, n) for n in range(5)]
+    await runner.submit(large, *plain)
+    await until(lambda: runner.backend._manager.scheduler._reservations.any_waits)
+    assert await runner.backend.cancel_task(large["uid"])
+    assert await runner.end(large) == "CANCELED"
+    assert [await runner.end(task) for task in plain] == ["DONE"] * 5
+    gate.release("held")
+    assert await runner.end(held) == "DONE"
+    after = with_resources(runner.function(functions.add, 1), cpus=2)
+    assert await runner.run(after) == ["DONE"]
+
+
+@pytest.mark.parametrize("resources", [{"cpus": 2}, {"exclusive": True}], ids=["cpus", "exclusive"])
+async def test_executable_takes_its_cpus_from_the_workers(
+    resources: dict[str, Any], runner: ConcurrentRunner, gate: Gate
+) -> None:
+    held = samples.held("function", "held", gate)
+    await runner.submit(held)
+    await gate.started("held")
+    program = samples.executable(runner.next_uid(), "/bin/echo", "hello")
+    free = samples.executable(runner.next_uid(), "/bin/echo", "hello")
+    program = with_resources(program, **resources)
+    await runner.submit(program)
+    assert await runner.run(free) == ["DONE"] if "cpus" in resources else True
+    assert runner.reports.states(program["uid"]) == []
+    gate.release("held")
+    assert await runner.end(program) == "DONE"
+    assert await runner.call(functions.add, 1) == 2
 
 
 async def test_waiting_and_running_function_can_be_cancelled(

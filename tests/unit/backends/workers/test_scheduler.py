@@ -195,6 +195,10 @@ class Simulation:
         self.control = SimulatedControl(self.reports, limit)
         self.scheduler = self.control.scheduler
         self.works: list[Work] = []
+        self.limit = limit
+        self.dice = random.Random(0)
+        self.wanted: dict[Work, int] = {}
+        self.reserved: dict[Work, int] = {}
         self._attachment = Attachment(ignore)
 
     @property
@@ -218,6 +222,40 @@ class Simulation:
         self.scheduler.submit((work, mode) for work in works)
         return works
 
+    def reserve(self, cpus: int) -> Work:
+        """Let a task take CPUs from the workers."""
+        work = Work({"uid": f"reservation.{cpus}"}, self._attachment, "")
+        self.wanted[work], self.reserved[work] = cpus, 0
+
+        def start() -> None:
+            self.reserved[work] = cpus
+            self.check_cpus()
+
+        self.scheduler.reserve(work, cpus, start)
+        return work
+
+    def release(self, work: Work) -> None:
+        del self.wanted[work], self.reserved[work]
+        if not self.scheduler.drop_reservation(work):
+            self.scheduler.release(work)
+
+    def reserve_some(self, dice: random.Random) -> None:
+        """Reserve CPUs, if some are left; otherwise release some."""
+        left = self.limit - sum(self.wanted.values())
+        if left:
+            self.reserve(dice.randrange(1, left + 1))
+        else:
+            self.release(dice.choice(list(self.reserved)))
+
+    def release_all(self) -> None:
+        for work in list(self.reserved):
+            self.release(work)
+
+    def check_cpus(self) -> None:
+        """Check that no more CPUs are in use than there may be workers."""
+        busy = sum(bool(w.backlog or w.running) for w in self.workers)
+        assert busy + sum(self.reserved.values()) <= self.limit
+
     def cancel(self, work: Work) -> None:
         if work.uid not in self.reports.ends and not work.interrupted:
             work.interrupted = True
@@ -228,12 +266,17 @@ class Simulation:
         for worker in workers:
             del self.control.workers[worker.state.number]
 
+    def step_all(self) -> None:
+        for worker in self.workers:
+            worker.step(self.dice)
+
     async def run(self, dice: random.Random) -> None:
         """Step random workers until every task has ended."""
         for _ in range(100_000):
             await asyncio.sleep(0)
             if len(self.reports.ends) == len(self.works):
                 return
+            self.check_cpus()
             if self.workers:
                 dice.choice(self.workers).step(dice)
         left = [work.uid for work in self.works if work.uid not in self.reports.ends]
@@ -244,7 +287,7 @@ class Simulation:
 @given(
     seed=st.integers(0, 2**32),
     script=st.lists(
-        st.sampled_from(["sync", "async", "kill", "cancel", "step", "step"]),
+        st.sampled_from(["sync", "async", "kill", "cancel", "reserve", "step", "step"]),
         min_size=1,
         max_size=40,
     ),
@@ -264,11 +307,14 @@ def test_every_task_ends_exactly_once(seed: int, script: list[str]) -> None:
                     worker.die()
             elif action == "cancel" and simulation.works:
                 simulation.cancel(dice.choice(simulation.works))
+            elif action == "reserve":
+                simulation.reserve_some(dice)
             else:
                 for _ in range(dice.randrange(20)):
                     if simulation.workers:
                         dice.choice(simulation.workers).step(dice)
                     await asyncio.sleep(0)
+        simulation.release_all()
         await simulation.run(dice)
         assert {len(ends) for ends in simulation.reports.ends.values()} <= {1}
         assert simulation.control.most_workers <= 4
@@ -499,3 +545,68 @@ async def test_starts_that_are_always_killed_fail_the_waiting_tasks(
 
     await until(all_failed)
     assert list(simulation.reports.ends.values()) == [["BackendError"]] * 5
+
+
+def is_reserved(simulation: Simulation, work: Work) -> bool:
+    """Step all workers once; return whether the task has its CPUs."""
+    simulation.step_all()
+    simulation.check_cpus()
+    return simulation.reserved[work] > 0
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, CONCURRENT])
+async def test_reservation_in_a_stream_of_tasks_is_served_soon(mode: str) -> None:
+    simulation = Simulation(limit=2)
+    simulation.submit(200, mode)
+    while len(simulation.reports.ends) < 100:
+        simulation.step_all()
+        await asyncio.sleep(0)
+    work = simulation.reserve(2)
+    simulation.submit(1000, mode)
+    await until(lambda: is_reserved(simulation, work))
+    ended = len(simulation.reports.ends)
+    assert ended < 300
+    for _ in range(20):
+        assert is_reserved(simulation, work)
+    assert len(simulation.reports.ends) == ended
+    simulation.release(work)
+    await simulation.run(random.Random(1))
+
+
+async def test_reservation_takes_the_cpu_of_the_worker_that_ends_first() -> None:
+    simulation = Simulation(limit=2)
+    simulation.submit(2, EXCLUSIVE)
+    stuck, free = simulation.workers
+    for worker in (stuck, free):
+        worker.become_ready()
+        worker.step(random.Random(0))
+    work = simulation.reserve(1)
+    simulation.submit(10, EXCLUSIVE)
+    simulation.forget(stuck)
+    await until(lambda: is_reserved(simulation, work))
+    assert len(simulation.reports.ends) == 1
+
+
+async def test_workers_get_their_turn_between_reservations() -> None:
+    simulation = Simulation(limit=2)
+    simulation.submit(20, EXCLUSIVE)
+    rounds = 0
+    work = simulation.reserve(2)
+    while len(simulation.reports.ends) < 20:
+        await until(lambda work=work: is_reserved(simulation, work))  # type: ignore[misc]
+        simulation.release(work)
+        work = simulation.reserve(2)
+        rounds += 1
+        assert rounds < 40
+
+
+async def test_dropped_reservation_lets_the_workers_go_on() -> None:
+    simulation = Simulation(limit=1)
+    simulation.submit(5, EXCLUSIVE)
+    (worker,) = simulation.workers
+    worker.become_ready()
+    work = simulation.reserve(1)
+    assert not simulation.reserved[work]
+    simulation.release(work)
+    assert not simulation.scheduler.drop_reservation(work)
+    await simulation.run(random.Random(2))
