@@ -115,6 +115,9 @@ class Generation:
         self._options = {"priority": PRIORITY, **options}
         AITask(("a", "b") if options.get("kind") == SCORE else "a", **self._options)  # checks them
         self._window = Window(at_once)
+        self._together: list[tuple[_Place, AITask]] = []
+        """Rows that are submitted together, when there are enough or their source waits."""
+        self._submitting: set[asyncio.Task[None]] = set()
         self._tasks: dict[asyncio.Future[Any], AITask] = {}
         self._places: deque[_Place] = deque()
         """Rows whose results wait for those of earlier rows, if they are written in order."""
@@ -139,46 +142,75 @@ class Generation:
                 finished.errors,
             )
         with contextlib.closing(results):
+            running = asyncio.ensure_future(self._run_all(rows, finished, results))
+            failing = asyncio.ensure_future(self._window.failed.wait())
             try:
-                await self._run_all(rows, finished, results)
+                # The source of the rows may wait for long, and the run has failed meanwhile.
+                await asyncio.wait([running, failing], return_when=asyncio.FIRST_COMPLETED)
+                if self._window.error is not None:
+                    raise self._window.error
+                await running
             finally:
+                running.cancel()
+                failing.cancel()
+                await asyncio.gather(running, failing, return_exceptions=True)
                 await self._cancel_rest()
             await asyncio.to_thread(results.complete)
         self._log_absent_columns()
         return RowCounts(self._done, self._failed, self._before)
 
     async def _run_all(self, rows: Any, finished: Finished, results: RowResults) -> None:
-        together: list[tuple[_Place, AITask]] = []
         index = -1
         async for row in read_rows(rows):
             index += 1
             if index in finished:
                 self._before += 1
                 continue
-            place = _Place(index, self._kept(row), results)
+            try:
+                kept = self._kept(row)
+            except RowError as error:
+                row, kept = error, {}
+            place = _Place(index, kept, results)
             if self._in_order:
                 self._places.append(place)
             if (task := self._task_of(place, row)) is not None:
-                together.append((place, task))
+                self._gather(place, task)
             if not place.written.done():
                 self._window.add(place.written)
             # All of them, before it waits: the first row in the window may be among them.
-            if len(together) == SUBMITTED_TOGETHER or self._window.is_full:
-                await self._submit(together)
-                together = []
+            if len(self._together) == SUBMITTED_TOGETHER or self._window.is_full:
+                await self._submit()
             await self._window.wait_room()
-        await self._submit(together)
+        await self._submit()
         await self._window.wait_all()
+
+    def _gather(self, place: _Place, task: AITask) -> None:
+        if not self._together:
+            # It runs when the source of the rows waits, which may be for long.
+            asyncio.get_running_loop().call_soon(self._submit_soon)
+        self._together.append((place, task))
+
+    def _submit_soon(self) -> None:
+        if self._together:
+            submitting = asyncio.get_running_loop().create_task(self._submit())
+            self._submitting.add(submitting)
+            submitting.add_done_callback(self._submitted)
+
+    def _submitted(self, submitting: asyncio.Task[None]) -> None:
+        self._submitting.discard(submitting)
+        if not submitting.cancelled() and (error := submitting.exception()) is not None:
+            self._window.fail(error)
 
     def _kept(self, row: Row | RowError) -> Row:
         if isinstance(row, RowError):
             return {}
         names = row if self._columns is None else self._columns
         if clash := [name for name in OWN_COLUMNS if name in names]:
-            raise ConfigurationError(
+            fault = (
                 f"the rows have a column '{clash[0]}', as the results do; rename it, or choose the "
                 "columns that go into the results by columns=[...]"
             )
+            raise RowError(fault) if self._known else ConfigurationError(fault)
         self._known = tuple(row)
         self._absent.difference_update(row)
         return {name: row[name] for name in names if name in row}
@@ -216,7 +248,8 @@ class Generation:
         except (ValueError, AttributeError, IndexError, TypeError) as error:
             raise RowError(f"the template does not fit the row: {error}") from None
 
-    async def _submit(self, together: list[tuple[_Place, AITask]]) -> None:
+    async def _submit(self) -> None:
+        together, self._together = self._together, []
         if not together:
             return
         futures = await self._owner.submit_tasks([task for _, task in together])
@@ -252,6 +285,9 @@ class Generation:
             self._failed += 1
 
     async def _cancel_rest(self) -> None:
+        self._together = []
+        if self._submitting:
+            await asyncio.wait(list(self._submitting))
         left = dict(self._tasks)
         if left:
             self._owner.cancel_soon(left.values())

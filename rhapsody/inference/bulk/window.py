@@ -20,6 +20,8 @@ class Window:
     def __init__(self, size: int) -> None:
         self.running: set[asyncio.Future[Any]] = set()
         self.error: BaseException | None = None
+        self.failed = asyncio.Event()
+        """Set with the error."""
         self._size = size
         self._changed = asyncio.Event()
 
@@ -37,6 +39,7 @@ class Window:
     def fail(self, error: BaseException) -> None:
         """End the run: those who wait get the error, the first of several."""
         self.error = self.error or error
+        self.failed.set()
         self._changed.set()
 
     @property

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ async def generate(
     options = {name: given.pop(name) for name in list(given) if name not in arguments}
     generation = Generation(model, prompt, **{**arguments, **given}, options=options)
     return await generation.run(rows, to, retry_errors)
+
+
+def fail_with(error: Exception) -> Any:
+    async def submit_tasks(tasks: Sequence[AITask]) -> Any:
+        raise error
+
+    return submit_tasks
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -175,6 +182,32 @@ async def test_chosen_column_that_no_row_has_is_logged(
 async def test_column_with_the_name_of_a_result_is_refused(to: Path) -> None:
     with pytest.raises(ConfigurationError, match="the rows have a column 'index'"):
         await generate(Model(), [{"index": 1, "prompt": "a"}], to)
+
+
+async def test_later_row_with_the_name_of_a_result_fails_alone(to: Path) -> None:
+    rows = [{"prompt": "a"}, {"index": 7, "prompt": "b"}, {"prompt": "c"}]
+    assert await generate(Model(), rows, to) == (2, 1, 0)
+    [error] = [one["error"] for one in results(to) if one["index"] == 1]
+    assert "the rows have a column 'index'" in error
+
+
+@pytest.mark.parametrize("error", [None, ReplicaError("no server is left")])
+async def test_rows_are_submitted_while_their_source_waits(
+    to: Path, error: Exception | None
+) -> None:
+    async def rows() -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+        await until(lambda: len(results(to)) == 2)  # the rows that follow depend on the results
+        yield "c"
+
+    model = Model()
+    if error is not None:
+        model.submit_tasks = fail_with(error)  # type: ignore[method-assign]
+        with pytest.raises(ReplicaError):
+            await asyncio.wait_for(generate(model, rows(), to), 30)
+        return
+    assert await asyncio.wait_for(generate(model, rows(), to), 30) == (3, 0, 0)
 
 
 @pytest.mark.parametrize("text", ["lost", "part of it"])
