@@ -8,6 +8,7 @@ the keys of all calls that follow from it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from rhapsody.journal.code import argument_hasher
 from rhapsody.journal.values import PLAIN, UnstableValueError, ValueHasher, blake
 
 __all__ = ["NEW", "Call", "JournaledFunction", "Occurrences", "call_key", "describe_unstable"]
+
+logger = logging.getLogger(__name__)
 
 NEW = "it is new"
 """Why a call runs that the journal knows nothing of."""
@@ -41,6 +44,12 @@ class JournaledFunction:
         self.number = number
         self.why = why
         self.warned = False
+
+    def warn(self, message: str) -> None:
+        """Log a warning about the function or a call of it, unless one was logged."""
+        if not self.warned:
+            self.warned = True
+            logger.warning(message)
 
 
 class Call:

@@ -16,10 +16,8 @@ from functools import partial
 from typing import Any
 
 from rhapsody.errors import JournalError, describe_error
-from rhapsody.journal.code import code_of, describe_change
-from rhapsody.journal.identity import identity_of
+from rhapsody.journal.functions import JournaledFunctions
 from rhapsody.journal.key import (
-    NEW,
     Call,
     JournaledFunction,
     Occurrences,
@@ -29,8 +27,8 @@ from rhapsody.journal.key import (
 from rhapsody.journal.key_thread import KeyThread
 from rhapsody.journal.pickles import is_quick, pickled
 from rhapsody.journal.prompts import is_of_version
-from rhapsody.journal.store import DONE, CodeRow, Entry, Row, Store
-from rhapsody.journal.values import UnstableValueError, blake
+from rhapsody.journal.store import DONE, Entry, Row, Store
+from rhapsody.journal.values import UnstableValueError
 from rhapsody.journal.writer import Writer
 
 __all__ = ["Journal", "open_journal"]
@@ -84,7 +82,7 @@ class Journal:
         store = Store(path)
         try:
             self._done, self._ended = store.load()
-            self._codes = store.codes()
+            codes = store.codes()
         except BaseException:
             store.close()
             raise
@@ -99,10 +97,9 @@ class Journal:
         self._occurrences = Occurrences()
         self._unfinished: Counter[str] = Counter()
         self._waiting: dict[bytes, list[tuple[Call, Deliver]]] = {}
-        self._functions: dict[tuple[str, str, bytes], JournaledFunction] = {}
-        self._next_number = max((code.number for code in self._codes), default=0) + 1
         self._keys = KeyThread()
         self._writer = Writer(store, self._count, self._on_failure)
+        self._functions = JournaledFunctions(codes, self._writer.add_code)
         if self._done:
             logger.info("journal %s has the results of %d tasks", self.path, len(self._done))
 
@@ -131,57 +128,7 @@ class Journal:
             function: The function; None: its code does not matter.
             version: Replaces the hash of its code.
         """
-        if version is not None:
-            parts = {"version": version}
-            try:
-                identity = b"" if function is None else identity_of(function)
-            except UnstableValueError as error:
-                return self._unstable(name, kind, error)
-            digest = blake(b"\0".join((name.encode(), identity, version.encode())))
-        elif function is None:
-            digest, parts = blake(kind.encode()), {}
-        else:
-            digest, parts = code_of(function)
-        known = self._functions.get((name, kind, digest))
-        if known is None:
-            code = CodeRow(0, name, kind, digest, parts, _origin(function))
-            known = self._functions[name, kind, digest] = self._new(code)
-        return known
-
-    def _unstable(self, name: str, kind: str, error: UnstableValueError) -> JournaledFunction:
-        """Return the entry of a function whose calls are not journaled; warn of it once."""
-        known = self._functions.get((name, kind, b""))
-        if known is None:
-            known = self._functions[name, kind, b""] = JournaledFunction(name, b"", 0, NEW)
-            self._warn(known, describe_unstable(name, error))
-        return known
-
-    def _new(self, code: CodeRow) -> JournaledFunction:
-        number, older, why, name = 0, 0, NEW, code.name
-        for known in self._codes:
-            if known[1:4] == code[1:4]:  # name, kind and digest
-                number = known.number
-                if known.results:
-                    why = "its arguments are new"
-            elif known.results and (known[1:3], known.origin) == (code[1:3], code.origin):
-                older += known.results
-                change = describe_change(known.parts, code.parts)
-        if older and why == NEW:
-            why = f"its code changed: {change}"
-            logger.warning(
-                "%d result%s of %s() %s of older code and will run again: %s",
-                older,
-                "" if older == 1 else "s",
-                name,
-                "is" if older == 1 else "are",
-                change,
-            )
-        if not number:
-            number, self._next_number = self._next_number, self._next_number + 1
-        code = code._replace(number=number)
-        self._codes.append(code)
-        self._writer.add_code(code)
-        return JournaledFunction(name, code.kind.encode() + b"\0" + code.digest, number, why)
+        return self._functions.get(name, kind, function, version)
 
     def call(
         self,
@@ -207,7 +154,7 @@ class Journal:
         try:
             base = call_key(function.prefix, args, kwargs, encode_future)
         except UnstableValueError as error:
-            self._warn(function, describe_unstable(function.name, error))
+            function.warn(describe_unstable(function.name, error))
             return None
         return self._made(function, base, cache, earlier)
 
@@ -246,7 +193,7 @@ class Journal:
         try:
             base, make_base = await self._keys.run(read, make)
         except UnstableValueError as error:
-            self._warn(function, describe_unstable(function.name, error))
+            function.warn(describe_unstable(function.name, error))
             return None
         return self._made(function, base, cache, earlier, make_base)
 
@@ -262,11 +209,6 @@ class Journal:
             return earlier
         key = base if cache else self._occurrences.next_key(base)
         return Call(key, base, function, cache, make_base)
-
-    def _warn(self, function: JournaledFunction, message: str) -> None:
-        if not function.warned:
-            function.warned = True
-            logger.warning(message)
 
     def recall(self, call: Call, deliver: Deliver, rerun: str = "") -> bool:
         """Find the result of a call.
@@ -354,8 +296,7 @@ class Journal:
         try:
             fields: Fields = pickle.loads(data)
         except Exception as error:
-            self._warn(
-                call.function,
+            call.function.warn(
                 f"a result of '{call.function.name}' cannot be read from the journal and is "
                 f"computed again: {describe_error(error)}",
             )
@@ -392,8 +333,7 @@ class Journal:
         if call.version is not None and not is_of_version(kept, call.version):
             return None  # the weights were replaced after the key was made
         if self._has_changed(call):
-            self._warn(
-                call.function,
+            call.function.warn(
                 f"an argument of '{call.function.name}' was changed before its task ended, so its "
                 "result is not journaled; pass a copy, or silence this with journal=False",
             )
@@ -401,8 +341,7 @@ class Journal:
         try:
             return pickled(kept)
         except Exception as error:
-            self._warn(
-                call.function,
+            call.function.warn(
                 f"a result of '{call.function.name}' cannot be pickled and is not journaled: "
                 f"{describe_error(error)}",
             )
@@ -524,14 +463,6 @@ async def open_journal(path: str | os.PathLike[str], required: bool = False) -> 
     journal = await loop.run_in_executor(None, Journal, path, required)
     journal.bind(loop)
     return journal
-
-
-def _origin(function: Any) -> str:
-    """Return where a function is defined, but not in which file; "" if it has no name."""
-    while isinstance(function, partial):
-        function = function.func
-    qualified = getattr(function, "__qualname__", "")
-    return f"{function.__module__}.{qualified}" if qualified else ""
 
 
 def _kept(fields: Mapping[str, Any]) -> Fields:
