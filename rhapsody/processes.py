@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = [
     "GRACE_SECONDS",
@@ -20,6 +21,7 @@ __all__ = [
     "SECRET_VARIABLES",
     "SOCKET_DIRECTORY_BYTES",
     "child_environment",
+    "end_forked_child",
     "ending_group",
     "group_exists",
     "has_secrets",
@@ -66,6 +68,25 @@ def child_environment(changes: Mapping[str, str | None] | None = None) -> dict[s
 def has_secrets() -> bool:
     """Return whether this process's environment has variables that `child_environment` removes."""
     return any(name in os.environ for name in SECRET_VARIABLES)
+
+
+def end_forked_child(error: BaseException | None) -> NoReturn:
+    """End this process: a child that a function forked, and that came back from the function.
+
+    The program that called the function must not go on in two processes. The exit code is that of
+    a script that ends in the same way.
+
+    Args:
+        error: The exception that the function raised in the child. None: it returned.
+    """
+    code: Any = 0 if error is None else 1
+    with contextlib.suppress(BaseException):
+        if isinstance(error, SystemExit):
+            code = error.code or 0
+        elif error is not None:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        sys.stdout.flush()
+    os._exit(code & 0xFF if isinstance(code, int) else 1)
 
 
 def signal_group(pid: int, sig: int) -> None:

@@ -615,9 +615,10 @@ class Session:
     async def close(self) -> None:
         """Cancel tasks that have not ended and shut the session's backends down. Idempotent.
 
-        It must be awaited. In a script without an event loop, use `with Session(...)` instead.
+        It must be awaited. In a script without an event loop, use `with Session(...)` instead. In a
+        forked child it leaves the session to the parent.
         """
-        if self.closed:
+        if self.closed or self._loop.is_of_the_parent:
             return
         loop = asyncio.get_running_loop()
         if self._close_task is None:

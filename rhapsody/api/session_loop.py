@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -25,20 +26,34 @@ class SessionLoop:
         self._uid = uid
         self._submissions = submissions
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0  # of the process that the loop belongs to
+
+    @property
+    def is_of_the_parent(self) -> bool:
+        """Whether the session was used in the process from which this one was forked."""
+        return self._loop is not None and self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_of_the_parent:
+            raise SessionError(
+                f"session {self._uid} was used in process {self._pid}, from which this process "
+                "was forked; make a session and backends in each process"
+            )
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         """Use this loop from now on, and return it.
 
         Raises:
-            SessionError: Active tasks belong to another loop.
+            SessionError: Active tasks belong to another loop, or the session to another process.
         """
+        self._check_process()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed() and self._submissions.active:
                 raise SessionError(
                     f"session {self._uid} has active tasks on another event loop (`run` has its "
                     "own loop); use it from one loop at a time"
                 )
-            self._loop = loop
+            self._loop, self._pid = loop, os.getpid()
             if self._submissions.walltime is not None:
                 self._submissions.walltime.bind(loop)
         return loop
@@ -49,6 +64,7 @@ class SessionLoop:
         Raises:
             SessionError: Active tasks belong to another loop.
         """
+        self._check_process()
         if self._loop is not None and self._loop.is_running():
             return self.bind(self._loop)
         from rhapsody.backends.core.service_loop import service_loop
@@ -61,9 +77,10 @@ class SessionLoop:
         Without a loop, or in a thread that runs one, the function is called here.
 
         Raises:
-            SessionError: The loop does not run any more.
+            SessionError: The loop does not run any more, or is that of another process.
             Exception: The function raised it.
         """
+        self._check_process()
         loop = self._loop
         if runs_a_loop() or loop is None:
             function()

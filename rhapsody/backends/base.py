@@ -476,8 +476,11 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     async def shutdown(self) -> None:
         """Cancel all tasks and release all resources. Idempotent; never raises.
 
-        Active tasks are reported CANCELED. The backend starts again when it is used again.
+        Active tasks are reported CANCELED. The backend starts again when it is used again. In a
+        forked child it does nothing: the backend is that of the parent.
         """
+        if self._is_of_the_parent:
+            return
         attachment = self._attachment
         await super().shutdown()
         if attachment is not None:

@@ -26,6 +26,7 @@ from typing import Any
 from rhapsody.backends.workers.interrupts import INTERRUPT, Interrupted, interruptible_task
 from rhapsody.backends.workers.limits import ResourceLimits
 from rhapsody.backends.workers.pickling import dump_error, dump_outcome
+from rhapsody.processes import end_forked_child
 from rhapsody.scratch import Scratch
 
 __all__ = ["CallMonitor", "call", "run_call"]
@@ -70,7 +71,7 @@ def run_call(data: bytes, call_id: str, directory: str) -> bytes:
     Returns:
         The pickled outcome, for `pickling.load_outcome`; exceptions of the call included.
     """
-    uid, limits = "?", ResourceLimits()
+    uid, limits, pid = "?", ResourceLimits(), os.getpid()
     try:
         uid, function, args, kwargs = pickle.loads(data)
         try:
@@ -79,8 +80,12 @@ def run_call(data: bytes, call_id: str, directory: str) -> bytes:
         finally:
             _stop_being_interruptible()
             limits.restore()
+        if os.getpid() != pid:
+            end_forked_child(None)
         return dump_outcome(uid, value)
     except BaseException as error:
+        if os.getpid() != pid:
+            end_forked_child(error)
         return dump_error(uid, error)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from rhapsody.backends.core.execution import this_thread
 from rhapsody.backends.core.nested_runs import Once, Waiting, helping_queue, in_task
 from rhapsody.backends.core.work import Work
 from rhapsody.gpus import assign_gpus
+from rhapsody.processes import end_forked_child
 
 __all__ = ["ThreadCalls"]
 
@@ -84,7 +86,7 @@ class ThreadCalls:
         """
         if not self._backend.is_active(work):  # cancelled while it was queued
             return False
-        work.location = this_thread()
+        work.location = this = this_thread()
         self._backend.report_running(work)
         task = work.task
         try:
@@ -95,8 +97,12 @@ class ThreadCalls:
                 if inspect.isawaitable(value):
                     value = self._await(work, value)
         except BaseException as error:  # the executor must not see any exception
+            if os.getpid() != this.pid:
+                end_forked_child(error)
             self._backend.report_failed(work, error)
         else:
+            if os.getpid() != this.pid:
+                end_forked_child(None)
             self._backend.report_done(work, {"return_value": value})
         return True
 

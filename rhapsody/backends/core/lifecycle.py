@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -54,6 +55,7 @@ class Lifecycle:
             raise ValueError(f"a backend's name must be a non-empty string, got {name!r}")
         self.name = name
         self._state = "IDLE"
+        self._pid = os.getpid()  # of the process in which it was started last
         self._start_task: asyncio.Task[Exception | None] | None = None
         self._shutdown_task: asyncio.Task[None] | None = None
 
@@ -73,7 +75,14 @@ class Lifecycle:
     @property
     def is_up(self) -> bool:
         """Whether the backend runs and no shutdown has begun."""
-        return self._state == "RUNNING" and self._shutdown_task is None
+        return (
+            self._state == "RUNNING" and self._shutdown_task is None and not self._is_of_the_parent
+        )
+
+    @property
+    def _is_of_the_parent(self) -> bool:
+        """Whether this process was forked from the one in which the backend runs."""
+        return self._pid != os.getpid() and self._state not in ("IDLE", "STOPPED", "FAILED")
 
     def state(self) -> str:
         """Return IDLE, STARTING, RUNNING, STOPPING, STOPPED or FAILED."""
@@ -106,6 +115,12 @@ class Lifecycle:
         await self.shutdown()
 
     async def _ensure_started(self) -> None:
+        if self._is_of_the_parent:
+            raise BackendError(
+                self.name,
+                f"it was started in process {self._pid}, from which this process was forked; make "
+                "a session and backends in each process",
+            )
         while self._shutdown_task is not None:
             await asyncio.shield(self._shutdown_task)
         if self._state == "RUNNING":
@@ -117,7 +132,7 @@ class Lifecycle:
             raise error
 
     async def _start_once(self) -> Exception | None:
-        self._state = "STARTING"
+        self._state, self._pid = "STARTING", os.getpid()
         shut_down_at_exit(self)
         try:
             await self.start()
@@ -139,8 +154,12 @@ class Lifecycle:
         return None
 
     async def shutdown(self) -> None:
-        """Cancel all tasks and release all resources. Idempotent; never raises."""
-        await service_loop().run(self.shutdown_on_service_loop())
+        """Cancel all tasks and release all resources. Idempotent; never raises.
+
+        In a forked child it does nothing: the backend is that of the parent.
+        """
+        if not self._is_of_the_parent:
+            await service_loop().run(self.shutdown_on_service_loop())
 
     async def shutdown_on_service_loop(self) -> None:
         """Shut down, on the service loop; concurrent calls wait for the same shutdown."""

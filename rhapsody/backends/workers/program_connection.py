@@ -7,13 +7,13 @@ import os
 import pickle
 import socket
 import struct
-import sys
 import threading
 import time
 from typing import Any
 
 from rhapsody.backends.workers.connections import is_of_this_user
 from rhapsody.backends.workers.messages import READY, encode_worker_message
+from rhapsody.processes import end_forked_child
 
 __all__ = ["ProgramConnection", "connect"]
 
@@ -29,11 +29,14 @@ class ProgramConnection:
     Args:
         number: The worker's number.
         connection: The connected socket.
+
+    Attributes:
+        is_copy: Whether this is the closed copy in a forked child of the worker.
     """
 
     def __init__(self, number: int, connection: socket.socket) -> None:
         self._socket = connection
-        self._is_copy = False
+        self.is_copy = False
         self._input = self._socket.makefile("rb", buffering=1 << 20)
         self._lock = threading.Lock()
         self._unsent = bytearray()
@@ -42,7 +45,7 @@ class ProgramConnection:
 
     def close_in_child(self) -> None:
         """Close the copy in a forked child; it would hide the end of its parent."""
-        self._is_copy = True
+        self.is_copy = True
         with contextlib.suppress(OSError):
             os.close(self._socket.detach())
 
@@ -65,11 +68,8 @@ class ProgramConnection:
         An exception that a signal handler raises does not cut a message short. In a forked child
         this ends the process: the child has returned from the task that forked it.
         """
-        if self._is_copy:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os._exit(0)
+        if self.is_copy:
+            end_forked_child(None)
         with self._lock:
             data, self._unsent = self._unsent, bytearray()
             # If the program has ended, `read` says so, and the reading thread cleans up.

@@ -31,10 +31,12 @@ class _Routed(io.TextIOBase):
         return self._stream if files is None else files[self._name]
 
     def write(self, text: str) -> int:
-        return int(self._target().write(text))
+        target = self._target()
+        return len(text) if target is None else int(target.write(text))
 
     def flush(self) -> None:
-        self._target().flush()
+        if (target := self._target()) is not None:
+            target.flush()
 
     def writable(self) -> bool:
         return True

@@ -60,7 +60,7 @@ from rhapsody.backends.workers.pickling import dump_error
 from rhapsody.backends.workers.program_connection import ProgramConnection
 from rhapsody.backends.workers.stdio import captured, restore_stdio, route_stdio
 from rhapsody.errors import TaskExecutionError
-from rhapsody.processes import SECRET_VARIABLES
+from rhapsody.processes import SECRET_VARIABLES, end_forked_child
 
 __all__ = ["WorkerSetup", "import_path", "serve"]
 
@@ -296,6 +296,8 @@ class _Worker:
         self._connection.write(active.call.call_id, kind, seconds, payload)
 
     def _end_with_error(self, active: _ActiveCall, error: BaseException, seconds: float) -> None:
+        if self._connection.is_copy:
+            end_forked_child(error)
         if active.cancelling:
             output = pickle.dumps(active.output, protocol=5) if active.output else b""
             self._end(active, CANCELED, seconds, output)
@@ -336,6 +338,8 @@ class _Worker:
             if inspect.isawaitable(value):
                 value = self._await(active, value)
             self._exclusive = None
+        if self._connection.is_copy:
+            end_forked_child(None)
         return encode_value(call.uid, value, self._pack)
 
     def _await(self, active: _ActiveCall, awaitable: Any) -> Any:
@@ -393,6 +397,8 @@ class _Worker:
                     value = await function(*args, **kwargs)
                 finally:
                     active.in_user_code = False
+            if self._connection.is_copy:
+                end_forked_child(None)
             kind, payload = encode_value(call.uid, value, self._pack)
         except BaseException as error:
             self._end_with_error(active, error, time.perf_counter() - began)

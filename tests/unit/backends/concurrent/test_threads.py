@@ -1,5 +1,7 @@
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -107,3 +109,34 @@ async def test_tasks_fail_if_executor_cannot_start_threads() -> None:
             for _ in range(2):
                 with pytest.raises(BrokenExecutor, match="initializer failed"):
                     await runner.call(functions.add, 1)
+
+
+FORK = """
+import os, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from rhapsody import Session
+from rhapsody.backends import ConcurrentExecutionBackend
+
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
+
+def fork(way):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if way == "exit":
+        sys.exit(3)
+    if way == "raise":
+        raise ValueError("in the child")
+
+for executor in (None, ThreadPoolExecutor(1)):
+    with Session([ConcurrentExecutionBackend(executor or "thread", max_workers=None)]) as session:
+        print([session.submit(fork, way).result(timeout=20) for way in ("return", "exit", "raise")])
+"""
+
+
+def test_forked_child_that_comes_back_from_its_function_ends() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert run.stdout == "[0, 3, 1]\n" * 2
+    assert run.stderr.count("ValueError: in the child") == 2

@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -246,3 +248,57 @@ async def test_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         backend = await ProbeBackend()
     assert "backend 'probe' is running" in caplog.text
     await backend.shutdown()
+
+
+FORKED = """
+import os, sys, warnings
+from rhapsody import Session
+from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import BackendError, SessionError
+
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
+backend = ConcurrentExecutionBackend("process", max_workers=1)
+with Session([backend]) as session:
+    assert session.submit(abs, -1).result() == 1
+    child = os.fork()
+    if child == 0:
+        try:
+            session.submit(abs, -1)
+        except SessionError as error:
+            print(error, flush=True)
+        sys.exit(3)  # leaves the block
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert session.submit(abs, -2).result(timeout=20) == 2
+"""
+
+
+def test_forked_child_leaves_session_and_backend_to_the_parent() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "from which this process was forked; make a session and backends in each" in run.stdout
+    assert run.stderr == ""
+
+
+FORKED_BACKEND = """
+import asyncio, os, warnings
+from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import BackendError
+
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
+backend = ConcurrentExecutionBackend()
+asyncio.run(backend.initialize())
+child = os.fork()
+if child == 0:
+    asyncio.run(backend.shutdown())
+    try:
+        asyncio.run(backend.initialize())
+    except BackendError as error:
+        os._exit("forked" in str(error))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+asyncio.run(backend.shutdown())
+"""
+
+
+def test_forked_child_cannot_use_the_backend_of_the_parent() -> None:
+    subprocess.run([sys.executable, "-c", FORKED_BACKEND], timeout=50, check=True)

@@ -90,3 +90,11 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     capture = captured("task", str(tmp_path / ("long" * 100)))
     with pytest.raises(TaskExecutionError, match=r"cannot be written to '.*stdout': File name"):
         capture.__enter__()
+
+
+def test_prints_are_dropped_without_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    route_stdio()
+    print("seen by nobody", flush=True)
+    assert sys.stdout.write("abc") == 3
