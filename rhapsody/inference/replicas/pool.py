@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rhapsody.inference.replicas.prefixes import PrefixRouter
 from rhapsody.inference.replicas.replica import Replica
 from rhapsody.inference.replicas.room import FILL, Room
 from rhapsody.inference.replicas.scaling import Scaling
+from rhapsody.inference.replicas.shares import even_shares
 from rhapsody.waiting import done_within
 
 __all__ = ["MakeReplicas", "ReplicaPool"]
@@ -461,7 +462,7 @@ class ReplicaPool:
     def _shares(self, batch: Sequence[PromptRequest]) -> list[tuple[Replica, list[PromptRequest]]]:
         loads = {replica: replica.in_flight for replica in self.ready}
         if self.router is None or len(loads) == 1:
-            return self._even_shares(batch, loads)
+            return even_shares(batch, loads)
         routed: dict[Replica, list[PromptRequest]] = {}
         others: list[PromptRequest] = []
         for request in batch:
@@ -471,28 +472,7 @@ class ReplicaPool:
                 routed.setdefault(replica, []).append(request)
             else:
                 others.append(request)
-        return [*routed.items(), *(self._even_shares(others, loads) if others else ())]
-
-    def _even_shares(
-        self, batch: Sequence[PromptRequest], load_of: Mapping[Replica, int]
-    ) -> list[tuple[Replica, list[PromptRequest]]]:
-        ready = sorted(load_of, key=load_of.__getitem__)
-        # Raise the lowest load to the level of the next one, then both to the third, and so on.
-        loads = [load_of[replica] for replica in ready]
-        level, used = loads[0], 1
-        left = len(batch)
-        while used < len(ready) and left >= (loads[used] - level) * used:
-            left -= (loads[used] - level) * used
-            level = loads[used]
-            used += 1
-        each, extra = divmod(left, used)
-        shares, begin = [], 0
-        for position in range(used):
-            size = level - loads[position] + each + (position < extra)
-            if size:
-                shares.append((ready[position], list(batch[begin : begin + size])))
-                begin += size
-        return shares
+        return [*routed.items(), *(even_shares(others, loads) if others else ())]
 
     async def _send(self, replica: Replica, share: list[PromptRequest]) -> None:
         lost = await replica.send(share)
