@@ -8,7 +8,6 @@ import logging
 import os
 import uuid
 import weakref
-from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -29,8 +28,9 @@ from rhapsody.api.calls import Calls, Results
 from rhapsody.api.completion import AsCompleted
 from rhapsody.api.executor import SessionExecutor
 from rhapsody.api.journaling import SessionJournal
+from rhapsody.api.observation import Observation
 from rhapsody.api.routing import Router
-from rhapsody.api.session_loop import SessionLoop
+from rhapsody.api.session_loop import SessionLoop, wait_on_any_loop
 from rhapsody.api.submissions.checks import refuse_tasks_as_arguments
 from rhapsody.api.submissions.parts import after_part, in_parts
 from rhapsody.api.submissions.submission import AnyTask
@@ -39,11 +39,9 @@ from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
 from rhapsody.api.tasks.fields import is_uid
 from rhapsody.api.walltime import SessionWalltime
-from rhapsody.backends.core.history import STATES
-from rhapsody.backends.core.html import as_html, state_cells
+from rhapsody.backends.core.html import as_html
 from rhapsody.backends.core.nested_runs import (
     REPORT_SECONDS,
-    Attempts,
     WaitQueue,
     is_in_task,
     run_calls_here,
@@ -51,7 +49,6 @@ from rhapsody.backends.core.nested_runs import (
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
 from rhapsody.journal import Journal
-from rhapsody.report.runs import BackendRun, OwnerHistory, keeps_history
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import must_be
@@ -59,7 +56,6 @@ from rhapsody.validation import must_be
 if TYPE_CHECKING:
     from rhapsody.api.bulk.generation import PromptOf, RowCounts
     from rhapsody.report.live_page import LivePage
-    from rhapsody.report.page import PageSource
     from rhapsody.telemetry.manager import TelemetryManager
 
 __all__ = ["Session"]
@@ -115,9 +111,7 @@ class Session:
         self._submissions = Submissions(self._reattach, self.submit_tasks)
         self._loop = SessionLoop(self.uid, self._submissions)
         self._executors: weakref.WeakSet[SessionExecutor] = weakref.WeakSet()
-        self._runs: dict[str, BackendRun] = {}
-        self._poll_interval = 5.0
-        self._pages: list[LivePage] = []
+        self._observation = Observation(self.uid, self._submissions)
         self.journal: Journal | None = None
         if backends is None:
             backends = []
@@ -134,17 +128,13 @@ class Session:
             for backend in self.backends.values():
                 _detach(backend, self)
             raise
-        if os.environ.get("RHAPSODY_PAGE"):
-            from rhapsody.report.live_page import serve_if_wanted
-
-            if (page := serve_if_wanted(self, self._page_source())) is not None:
-                self._pages.append(page)
+        self._observation.serve_if_wanted(self)
 
     def _open_journal(self, path: str | os.PathLike[str]) -> None:
         self.journal = Journal(path)
         recording = SessionJournal(self.journal, self._submissions.on_recalled)
         self._submissions.journal = recording
-        self._runs["journal"] = BackendRun(recording.recalled)
+        self._observation.add_recalled(recording.recalled)
 
     def _observe_walltime(self, walltime: float | None, margin: float) -> None:
         submissions = self._submissions
@@ -179,12 +169,7 @@ class Session:
         backend.attached_to.append(self.uid)
         backend.register_callback(self._on_state)
         self.backends[backend.name] = backend
-        histories = self._submissions.histories
-        if not keeps_history(backend):
-            histories[backend.name] = OwnerHistory()
-        self._runs[backend.name] = BackendRun(backend, histories.get(backend.name))
-        if self._submissions.telemetry is not None:
-            self._observe(backend, self._submissions.telemetry)
+        self._observation.add_backend(backend)
 
     async def submit_tasks(
         self, tasks: Sequence[AnyTask] | AnyTask
@@ -223,7 +208,7 @@ class Session:
         reattach = getattr(backend, "reattach", None)
         if reattach is not None:
             work_dir = os.path.join(self.work_dir, self.uid)
-            reattach(self._on_state, work_dir, self._runs[backend.name].history)
+            reattach(self._on_state, work_dir, self._observation.runs[backend.name].history)
 
     def _on_state(self, task: AnyTask, state: str) -> None:
         # A bound method: a backend regards the object of the method as its owner.
@@ -315,15 +300,7 @@ class Session:
 
         Returns at once: wait for the ends by `wait_tasks` or `as_completed`.
         """
-        tasks: list[AnyTask] = []
-
-        def collect() -> None:
-            tasks.extend(s.task for s in self._submissions.active.values())
-            if tasks:
-                self._submissions.cancel_soon(tasks)
-
-        self._loop.call(collect)
-        return tasks
+        return self._loop.cancel_all()
 
     def submit_soon(self, task: ComputeTask) -> None:
         """Submit a new task without waiting for its backend; `submit` uses it.
@@ -334,21 +311,7 @@ class Session:
         """
         backend = self.backend_for(task)
         refuse_tasks_as_arguments(task)
-        submit, context = self._submissions.submit_soon, copy_context()
-        if runs_a_loop():
-            loop = self._loop.bind(asyncio.get_running_loop())
-            self._reattach(backend)
-            submit(task, backend, loop.create_future(), context)
-            return
-        loop = self._loop.bind_for_threads()
-        future = loop.create_future()
-        task.bind_future(future)
-        task["state"] = TaskStates.PENDING  # its text shows that it was submitted
-        attempts = Attempts()
-        if is_in_task():  # the thread of the task may have to run this one while it waits
-            task.bind_attempts(attempts)
-        with run_calls_here(attempts):
-            loop.call_soon_threadsafe(submit, task, backend, future, context)
+        self._loop.submit_soon(task, backend)
 
     def cancel_soon(self, tasks: Iterable[AnyTask]) -> None:
         """Ask the backends to cancel tasks, and return at once; thread-safe."""
@@ -450,12 +413,7 @@ class Session:
         from rhapsody.api.bulk.generation import Generation
 
         generation = Generation(
-            self,
-            prompt,
-            columns=columns,
-            at_once=at_once,
-            in_order=in_order,
-            options=options,
+            self, prompt, columns=columns, at_once=at_once, in_order=in_order, options=options
         )
         return await generation.run(rows, to, retry_errors)
 
@@ -487,7 +445,7 @@ class Session:
         if progress:
             from rhapsody.report.live import LiveView
 
-            view = LiveView(list(self._runs.values()))
+            view = LiveView(list(self._observation.runs.values()))
         with view:
             pending = await self._submissions.wait(tasks, timeout)
         if pending:
@@ -523,18 +481,7 @@ class Session:
             by state, the `latency_seconds` of its last 20,000 tasks from submission to end
             (`count`, `mean`, `p50`, `p90`, `p99`, `max`), and its own statistics as `backend`.
         """
-        backends = {
-            name: {
-                "tasks": run.history.counts,
-                "latency_seconds": run.history.latency_seconds(),
-                "backend": run.statistics(),
-            }
-            for name, run in self._runs.items()
-        }
-        total: Counter[str] = Counter()
-        for figures in backends.values():
-            total.update(figures["tasks"])
-        return {"tasks": dict(total), "backends": backends}
+        return self._observation.statistics()
 
     def report(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """Write a self-contained HTML page about the session's tasks so far.
@@ -554,9 +501,7 @@ class Session:
         Raises:
             OSError: The file cannot be written.
         """
-        from rhapsody.report.page import write_page
-
-        return write_page(path, self._page_source(title))
+        return self._observation.write_page(path, title)
 
     def serve_page(self, port: int = 0, title: str | None = None) -> LivePage:
         """Serve the report as a live page, at an address of this machine with a secret in it.
@@ -575,31 +520,13 @@ class Session:
             SessionError: The session is closed.
             ResourceError: The port is in use.
         """
-        from rhapsody.report.live_page import serve_page
-
         self._check_open()
-        page = serve_page(self, self._page_source(title), port)
-        self._pages.append(page)
-        return page
-
-    def _page_source(self, title: str | None = None) -> PageSource:
-        # It must not refer to the session, which ends when nobody refers to it.
-        from rhapsody.report.page import PageSource
-
-        runs, submissions = self._runs, self._submissions
-
-        def resources() -> list[dict[str, Any]]:
-            telemetry = submissions.telemetry
-            return telemetry.latest_resources() if telemetry is not None else []
-
-        return PageSource(title or self.uid, lambda: list(runs.values()), resources=resources)
+        return self._observation.serve_page(self, port, title)
 
     def _repr_html_(self) -> str:
         """Return the session for a notebook: its backends, and their tasks by state."""
-        rows = [["backend", *(state.lower() for state in STATES)]]
-        rows += [[name, *state_cells(run.history.counts)] for name, run in self._runs.items()]
-        state = "closed" if self.closed else "open"
-        return as_html("Session", {"uid": self.uid, "state": state}, rows)
+        facts = {"uid": self.uid, "state": "closed" if self.closed else "open"}
+        return as_html("Session", facts, self._observation.table())
 
     def _check_open(self) -> None:
         if self.closed or self._close_task is not None:
@@ -620,16 +547,9 @@ class Session:
         """
         if self.closed or self._loop.is_of_the_parent:
             return
-        loop = asyncio.get_running_loop()
         if self._close_task is None:
-            self._close_task = loop.create_task(self._close())
-        closing, its_loop = self._close_task, self._close_task.get_loop()
-        if its_loop is loop:
-            await asyncio.shield(closing)
-        elif its_loop.is_running():  # another thread closes the session on its own loop
-            ended = asyncio.run_coroutine_threadsafe(_ended(closing), its_loop)
-            await asyncio.wait([asyncio.wrap_future(ended)])
-        else:
+            self._close_task = asyncio.get_running_loop().create_task(self._close())
+        if not await wait_on_any_loop(self._close_task):
             raise SessionError(
                 f"session {self.uid} was being closed on an event loop that does not run any more"
             )
@@ -652,9 +572,7 @@ class Session:
                 self._submissions.walltime.stop()
             if self.journal is not None:
                 await self.journal.close()
-            await asyncio.gather(*(page.stop() for page in self._pages))
-            if self._submissions.telemetry is not None:
-                await self._submissions.telemetry.stop()
+            await self._observation.stop()
         finally:
             self.closed = True
 
@@ -754,15 +672,8 @@ class Session:
         Returns:
             The manager. Closing the session stops it.
         """
-        from rhapsody.telemetry.manager import TelemetryManager
-
-        telemetry = TelemetryManager(session_id=self.uid, **options)
-        self._submissions.telemetry = telemetry
-        self._poll_interval = resource_poll_interval
-        for backend in self.backends.values():
-            self._observe(backend, telemetry)
-        await telemetry.start()
-        return telemetry
+        backends = self.backends.values()
+        return await self._observation.start_telemetry(backends, resource_poll_interval, options)
 
     def get_telemetry(self) -> TelemetryManager:
         """Return the manager that `start_telemetry` started.
@@ -774,14 +685,6 @@ class Session:
             raise SessionError("telemetry was not started; await session.start_telemetry() first")
         return self._submissions.telemetry
 
-    def _observe(self, backend: Any, telemetry: TelemetryManager) -> None:
-        telemetry.attach_backend(
-            backend,
-            session_id=self.uid,
-            backend_name=backend.name,
-            interval=self._poll_interval,
-        )
-
 
 def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
     if not isinstance(tasks, Iterable):
@@ -789,10 +692,6 @@ def _as_list(tasks: Sequence[AnyTask] | AnyTask) -> list[AnyTask]:
             None, f"tasks must be a task or a list of tasks, got {type(tasks).__name__}"
         )
     return [tasks] if isinstance(tasks, MutableMapping) else list(tasks)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
 
 
 def _detach(backend: Any, owner: Any) -> None:

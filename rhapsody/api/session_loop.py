@@ -1,4 +1,4 @@
-"""The event loop that the tasks of a session belong to, and calls on it from other threads."""
+"""The event loop that the tasks of a session belong to, and its use from other threads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any
 
+from rhapsody.api.submissions.submission import AnyTask
 from rhapsody.api.submissions.submissions import Submissions
+from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
+from rhapsody.backends.core.nested_runs import Attempts, is_in_task, run_calls_here
+from rhapsody.backends.protocol import TaskStates
 from rhapsody.errors import SessionError
 
-__all__ = ["SessionLoop"]
+__all__ = ["SessionLoop", "wait_on_any_loop"]
 
 
 class SessionLoop:
@@ -71,6 +77,41 @@ class SessionLoop:
 
         return self.bind(service_loop().loop)
 
+    def submit_soon(self, task: ComputeTask, backend: Any) -> None:
+        """Submit a valid and new task, and return before its backend has it.
+
+        Raises:
+            SessionError: Active tasks belong to another loop.
+            BackendInUseError: The backend was shut down, and another open owner uses it now.
+        """
+        submit, context = self._submissions.submit_soon, copy_context()
+        if runs_a_loop():
+            loop = self.bind(asyncio.get_running_loop())
+            self._submissions.reattach(backend)
+            submit(task, backend, loop.create_future(), context)
+            return
+        loop = self.bind_for_threads()
+        future = loop.create_future()
+        task.bind_future(future)
+        task["state"] = TaskStates.PENDING  # its text shows that it was submitted
+        attempts = Attempts()
+        if is_in_task():  # the thread of the task may have to run this one while it waits
+            task.bind_attempts(attempts)
+        with run_calls_here(attempts):
+            loop.call_soon_threadsafe(submit, task, backend, future, context)
+
+    def cancel_all(self) -> list[AnyTask]:
+        """Ask the backends to cancel all active tasks, and return these tasks."""
+        tasks: list[AnyTask] = []
+
+        def collect() -> None:
+            tasks.extend(s.task for s in self._submissions.active.values())
+            if tasks:
+                self._submissions.cancel_soon(tasks)
+
+        self.call(collect)
+        return tasks
+
     def call(self, function: Callable[[], None]) -> None:
         """Call a function on the loop, and wait for its end.
 
@@ -102,3 +143,26 @@ class SessionLoop:
 
         loop.call_soon_threadsafe(call)
         done.result()
+
+
+async def wait_on_any_loop(task: asyncio.Task[None]) -> bool:
+    """Wait for a task, which may belong to the loop of another thread.
+
+    Returns:
+        Whether the task has ended; False if its loop does not run any more.
+
+    Raises:
+        Exception: The task belongs to the running loop, and failed.
+    """
+    loop = task.get_loop()
+    if loop is asyncio.get_running_loop():
+        await asyncio.shield(task)
+        return True
+    if not loop.is_running():
+        return False
+
+    async def wait() -> None:
+        await asyncio.wait([task])
+
+    await asyncio.wait([asyncio.wrap_future(asyncio.run_coroutine_threadsafe(wait(), loop))])
+    return True

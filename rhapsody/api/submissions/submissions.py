@@ -84,6 +84,12 @@ class Submissions:
         # Tasks that were submitted in this pass of the loop, by the name of their backend.
         self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}
 
+    def reattach(self, backend: Any) -> None:
+        """Attach the session to a backend again, if another owner had it meanwhile."""
+        reattach = None if self._reattach is None else self._reattach()
+        if reattach is not None:
+            reattach(backend)
+
     @property
     def reached(self) -> WalltimeReached | None:
         """The error of tasks that are not run any more, since the batch job ends."""
@@ -266,9 +272,7 @@ class Submissions:
                 self.telemetry.on_task_submitted(task)
                 self.telemetry.on_task_queued(task)
         try:
-            reattach = None if self._reattach is None else self._reattach()
-            if reattach is not None:
-                reattach(backend)
+            self.reattach(backend)
             if batch := self._start_agents(backend, batch):
                 await backend.submit_tasks(batch)
         except Exception as error:  # backends must report failures instead, task by task

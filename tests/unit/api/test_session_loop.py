@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.api.session_loop import SessionLoop
+from rhapsody.api.session_loop import SessionLoop, wait_on_any_loop
 from rhapsody.api.submissions.submissions import Submissions
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import SessionError
@@ -84,3 +84,32 @@ async def test_another_loop_is_refused_while_tasks_are_active(
 
 def test_threads_without_a_loop_use_the_service_loop(session_loop: SessionLoop) -> None:
     assert session_loop.bind_for_threads() is service_loop().loop
+
+
+async def test_task_of_the_running_loop_is_awaited() -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    assert await wait_on_any_loop(asyncio.create_task(asyncio.sleep(0)))
+    with pytest.raises(ValueError, match="no"):
+        await wait_on_any_loop(asyncio.create_task(fail()))
+
+
+async def test_task_of_the_loop_of_another_thread_is_awaited() -> None:
+    loop, began = service_loop().loop, asyncio.Event()
+
+    async def make() -> "asyncio.Task[None]":
+        return asyncio.create_task(began.wait())  # type: ignore[arg-type]
+
+    task = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
+    loop.call_soon_threadsafe(began.set)
+    assert await wait_on_any_loop(task)
+    assert task.done()
+
+
+def test_task_of_an_ended_loop_is_not_awaited() -> None:
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(asyncio.sleep(0))
+    assert not asyncio.run(wait_on_any_loop(task))
+    loop.run_until_complete(task)
+    loop.close()

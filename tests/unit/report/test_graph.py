@@ -22,7 +22,7 @@ async def test_nodes_of_a_session_count_tasks_by_name() -> None:
         await session.wait_tasks(done)
         await session.submit_tasks([ComputeTask(function=work, backend="held")])
         await held.wait_entered()
-        nodes = {n.name: n.states for n in graph_of(session._runs.values()).nodes}
+        nodes = {n.name: n.states for n in graph_of(session._observation.runs.values()).nodes}
         held.release()
     assert nodes["work"]["DONE"] == 2
     assert nodes["work"]["RUNNING"] == 1

@@ -175,7 +175,7 @@ async def test_lines_show_all_tasks_and_the_time_left(held: HeldBackend) -> None
     async with Session([held]) as session:
         tasks = [ComputeTask(function=work) for _ in range(4)]
         await session.submit_tasks(tasks)
-        row = live._Row(session._runs["held"])
+        row = live._Row(session._observation.runs["held"])
         await held.wait_entered()
         assert row.line(2.0).endswith(", 0.0/s, 0 of 4 ended")
         assert await session.cancel(tasks[0])

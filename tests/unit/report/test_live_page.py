@@ -271,7 +271,7 @@ def test_wrong_variable_does_not_stop_the_program(
 ) -> None:
     monkeypatch.setenv("RHAPSODY_PAGE", "yes")
     with Session([NoopExecutionBackend()]) as session:
-        assert serve_if_wanted(session, session._page_source()) is None
+        assert serve_if_wanted(session, session._observation.page_source()) is None
     assert "RHAPSODY_PAGE=yes: there is no live page" in caplog.text
     assert "must be 1, or the number of a port such as 8050" in caplog.text
 
