@@ -28,7 +28,7 @@ class EndpointInferenceBackend(PromptBackend):
             RHAPSODY_ENDPOINT_KEY, if set. It is never logged.
         name: Name of the backend.
         max_concurrency: Maximum number of requests at a time to each server.
-        request_timeout: Longest time that a server may send nothing, in seconds.
+        request_timeout: Longest time for a response, in seconds; for a stream, between two pieces.
         max_retries: How often a prompt is sent again after a server failed. A server that asks to
             come later (HTTP 429 or 503) gets it again after the time that it names.
         outage_timeout: Longest time that a prompt is tried while all servers are busy or do not

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import json
 import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import aiohttp
 
 from rhapsody.errors import PromptError
 from rhapsody.inference.endpoints.messages import (
-    MAX_LINE_BYTES,
     Broken,
+    NoEvents,
     chat_body,
     completion_body,
     completion_of,
+    error_in,
     error_of,
     logprobs_of,
     numbers_of,
     pooling_body,
     stream_events,
     usage_of,
+)
+from rhapsody.inference.endpoints.request import (
+    MAX_RESPONSE_BYTES,
+    EndpointFailed,
+    Request,
+    read_lines,
 )
 from rhapsody.inference.kinds import EMBED, SCORE, ChatTurn, PoolingInput
 from rhapsody.inference.prompts import Completion, Prompt, PromptRequest, as_messages
@@ -35,16 +41,14 @@ __all__ = ["Endpoint", "EndpointBusy", "EndpointFailed"]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
-LIST_SECONDS = 30.0
-"""Longest time to list the models."""
-MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 ERROR_BYTES = 64 * 1024
 """How much of an error's body is read."""
 FAILURES_IN_A_ROW = 5
 """After so many, an endpoint gets one request at a time, after a pause, until one succeeds."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+SHORTEST_RETRY_AFTER_SECONDS = 0.25
+"""A server that names no time, or one that is over, would get thousands of requests a second."""
 LONGEST_RETRY_AFTER_SECONDS = 120.0
 BUSY_STATUSES = (408, 409, 425, 429, 503)
 KEY_STATUSES = (401, 403)
@@ -52,10 +56,6 @@ KEY_STATUSES = (401, 403)
 
 class EndpointBusy(Exception):
     """The endpoint asks to send the request later."""
-
-
-class EndpointFailed(Exception):
-    """The endpoint did not answer the request, or not as the OpenAI API says."""
 
 
 class Endpoint:
@@ -98,10 +98,6 @@ class Endpoint:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_SECONDS, sock_read=request_timeout
-            ),
-            read_bufsize=MAX_LINE_BYTES,
         )
 
     async def close(self) -> None:
@@ -202,7 +198,7 @@ class Endpoint:
             elif isinstance(prompt, PoolingInput):
                 completion = numbers_of(prompt.kind, await self._read_numbers(prompt.kind, data))
             else:
-                completion = completion_of(await self._read(url, data))
+                completion = completion_of(await self._read(url, data), sampling.get("n") or 1)
         except Broken as error:
             failure = EndpointFailed(f"it sent {error}")
             self._record_failure(failure)
@@ -243,15 +239,21 @@ class Endpoint:
                 if size > MAX_RESPONSE_BYTES:
                     raise EndpointFailed(f"its response is larger than {MAX_RESPONSE_BYTES} bytes")
                 parts.append(part)
-        text = b"".join(parts)
+        return self._value_of(b"".join(parts), response)
+
+    def _value_of(self, text: bytes, response: aiohttp.ClientResponse) -> Any:
+        """Return the JSON value of a response. Some servers report errors with the status 200."""
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
             raise EndpointFailed(
                 f"it answered with {response.content_type} instead of JSON "
                 f"({' '.join(text[:80].decode(errors='replace').split())!r}); is "
                 f"{self.url} the base URL of an OpenAI-compatible server? It usually ends in /v1"
             ) from None
+        if isinstance(value, dict) and value.get("error"):
+            self._refuse(error_in(value), response)
+        return value
 
     async def _stream(self, url: str, body: dict[str, Any], request: PromptRequest) -> Completion:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -259,42 +261,53 @@ class Endpoint:
         reason: str | None = None
         usage: Any = None
         logprobs: list[dict[str, Any]] = []
-        async with self._requested(url, json.dumps(body).encode()) as response:
+        async with self._requested(url, json.dumps(body).encode(), stream=True) as response:
             await self._check(response)
-            async for event in stream_events(_lines(response.content)):
-                usage = event.get("usage") or usage
-                for choice in event.get("choices") or []:
-                    text, ended = _piece_of(choice)
-                    reason = ended or reason
-                    logprobs += logprobs_of(choice) or []
-                    if text:
-                        pieces.append(text)
-                        request.add_piece(text)
+            try:
+                async for event in stream_events(read_lines(response.content, self._timeout)):
+                    if event.get("error"):
+                        self._refuse(error_in(event), response)
+                    usage = event.get("usage") or usage
+                    for choice in event.get("choices") or []:
+                        text, ended = _piece_of(choice)
+                        reason = ended or reason
+                        logprobs += logprobs_of(choice) or []
+                        if text:
+                            pieces.append(text)
+                            request.add_piece(text)
+            except NoEvents as whole:  # the server does not stream, or reports an error
+                completion = completion_of(self._value_of(whole.text, response), 1)
+                request.add_piece(completion.texts[0])
+                return completion
         if reason is None:
             raise EndpointFailed("its streamed response ended early")
         found = [logprobs] if logprobs else None
         return Completion(["".join(pieces)], [reason], usage_of(usage), found)
 
-    def _requested(self, url: str, data: bytes | None) -> _Requested:
-        return _Requested(self._session, self._proxy, url, data, self._timeout)
+    def _requested(self, url: str, data: bytes | None, stream: bool = False) -> Request:
+        return Request(self._session, self._proxy, url, data, self._timeout, stream)
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         """Raise the error that a response's status means."""
         status = response.status
-        if status == 200:
+        if 200 <= status < 300:
             return
         if 300 <= status < 400:
             raise EndpointFailed(f"it redirects to {response.headers.get('Location', '?')!r:.200}")
         text = (await response.content.read(ERROR_BYTES)).decode(errors="replace")
-        error = error_of(status, text)
+        self._refuse(error_of(status, text), response)
+
+    def _refuse(self, error: PromptError, response: aiohttp.ClientResponse) -> NoReturn:
+        """Raise what an error of the server means."""
+        status, shown = error.code, f"(HTTP {response.status})"
         if status in BUSY_STATUSES:
             self._pause(_retry_after(response.headers.get("Retry-After")))
-            self.problem = f"it is busy (HTTP {status}): {error}"
+            self.problem = f"it is busy {shown}: {error}"
             raise EndpointBusy(self.problem)
         if status in KEY_STATUSES:
-            raise EndpointFailed(f"it refuses the key (HTTP {status}): {error}")
+            raise EndpointFailed(f"it refuses the key {shown}: {error}")
         if status >= 500:
-            raise EndpointFailed(f"it failed (HTTP {status}): {error}")
+            raise EndpointFailed(f"it failed {shown}: {error}")
         raise error
 
     def _pause(self, seconds: float | None) -> None:
@@ -316,61 +329,6 @@ class Endpoint:
                 pause,
                 error,
             )
-
-
-class _Requested:
-    """A request, as a context that turns connection errors into EndpointFailed."""
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        proxy: str | None,
-        url: str,
-        data: bytes | None,
-        seconds: float,
-    ) -> None:
-        self._seconds = seconds
-        # A redirect would send the key to another server.
-        options: dict[str, Any] = {"allow_redirects": False, "proxy": proxy}
-        if data is None:
-            limit = aiohttp.ClientTimeout(total=min(LIST_SECONDS, seconds))
-            self._context = session.get(url, timeout=limit, **options)
-        else:
-            headers = {"Content-Type": "application/json"}
-            self._context = session.post(url, data=data, headers=headers, **options)
-
-    async def __aenter__(self) -> aiohttp.ClientResponse:
-        try:
-            return await self._context.__aenter__()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise self._failure(error) from error
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        await self._context.__aexit__(kind, error, traceback)
-        if isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError)):
-            raise self._failure(error) from error
-
-    def _failure(self, error: BaseException) -> EndpointFailed:
-        if isinstance(
-            error, getattr(aiohttp, "ConnectionTimeoutError", ())
-        ):  # aiohttp < 3.10: none
-            return EndpointFailed(f"no connection within {CONNECT_SECONDS:g} s")
-        if isinstance(error, asyncio.TimeoutError):
-            return EndpointFailed(f"it sent nothing for {self._seconds:g} s")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return EndpointFailed(f"it cannot be reached: {error}")
-        return EndpointFailed(f"the connection broke: {str(error) or type(error).__name__}")
-
-
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            line = await content.readline()
-        except ValueError:
-            raise Broken(f"a line of more than {MAX_LINE_BYTES} bytes") from None
-        if not line:
-            return
-        yield line
 
 
 def _piece_of(choice: Any) -> tuple[str, str | None]:
@@ -396,4 +354,4 @@ def _retry_after(value: str | None) -> float | None:
             return None
     if math.isnan(seconds):
         return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
+    return min(max(seconds, SHORTEST_RETRY_AFTER_SECONDS), LONGEST_RETRY_AFTER_SECONDS)

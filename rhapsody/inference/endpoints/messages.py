@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from rhapsody.inference.prompts import Completion
 
 __all__ = [
     "Broken",
+    "NoEvents",
     "chat_body",
     "completion_body",
     "completion_of",
+    "error_in",
     "error_of",
     "logprobs_of",
     "numbers_of",
@@ -28,10 +31,28 @@ __all__ = [
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest line of a streamed response."""
+MAX_TOKENS = 2**53
+"""Larger counts are none."""
+
+
+OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")
+ERROR_CODE = re.compile(r"[45]\d\d\Z")
 
 
 class Broken(Exception):
     """A response is not what the OpenAI API describes."""
+
+
+class NoEvents(Exception):
+    """A response that should be a stream has no events.
+
+    Args:
+        text: What it has instead.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__(text)
+        self.text = text
 
 
 def chat_body(
@@ -115,15 +136,28 @@ def _packed(numbers: Sequence[float]) -> bytes:
     return values.tobytes()
 
 
-def completion_of(body: Any) -> Completion:
+def completion_of(body: Any, n: int) -> Completion:
     """Read a response of `/chat/completions` or `/completions`.
+
+    Args:
+        body: The response.
+        n: How many choices were requested.
 
     Raises:
         Broken: It has no choices, or one without text.
+        PromptError: It has another number of choices.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
         raise Broken(f"a response without choices: {body!r:.200}")
+    if len(choices) != n:
+        raise PromptError(
+            f"the endpoint sent {len(choices)} response{'s' * (len(choices) > 1)} with n={n}; some "
+            "servers do not take the parameter 'n'",
+            502,
+            "BadGatewayError",
+            "n",
+        )
     texts, reasons, logprobs = [], [], []
     for choice in choices:
         if not isinstance(choice, dict):
@@ -161,7 +195,7 @@ def usage_of(usage: Any) -> dict[str, int]:
 
     def count(name: str) -> int:
         value = found.get(name)
-        return value if isinstance(value, int) and value >= 0 else 0
+        return value if isinstance(value, int) and 0 <= value <= MAX_TOKENS else 0
 
     prompt, completion = count("prompt_tokens"), count("completion_tokens")
     return {
@@ -197,6 +231,13 @@ def error_of(status: int, text: str) -> PromptError:
     return PromptError(message, status, kind, param)
 
 
+def error_in(body: Mapping[str, Any]) -> PromptError:
+    """Return the error in a response with the status 200. Without a `code`, it is the server's."""
+    error = body["error"]
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return error_of(int(code) if ERROR_CODE.match(code) else 500, json.dumps(body))
+
+
 async def stream_events(lines: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
     """Yield the events of a streamed response, up to `[DONE]`.
 
@@ -205,11 +246,15 @@ async def stream_events(lines: AsyncIterator[bytes]) -> AsyncIterator[dict[str, 
 
     Raises:
         Broken: An event is not a JSON object.
-        PromptError: The server reported an error in the stream.
+        NoEvents: There are no events, but other text.
     """
+    found, other = False, bytearray()
     async for line in lines:
-        if not line.startswith(b"data:"):
-            continue  # a comment, an event name, or the empty line after an event
+        if not line.startswith(b"data:"):  # a comment, an event name, or the end of an event
+            if not found and not line.startswith(OTHER_FIELDS):
+                other += line
+            continue
+        found = True
         data = line[5:].strip()
         if data == b"[DONE]":
             return
@@ -219,6 +264,6 @@ async def stream_events(lines: AsyncIterator[bytes]) -> AsyncIterator[dict[str, 
             raise Broken(f"an event that is no JSON: {data!r:.200}") from None
         if not isinstance(event, dict) or not isinstance(event.get("choices") or [], list):
             raise Broken(f"an event that is no object: {data!r:.200}")
-        if event.get("error"):
-            raise error_of(500, json.dumps(event))
         yield event
+    if not found and other.strip():
+        raise NoEvents(bytes(other))

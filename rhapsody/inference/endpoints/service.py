@@ -12,7 +12,8 @@ from typing import Any
 from rhapsody.errors import ConfigurationError, PromptError, ReplicaError
 from rhapsody.inference.admission import Admission
 from rhapsody.inference.endpoints.config import EndpointConfig
-from rhapsody.inference.endpoints.endpoint import Endpoint, EndpointBusy, EndpointFailed
+from rhapsody.inference.endpoints.endpoint import Endpoint, EndpointBusy
+from rhapsody.inference.endpoints.request import EndpointFailed
 from rhapsody.inference.metrics import Metrics
 from rhapsody.inference.prompts import Completion, Prompt, PromptRequest
 from rhapsody.suggest import unknown_name
@@ -134,6 +135,8 @@ class EndpointService:
             ReplicaError: No endpoint could complete it.
         """
         await self.admission.enter()
+        if self.admission.pending == 1:
+            self._outage_since = None  # nothing was tried since an earlier outage
         since = time.monotonic()
         usage, outcome = None, "error"
         request = PromptRequest(prompt, None, None, on_text, on_sent, priority, adapter=adapter)
@@ -149,7 +152,7 @@ class EndpointService:
             self.admission.leave()
             if request.first_text_at is not None:
                 self.metrics.record_first_piece(request.first_text_at - since)
-            self.metrics.record_outcome(outcome, time.monotonic() - since, usage)
+            self.metrics.record_outcome(outcome, time.monotonic() - since, usage, priority)
 
     async def _try(
         self,
@@ -192,7 +195,7 @@ class EndpointService:
             if failures > self._config.max_retries or not request.can_retry:
                 raise ReplicaError(
                     f"endpoint {endpoint.url} did not complete the prompt in {failures} "
-                    f"attempt{'s' * (failures > 1)}: {problem}"
+                    f"attempt{'s' * (failures != 1)}: {problem}"
                 )
             if refusals > MAX_REFUSALS:
                 raise ReplicaError(
@@ -249,23 +252,28 @@ class EndpointService:
             self._timer.cancel()
             self._timer = None
         now = time.monotonic()
+        pauses = [one.not_before - now for one in self.endpoints if one.not_before > now]
         if any(endpoint.in_flight for endpoint in self.endpoints):
-            if all(endpoint.not_before <= now for endpoint in self.endpoints):
+            if not pauses:
                 return  # the end of a request wakes the next prompt
         elif self._is_outage_too_long():
             self._fail_waiting(ReplicaError(self._outage()), for_good=False)
             return
-        pauses = [one.not_before - now for one in self.endpoints if one.not_before > now]
-        if pauses:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(min(pauses) + 0.001, self._wake)
+        else:
+            pauses.append(self._outage_left())
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(pauses) + 0.001, self._wake)
 
-    def _is_outage_too_long(self) -> bool:
-        """Return whether endpoints have answered no prompt for too long; begin to count."""
+    def _outage_left(self) -> float:
+        """Return for how many seconds prompts are tried yet; begin to count."""
         now = time.monotonic()
         if self._outage_since is None:
             self._outage_since = now
-        return now - self._outage_since > self._config.outage_timeout
+        return self._outage_since + self._config.outage_timeout - now
+
+    def _is_outage_too_long(self) -> bool:
+        """Return whether endpoints have answered no prompt for too long; begin to count."""
+        return self._outage_left() < 0
 
     def _outage(self) -> str:
         problems = "; ".join(f"{one.url}: {one.problem}" for one in self.endpoints)

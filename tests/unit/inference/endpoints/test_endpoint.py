@@ -1,6 +1,7 @@
 """One endpoint: requests, refusals and pauses."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
@@ -13,13 +14,14 @@ from aiohttp import web
 from rhapsody.errors import PromptError
 from rhapsody.inference.endpoints.endpoint import (
     FAILURES_IN_A_ROW,
+    SHORTEST_RETRY_AFTER_SECONDS,
     Endpoint,
     EndpointBusy,
-    EndpointFailed,
 )
+from rhapsody.inference.endpoints.request import EndpointFailed
 from rhapsody.inference.kinds import PoolingInput
 from rhapsody.inference.prompts import Completion, PromptRequest
-from tests.support.openai_server import MODEL, OpenAIServer, delta, sse
+from tests.support.openai_server import MODEL, OpenAIServer, completion, delta, sse
 
 
 @pytest_asyncio.fixture
@@ -92,13 +94,63 @@ async def test_date_of_retry_after_is_understood(server: OpenAIServer, endpoint:
     assert 50 < endpoint.not_before - time.monotonic() <= 60
 
 
+@pytest.mark.parametrize("value", ["0", "-5", formatdate(1e9, usegmt=True)])
+async def test_retry_after_no_time_is_a_pause(
+    server: OpenAIServer, endpoint: Endpoint, value: str
+) -> None:
+    server.answer = respond(429, **{"Retry-After": value})
+    before = time.monotonic()
+    with pytest.raises(EndpointBusy):
+        await complete(endpoint)
+    assert endpoint.not_before - before >= SHORTEST_RETRY_AFTER_SECONDS
+
+
+@pytest.mark.parametrize("on_text", [None, lambda text: None])
 @pytest.mark.parametrize("text", ["<html>hello</html>", "[" * 100_000])
 async def test_page_instead_of_json_is_explained(
-    server: OpenAIServer, endpoint: Endpoint, text: str
+    server: OpenAIServer, endpoint: Endpoint, text: str, on_text: Any
 ) -> None:
     server.answer = respond(200, text)
     with pytest.raises(EndpointFailed, match="It usually ends in /v1"):
-        await complete(endpoint)
+        await complete(endpoint, on_text=on_text)
+
+
+@pytest.mark.parametrize("on_text", [None, lambda text: None])
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [(400, PromptError), (429, EndpointBusy), (401, EndpointFailed), (500, EndpointFailed)],
+)
+async def test_error_with_the_status_200_is_that_error(
+    server: OpenAIServer, endpoint: Endpoint, code: int, raised: type[Exception], on_text: Any
+) -> None:
+    server.answer = respond(200, json.dumps({"error": {"message": "no", "code": code}}))
+    with pytest.raises(raised, match="no"):
+        await complete(endpoint, on_text=on_text)
+
+
+async def test_error_in_a_stream_is_that_of_the_server(
+    server: OpenAIServer, endpoint: Endpoint
+) -> None:
+    async def fail(request: web.Request, body: dict[str, Any]) -> web.Response:
+        return web.Response(body=sse({"error": {"message": "out of memory"}}))
+
+    server.answer = fail
+    with pytest.raises(EndpointFailed, match="out of memory"):
+        await complete(endpoint, on_text=lambda text: None)
+
+
+async def test_response_of_a_server_that_does_not_stream_is_one_piece(
+    server: OpenAIServer, endpoint: Endpoint
+) -> None:
+    pieces: list[str] = []
+    server.answer = respond(200, json.dumps(completion("HI"), indent=1))
+    assert (await complete(endpoint, on_text=pieces.append)).texts == ["HI"]
+    assert pieces == ["HI"]
+
+
+async def test_any_status_of_success_is_one(server: OpenAIServer, endpoint: Endpoint) -> None:
+    server.answer = respond(201, json.dumps(completion("HI")))
+    assert (await complete(endpoint)).texts == ["HI"]
 
 
 async def test_redirect_is_not_followed(server: OpenAIServer, endpoint: Endpoint) -> None:
@@ -124,7 +176,7 @@ async def test_silent_endpoint_fails_in_time(server: OpenAIServer, endpoint: End
         return web.Response()
 
     server.answer = hang
-    with pytest.raises(EndpointFailed, match=r"sent nothing for 0\.5 s"):
+    with pytest.raises(EndpointFailed, match=r"sent no response within 0\.5 s"):
         await complete(endpoint)
     never.set()
 

@@ -9,9 +9,11 @@ import pytest
 from rhapsody.errors import PromptError
 from rhapsody.inference.endpoints.messages import (
     Broken,
+    NoEvents,
     chat_body,
     completion_body,
     completion_of,
+    error_in,
     error_of,
     numbers_of,
     stream_events,
@@ -36,20 +38,29 @@ def test_logprobs_of_a_completion_are_a_number() -> None:
 
 
 def test_completion_has_text_reason_and_usage() -> None:
-    read = completion_of(completion("HI"))
+    read = completion_of(completion("HI"), 1)
     assert (read.texts, read.finish_reasons) == (["HI"], ["stop"])
     assert read.usage == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 
 
 def test_several_choices_are_several_texts() -> None:
     body = {"choices": [{"text": "a", "finish_reason": "length"}, {"text": "b"}]}
-    read = completion_of(body)
+    read = completion_of(body, 2)
     assert (read.texts, read.finish_reasons) == (["a", "b"], ["length", "stop"])
 
 
-@pytest.mark.parametrize("usage", [None, 7, {"prompt_tokens": "many", "completion_tokens": -1}])
+@pytest.mark.parametrize(
+    "usage",
+    [None, 7, {"prompt_tokens": "many", "completion_tokens": -1}, {"prompt_tokens": 10**400}],
+)
 def test_usage_that_is_no_count_is_zero(usage: Any) -> None:
-    assert set(completion_of(completion("HI", usage=usage)).usage.values()) == {0}
+    assert set(completion_of(completion("HI", usage=usage), 1).usage.values()) == {0}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_wrong_number_of_choices_is_refused(n: int) -> None:
+    with pytest.raises(PromptError, match=f"the endpoint sent 2 responses with n={n}"):
+        completion_of({"choices": [{"text": "a"}, {"text": "b"}]}, n)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,7 @@ def test_usage_that_is_no_count_is_zero(usage: Any) -> None:
 )
 def test_response_without_text_is_broken(body: Any) -> None:
     with pytest.raises(Broken):
-        completion_of(body)
+        completion_of(body, 1)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +99,18 @@ async def test_events_end_with_done() -> None:
     assert [event async for event in stream_events(_lines(data))] == [{"a": 1}]
 
 
-async def test_error_in_a_stream_is_raised() -> None:
-    with pytest.raises(PromptError, match="out of memory"):
-        _ = [e async for e in stream_events(_lines(sse({"error": {"message": "out of memory"}})))]
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("no", 500), ({"code": 429}, 429), ({"code": "400"}, 400), ({"code": 7}, 500)],
+)
+def test_error_with_the_status_200_has_its_code(error: Any, code: int) -> None:
+    assert error_in({"error": error}).code == code
+
+
+async def test_text_instead_of_events_is_kept() -> None:
+    with pytest.raises(NoEvents) as caught:
+        _ = [e async for e in stream_events(_lines(b": comment\n<html>\n</html>"))]
+    assert caught.value.text == b"<html>\n</html>"
 
 
 @pytest.mark.parametrize("event", ["{", "[1]", '{"choices": 5}', "[" * 100_000])

@@ -161,6 +161,30 @@ async def test_prompts_fail_with_the_reason_after_an_outage(
     assert service.get_statistics()["pending_prompts"] == 0
 
 
+async def test_outage_ends_before_a_long_pause(server: OpenAIServer, start: Start) -> None:
+    service = await start(server.url, outage_timeout=0.2)
+    server.answer = fail_first(server, 10_000, 429, **{"Retry-After": "60"})
+    with pytest.raises(ReplicaError, match=r"outage_timeout=0\.2 s"):
+        await asyncio.wait_for(service.complete("hi"), 30)
+
+
+async def test_earlier_outage_does_not_count(server: OpenAIServer, start: Start) -> None:
+    service = await start(server.url, outage_timeout=0.4)
+    server.answer = fail_first(server, 10_000, 429)
+    with pytest.raises(ReplicaError):
+        await service.complete("hi")
+    server.answer = fail_first(server, 1, 429, **{"Retry-After": "0"})
+    service.endpoints[0].not_before = 0.0
+    assert (await service.complete("hi")).texts == ["HI"]
+
+
+async def test_metrics_have_the_priority(server: OpenAIServer, start: Start) -> None:
+    service = await start(server.url)
+    await service.complete("hi", priority=10)
+    metrics = service.metrics.expose(0, [], {}).decode()
+    assert 'rhapsody_prompt_seconds_count{priority="urgent"} 1.0' in metrics
+
+
 async def test_wait_behind_other_prompts_is_no_outage(server: OpenAIServer, start: Start) -> None:
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(0.05)
@@ -168,7 +192,7 @@ async def test_wait_behind_other_prompts_is_no_outage(server: OpenAIServer, star
             return web.Response(status=429, headers={"Retry-After": "0"})
         return await server.upper(request, body)
 
-    service = await start(server.url, max_concurrency=1, outage_timeout=0.2)
+    service = await start(server.url, max_concurrency=1, outage_timeout=0.35)
     server.answer = slowly
     results = await asyncio.gather(*(service.complete("hi") for _ in range(10)))
     assert [result.texts for result in results] == [["HI"]] * 10
