@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 HEAD_SECONDS = 10.0
 """Longest time from the start of a connection until the head of its first request has arrived."""
+KEY_SECONDS = 3.0
+"""How long a client may take to show its key, if other connections wait. Clients that send many
+requests at once open all connections first."""
 BACKLOG = 1024
 """Connections that wait in the kernel to be accepted."""
 ACCEPTS_PER_PASS = 16
@@ -33,7 +36,8 @@ class ConnectionLimits(NamedTuple):
     Attributes:
         total: All connections. Further ones wait in the kernel until one is closed.
         unknown: Connections whose client has shown no key (or, if none is required, has sent no
-            request). Beyond it the oldest one is closed.
+            request). Beyond it the oldest one is closed if it is older than `KEY_SECONDS`, and
+            further ones wait in the kernel until then.
     """
 
     total: int
@@ -57,18 +61,29 @@ class Listener:
     Args:
         limits: How many connections there may be.
         head_seconds: Longest time until the head of a first request has arrived.
+        key_seconds: Time for a client to show its key while others wait.
     """
 
-    def __init__(self, limits: ConnectionLimits, head_seconds: float = HEAD_SECONDS) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        head_seconds: float = HEAD_SECONDS,
+        key_seconds: float = KEY_SECONDS,
+    ) -> None:
         self._limits = limits
+        self._key_seconds = key_seconds
         self._head_seconds = head_seconds
         self._make_protocol: Callable[[], asyncio.Protocol] | None = None
         self._sockets: list[socket.socket] = []
         self._connections: dict[asyncio.BaseProtocol, _Connection] = {}
-        self._unknown: dict[_Connection, None] = {}  # oldest first
+        self._unknown: dict[_Connection, float] = {}
+        """Connections without a key, the oldest first, with the time of their start."""
         self._connecting: set[asyncio.Task[None]] = set()
         self._warned = False
         self._retry: asyncio.TimerHandle | None = None
+        """Resumes after an error."""
+        self._expiry: asyncio.TimerHandle | None = None
+        """Resumes when the oldest connection without a key may be closed."""
         self._paused = True
 
     def __len__(self) -> int:
@@ -117,24 +132,27 @@ class Listener:
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
+            if self._expiry is not None:
+                self._expiry.cancel()
+                self._expiry = None
             for listening in self._sockets:
                 asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _pause(self) -> None:
         self._paused = True
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        for timer in (self._retry, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._expiry = None
         for listening in self._sockets:
             asyncio.get_running_loop().remove_reader(listening)
 
     def _accept(self, listening: socket.socket) -> None:
         assert self._make_protocol is not None
         loop = asyncio.get_running_loop()
-        for _ in range(ACCEPTS_PER_PASS):
-            if len(self) >= self._limits.total and not self._unknown:
-                self._warn_once()
-                self._pause()
+        for number in range(ACCEPTS_PER_PASS):
+            # That a connection waits is certain only of the first one.
+            if not self._has_room() and (number or not self._close_oldest_unknown()):
                 return
             try:
                 accepted, _ = listening.accept()
@@ -148,14 +166,30 @@ class Listener:
             accepted.setblocking(False)
             connection = _Connection(self._make_protocol(), self)
             self._connections[connection.protocol] = connection
-            self._unknown[connection] = None
-            if len(self) > self._limits.total or len(self._unknown) > self._limits.unknown:
-                oldest = next(iter(self._unknown))
-                self.closed(oldest)
-                oldest.abort()
+            self._unknown[connection] = loop.time()
             connecting = loop.create_task(self._connect(connection, accepted))
             self._connecting.add(connecting)
             connecting.add_done_callback(self._connecting.discard)
+
+    def _has_room(self) -> bool:
+        return len(self) < self._limits.total and len(self._unknown) < self._limits.unknown
+
+    def _close_oldest_unknown(self) -> bool:
+        """Close the oldest connection without a key, or pause until one may be closed."""
+        if not self._unknown:
+            self._warn_once()
+            self._pause()
+            return False
+        loop = asyncio.get_running_loop()
+        oldest, since = next(iter(self._unknown.items()))
+        left = since + self._key_seconds - loop.time()
+        if left > 0:
+            self._pause()
+            self._expiry = loop.call_later(left, self._resume)
+            return False
+        self.closed(oldest)
+        oldest.abort()
+        return True
 
     def _warn_once(self) -> None:
         if not self._warned:
@@ -190,6 +224,7 @@ class Listener:
         """
         if (connection := self._connections.get(protocol)) is not None:
             self._unknown.pop(connection, None)
+            self._resume_if_room()
 
     @property
     def head_seconds(self) -> float:
@@ -200,7 +235,10 @@ class Listener:
         """Forget a connection that is closed."""
         self._connections.pop(connection.protocol, None)
         self._unknown.pop(connection, None)
-        if self._paused and self._retry is None and len(self) < self._limits.total:
+        self._resume_if_room()
+
+    def _resume_if_room(self) -> None:
+        if self._paused and self._retry is None and self._has_room():
             self._resume()
 
 

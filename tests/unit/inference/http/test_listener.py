@@ -49,8 +49,10 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def listening(total: int, unknown: int, head_seconds: float = 60) -> AsyncIterator[Server]:
-    listener = Listener(ConnectionLimits(total, unknown), head_seconds)
+async def listening(
+    total: int, unknown: int, head_seconds: float = 60, key_seconds: float = 0
+) -> AsyncIterator[Server]:
+    listener = Listener(ConnectionLimits(total, unknown), head_seconds, key_seconds)
     listener.start(lambda: Echo(listener), bind_sockets("127.0.0.1", 0))
     server = Server(listener)
     try:
@@ -100,6 +102,24 @@ async def test_oldest_connection_without_key_is_closed_beyond_the_limit() -> Non
         for reader, writer in (known, second, third):
             writer.write(b"more")
             assert await asyncio.wait_for(reader.read(9), 20) == b"more"
+
+
+async def test_many_clients_at_once_are_all_served() -> None:
+    async with listening(500, 4, key_seconds=60) as server:
+        # All connections first, as asyncio clients do.
+        clients = await asyncio.gather(*(server.connect() for _ in range(40)))
+        for _, writer in clients:
+            writer.write(b"key")
+        answers = [await asyncio.wait_for(reader.read(9), 20) for reader, _ in clients]
+    assert answers == [b"key"] * 40
+
+
+async def test_clients_without_key_hold_up_others_for_a_moment_only() -> None:
+    async with listening(8, 2, key_seconds=0.2) as server:
+        silent = [await server.connect() for _ in range(2)]
+        await asyncio.wait_for(server.connect(b"key"), 20)
+        assert await is_closed(silent[0])
+        assert len(server.listener) == 2
 
 
 async def test_connections_with_key_take_the_places_of_those_without() -> None:
