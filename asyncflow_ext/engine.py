@@ -56,7 +56,7 @@ from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.notebook import in_notebook
 from rhapsody.report.runs import runs_of
 from rhapsody.suggest import suggest_parameters
-from rhapsody.walltime import find_end, signals
+from rhapsody.walltime import check_walltime, find_end, signals
 
 if TYPE_CHECKING:
     from rhapsody.report.live_page import LivePage
@@ -164,8 +164,10 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             The engine, when awaited or entered.
 
         Raises:
+            ConfigurationError: `walltime` or `walltime_margin` is not a number of seconds.
             JournalError: The journal cannot be used, for example because another program uses it.
         """
+        check_walltime(walltime, walltime_margin)
         created = cls._create(
             backend, dry_run, implicit_data, uid, work_dir, journal, journal_required
         )

@@ -52,6 +52,7 @@ from rhapsody.journal import Journal
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.suggest import suggest_parameters
 from rhapsody.validation import must_be
+from rhapsody.walltime import check_walltime
 
 if TYPE_CHECKING:
     from rhapsody.api.bulk.generation import PromptOf, RowCounts
@@ -104,6 +105,7 @@ class Session:
         self.uid = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
         if not is_uid(self.uid) or self.uid in (".", ".."):
             raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
+        check_walltime(walltime, walltime_margin)
         self.work_dir = os.path.abspath(work_dir or "")
         self.backends: dict[str, Any] = {}
         self.closed = False

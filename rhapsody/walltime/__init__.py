@@ -6,8 +6,16 @@ from rhapsody.walltime.end import (
     END_VARIABLE,
     EXIT_RESUBMIT,
     WalltimeEnd,
+    check_walltime,
     find_end,
     remaining_walltime,
 )
 
-__all__ = ["END_VARIABLE", "EXIT_RESUBMIT", "WalltimeEnd", "find_end", "remaining_walltime"]
+__all__ = [
+    "END_VARIABLE",
+    "EXIT_RESUBMIT",
+    "WalltimeEnd",
+    "check_walltime",
+    "find_end",
+    "remaining_walltime",
+]

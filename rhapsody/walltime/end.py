@@ -10,9 +10,21 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from math import isnan
+from numbers import Real
+from typing import Any, NamedTuple
 
-__all__ = ["END_VARIABLE", "EXIT_RESUBMIT", "WalltimeEnd", "find_end", "remaining_walltime"]
+from rhapsody.errors import ConfigurationError
+from rhapsody.validation import must_be
+
+__all__ = [
+    "END_VARIABLE",
+    "EXIT_RESUBMIT",
+    "WalltimeEnd",
+    "check_walltime",
+    "find_end",
+    "remaining_walltime",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +48,26 @@ class WalltimeEnd(NamedTuple):
 
     at: float
     source: str
+
+
+def check_walltime(walltime: Any, margin: Any) -> None:
+    """Check the options `walltime` and `walltime_margin` of a session or an engine.
+
+    A walltime below 0 has passed already.
+
+    Raises:
+        ConfigurationError: One of them is not a number of seconds, or the margin is negative.
+    """
+    if walltime is not None and not _is_number(walltime):
+        raise ConfigurationError(must_be("walltime", "a number of seconds", walltime))
+    if not _is_number(margin) or margin < 0:
+        raise ConfigurationError(
+            must_be("walltime_margin", "a number of seconds that is not negative", margin)
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
 
 
 def find_end(walltime: float | None = None) -> WalltimeEnd | None:

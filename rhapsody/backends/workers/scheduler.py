@@ -573,8 +573,9 @@ class Scheduler:
             return
         error = BackendError(self._name, self._failed_starts.reason)
         self._failed_starts.clear()
-        if any(worker.is_ready for worker in self._workers.values()):
-            self._limit = max(1, len(self._workers))  # there may be no room for more
+        others = sum(w.own is None and not w.retiring for w in self._workers.values())
+        if others:  # they are ready, or may become so; there may be no room for more
+            self._limit = others
             return
         for work in self._waiting.clear():
             self._reports.report_failed(work, error)

@@ -162,3 +162,8 @@ async def test_task_as_argument_of_another_task_is_refused(field: str, value: An
         with pytest.raises(TaskValidationError, match="await it and pass its result") as refused:
             await session.submit_tasks(task)
         assert (refused.value.field, refused.value.value) == (field, value)
+
+
+def test_wrong_walltime_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'walltime' must be a number of seconds"):
+        Session([NoopExecutionBackend()], walltime="1:00:00")  # type: ignore[arg-type]

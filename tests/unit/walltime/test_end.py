@@ -3,10 +3,18 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rhapsody.walltime import END_VARIABLE, EXIT_RESUBMIT, find_end, remaining_walltime
+from rhapsody.errors import ConfigurationError
+from rhapsody.walltime import (
+    END_VARIABLE,
+    EXIT_RESUBMIT,
+    check_walltime,
+    find_end,
+    remaining_walltime,
+)
 
 JOBS = ("SLURM_JOB_END_TIME", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", END_VARIABLE)
 
@@ -94,3 +102,20 @@ def test_exit_code_is_the_one_for_temporary_failures() -> None:
     import os
 
     assert EXIT_RESUBMIT == os.EX_TEMPFAIL
+
+
+@pytest.mark.parametrize("walltime", ["1:00:00", True, float("nan")])
+def test_walltime_must_be_seconds(walltime: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'walltime' must be a number of seconds, got"):
+        check_walltime(walltime, 60.0)
+
+
+@pytest.mark.parametrize("margin", [-1, None, "60", float("nan")])
+def test_margin_must_be_seconds(margin: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'walltime_margin' must be a number of sec"):
+        check_walltime(None, margin)
+
+
+def test_walltime_may_have_passed_or_never_end() -> None:
+    check_walltime(-1.5, 0)
+    check_walltime(float("inf"), 60)

@@ -379,6 +379,17 @@ async def test_three_failed_starts_fail_the_waiting_tasks(code: int | None) -> N
     assert list(simulation.reports.ends.values()) == [["BackendError"]] * 5
 
 
+async def test_tasks_wait_for_workers_that_still_start_when_others_failed() -> None:
+    simulation = Simulation(limit=5)
+    simulation.submit(50, EXCLUSIVE)
+    assert len(simulation.workers) == 5
+    for worker in simulation.workers[:3]:
+        worker.exit(3)
+    assert not simulation.reports.ends
+    await simulation.run(random.Random(5))
+    assert list(simulation.reports.ends.values()) == [["done"]] * 50
+
+
 async def test_lost_node_fails_its_possibly_running_calls() -> None:
     simulation = Simulation(limit=4)
     dice = random.Random(5)
