@@ -11,7 +11,7 @@ from rhapsody.backends.core.lifecycle import Lifecycle
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.inference import DragonVllmInferenceBackend
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference.clients import parse_keys
+from rhapsody.inference.clients import replacing_keys
 from rhapsody.inference.configuration.listening import ListenConfig
 from rhapsody.inference.http.gateway import Gateway
 from rhapsody.inference.http.models import Models
@@ -63,7 +63,7 @@ class InferenceGateway(Lifecycle):
             host=host,
             port=port,
             api_key=os.environ.get("RHAPSODY_API_KEY") if api_key is None else api_key,
-            api_keys=dict(api_keys or {}),
+            api_keys={} if api_keys is None else api_keys,
             cors_origins=cors_origins,
             batch_dir=batch_dir,
         )
@@ -114,7 +114,7 @@ class InferenceGateway(Lifecycle):
 
     async def set_api_keys(self, api_keys: Mapping[str, Any]) -> None:
         """Replace the keys of HTTP clients, see `DragonVllmInferenceBackend.set_api_keys`."""
-        keys = parse_keys(api_keys, self.config.api_key)
+        keys = replacing_keys(api_keys, self.config.api_key)
         self.config = self.config.model_copy(update={"api_keys": dict(api_keys)})
         if self._gateway is not None:
             await service_loop().run(self._gateway.replace_keys(keys))

@@ -9,7 +9,7 @@ from typing import Any
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.prompts import PromptBackend
 from rhapsody.errors import BackendError
-from rhapsody.inference.clients import parse_keys
+from rhapsody.inference.clients import replacing_keys
 from rhapsody.inference.config import InferenceConfig
 from rhapsody.inference.configuration.dragon import ModelConfig, model_parameters
 from rhapsody.inference.kinds import KINDS
@@ -161,7 +161,7 @@ class DragonVllmInferenceBackend(PromptBackend):
             startup_timeout=startup_timeout,
             health_interval=health_interval,
             hang_timeout=hang_timeout,
-            api_keys=dict(api_keys or {}),
+            api_keys={} if api_keys is None else api_keys,
             restart_window=restart_window,
             spares=spares,
             prefix_routing=prefix_routing,
@@ -335,10 +335,10 @@ class DragonVllmInferenceBackend(PromptBackend):
             api_keys: As for the constructor.
 
         Raises:
-            ConfigurationError: A key is invalid, or two clients have the same one. The keys are not
-                changed then.
+            ConfigurationError: A key is invalid, two clients have the same one, or no key is left.
+                The keys are not changed then.
         """
-        keys = parse_keys(api_keys, self.config.api_key)
+        keys = replacing_keys(api_keys, self.config.api_key)
         self.config = self.config.model_copy(update={"api_keys": dict(api_keys)})
         gateway = self._service.gateway if self._service is not None else None
         if gateway is not None:

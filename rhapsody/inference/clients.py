@@ -14,7 +14,7 @@ from rhapsody.errors import ConfigurationError
 from rhapsody.inference.prompts import order_of
 from rhapsody.validation import Fault, StrictModel
 
-__all__ = ["ApiKey", "Client", "Clients", "check_key", "parse_keys"]
+__all__ = ["ApiKey", "Client", "Clients", "check_key", "parse_keys", "replacing_keys"]
 
 DEFAULT_NAME = "default"
 """The name of the client with `api_key`, or of all clients if no key is required."""
@@ -70,15 +70,39 @@ def parse_keys(
         api_key: The key of the client "default".
 
     Raises:
-        ConfigurationError: A key is invalid, or two clients have the same one.
+        ConfigurationError: A key is invalid, or two clients have the same one or the same name.
     """
+    if not isinstance(keys, Mapping):
+        raise ConfigurationError(
+            f"'api_keys' must be a dict of keys by name, got a {type(keys).__name__}"
+        )
     parsed = {} if api_key is None else {DEFAULT_NAME: ApiKey(key=api_key)}
+    if DEFAULT_NAME in keys and parsed:
+        raise ConfigurationError(
+            f"api_keys: '{DEFAULT_NAME}' is the name of the client with api_key; choose another one"
+        )
     for name, given in keys.items():
         fields = {"key": given} if isinstance(given, str) else given
         limits = fields if isinstance(fields, ApiKey) else ApiKey(**fields)
         if any(limits.key == other.key for other in parsed.values()):
             raise ConfigurationError(f"api_keys: the client '{name}' has the key of another one")
         parsed[name] = limits
+    return parsed
+
+
+def replacing_keys(
+    keys: Mapping[str, str | Mapping[str, Any] | ApiKey], api_key: str | None
+) -> dict[str, ApiKey]:
+    """Return keys that replace those of a server, see `parse_keys`.
+
+    Raises:
+        ConfigurationError: A key is invalid, or there is none, which would open the server to all.
+    """
+    parsed = parse_keys(keys, api_key)
+    if not parsed:
+        raise ConfigurationError(
+            "'api_keys' must have at least one key; without any, everybody could use the server"
+        )
     return parsed
 
 

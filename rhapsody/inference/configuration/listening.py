@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, InstanceOf
@@ -45,7 +45,7 @@ class ListenConfig(StrictModel):
         ),
     ] = None
     api_keys: Annotated[
-        dict[str, str | dict[str, Any] | InstanceOf[ApiKey]],
+        Mapping[str, str | dict[str, Any] | InstanceOf[ApiKey]],
         Field(description="a dict of keys by name"),
     ] = Field(default_factory=dict, repr=False)
     cors_origins: Annotated[

@@ -14,6 +14,7 @@ import pytest
 
 from rhapsody import ComputeTask, Session
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import ConfigurationError
 
 KEY = "a-key-that-must-not-appear"
 
@@ -48,6 +49,8 @@ async def test_keys_are_replaced_while_the_server_runs(start: Any) -> None:
     guarded = await start(use_service=True, api_keys={"alice": "old"})
     async with aiohttp.ClientSession(base_url=guarded.get_endpoint()) as http:
         await guarded.set_api_keys({"alice": "new"})
+        with pytest.raises(ConfigurationError, match="at least one key"):
+            await guarded.set_api_keys({})
         for key, status in (("old", 401), ("new", 200)):
             headers = {"Authorization": f"Bearer {key}"}
             async with http.get("/v1/models", headers=headers) as response:

@@ -1,9 +1,11 @@
 """The HTTP clients of a server: limits, shares and usage."""
 
+from typing import Any
+
 import pytest
 
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference.clients import ApiKey, Client, Clients, parse_keys
+from rhapsody.inference.clients import ApiKey, Client, Clients, parse_keys, replacing_keys
 from tests.support.clock import FakeClock
 
 
@@ -99,3 +101,23 @@ def test_invalid_keys_are_refused(keys: dict[str, object], message: str) -> None
     with pytest.raises(ConfigurationError, match=message) as refused:
         parse_keys(keys)  # type: ignore[arg-type]
     assert "two words" not in str(refused.value)
+
+
+def test_name_of_the_client_with_api_key_is_taken() -> None:
+    with pytest.raises(
+        ConfigurationError, match="'default' is the name of the client with api_key"
+    ):
+        parse_keys({"default": "b"}, "a")
+    assert list(parse_keys({"default": "b"})) == ["default"]
+
+
+@pytest.mark.parametrize("keys", [None, ["a"], "a"])
+def test_keys_that_are_no_dict_are_refused(keys: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'api_keys' must be a dict of keys by name"):
+        parse_keys(keys)
+
+
+def test_last_key_cannot_be_replaced_by_none() -> None:
+    with pytest.raises(ConfigurationError, match="everybody could use the server"):
+        replacing_keys({}, None)
+    assert list(replacing_keys({}, "a")) == ["default"]
