@@ -39,7 +39,7 @@ def _names(arguments: Sequence[str] | None) -> list[str]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="\n".join(f"  {name:10}{one.about}" for name, one in BENCHMARKS.items()),
+        epilog="\n".join(f"  {name:12}{one.about}" for name, one in BENCHMARKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")

@@ -31,7 +31,7 @@ import aiohttp
 
 from benchmarks.figures import Chart, Figure, Line, Panel
 from benchmarks.timing import seconds_of
-from benchmarks.tiny_vllm import ENVIRONMENT, tiny_vllm
+from benchmarks.tiny_vllm import ENVIRONMENT, direct_session, tiny_vllm
 from rhapsody.backends import DragonVllmInferenceBackend
 
 TOKENS = 32
@@ -219,17 +219,11 @@ async def chats(session: aiohttp.ClientSession, model: str) -> float:
 
 async def gateway(backend: DragonVllmInferenceBackend) -> Figure:
     """Compare 256 concurrent chats through the gateway with chats sent directly to the server."""
-    assert backend._service is not None
-    [replica] = backend._service.pool.replicas
-    path = str(replica.address).removeprefix("unix:")
-    key = {"X-Rhapsody-Key": replica._environment["RHAPSODY_REPLICA_KEY"]}
     async with (
         aiohttp.ClientSession(
             backend.get_endpoint(), connector=aiohttp.TCPConnector(limit=0)
         ) as through,
-        aiohttp.ClientSession(
-            "http://replica", connector=aiohttp.UnixConnector(path, limit=0), headers=key
-        ) as direct,
+        direct_session(backend) as direct,
     ):
         sessions = (through, direct)
         for session in sessions:

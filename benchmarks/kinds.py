@@ -1,13 +1,13 @@
-"""1,000 embeddings by vLLM, and the cost of a prompt that goes through an endpoint backend.
+"""1,000 embeddings and scores by vLLM, and the cost of a prompt through an endpoint backend.
 
-- Embeddings of a tiny model with random weights: an AI task of 1,000 texts, compared with the same
-  texts given to `AsyncLLM.encode` in one process, and with one HTTP request to `vllm serve` for
-  each.
+- Embeddings, and scores of pairs, of tiny models with random weights: an AI task of 1,000 texts or
+  pairs, compared with the same given to `AsyncLLM.encode` in one process, and with one HTTP request
+  to `vllm serve` for each.
 - Prompts to a server of the embedded model: 1,000 through the endpoint backend, compared with a
   loop of aiohttp that has the same number of requests under way.
 
 The sides alternate, round by round. The engine in process runs in a process of its own:
-`python -m benchmarks.kinds MODEL`.
+`python -m benchmarks.kinds KIND MODEL`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
 from benchmarks.figures import Figure
 from benchmarks.timing import seconds_of
-from benchmarks.tiny_vllm import ENVIRONMENT, tiny_vllm
+from benchmarks.tiny_vllm import ENVIRONMENT, direct_session, make_reranker, tiny_vllm
 from rhapsody import AITask, Session
 from rhapsody.backends import DragonVllmInferenceBackend, EndpointInferenceBackend
 
@@ -37,40 +37,71 @@ UNDER_WAY = 64
 
 ENGINE: dict[str, Any] = {
     **{"enforce_eager": True, "max_num_seqs": 256, "max_model_len": 1024},
-    **{"runner": "pooling", "convert": "embed"},
+    "runner": "pooling",
 }
 TEXTS = [f"What is {i} and what is it good for?" for i in range(NUMBER)]
 SAMPLING: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
 
 
-async def encode(model: str) -> None:
-    """Embed all texts in this process whenever a line arrives, and print the seconds."""
+class Kind(NamedTuple):
+    """A kind of AI task."""
+
+    noun: str
+    prompt: list[Any]
+    engine: dict[str, Any]
+    task: str
+    """What vLLM's engine calls it."""
+    path: str
+    fields: tuple[str, ...]
+    """Names of a text, or of both texts of a pair, in the body of a request to `path`."""
+
+
+KINDS = {
+    "embed": Kind(
+        *("embeddings", TEXTS, {**ENGINE, "convert": "embed"}),
+        *("embed", "/v1/embeddings", ("input",)),
+    ),
+    "score": Kind(
+        *("scores", list(zip(TEXTS, reversed(TEXTS), strict=True)), ENGINE),
+        *("classify", "/score", ("text_1", "text_2")),
+    ),
+}
+
+
+def texts_of(item: Any) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else item
+
+
+async def encode(name: str, model: str) -> None:
+    """Run all texts or pairs in this process whenever a line arrives, and print the seconds."""
     from vllm import AsyncEngineArgs, PoolingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **ENGINE))
-    tokenizer = engine.get_tokenizer()
+    kind = KINDS[name]
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **kind.engine))
+    tokenizer: Any = engine.get_tokenizer()
     numbers = iter(range(10**9))
 
-    async def one(text: str) -> None:
-        prompt = {"prompt_token_ids": tokenizer.encode(text)}
-        async for found in engine.encode(prompt, PoolingParams(task="embed"), f"r{next(numbers)}"):
-            assert len(found.outputs.data) > 1
+    async def one(item: Any) -> None:
+        prompt = {"prompt_token_ids": tokenizer(*texts_of(item))["input_ids"]}
+        params = PoolingParams(task=kind.task)
+        async for found in engine.encode(prompt, params, f"r{next(numbers)}"):
+            assert len(found.outputs.data) >= 1
 
     try:
-        await asyncio.gather(*map(one, TEXTS[:64]))
+        await asyncio.gather(*map(one, kind.prompt[:64]))
         print(json.dumps("ready"), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await seconds_of(asyncio.gather(*map(one, TEXTS)))), flush=True)
+            print(json.dumps(await seconds_of(asyncio.gather(*map(one, kind.prompt)))), flush=True)
     finally:
         engine.shutdown()
 
 
 @contextlib.asynccontextmanager
-async def engine_in_process(model: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+async def engine_in_process(name: str, model: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
     """Run `encode` in a process; yield a function that returns the seconds of a round."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.kinds", model),
+        *(sys.executable, "-m", "benchmarks.kinds", name, model),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -111,43 +142,39 @@ async def post_all(http: aiohttp.ClientSession, path: str, bodies: list[dict[str
     await asyncio.gather(*(work() for _ in range(UNDER_WAY)))
 
 
-async def embeddings(folder: Path) -> list[Figure]:
+async def pooling(name: str, folder: Path) -> list[Figure]:
+    """Return the figures of a kind."""
     os.environ.update(ENVIRONMENT)
-    backend = tiny_vllm(folder, ENGINE)
+    kind = KINDS[name]
+    backend = tiny_vllm(folder, kind.engine, make=make_reranker if name == "score" else None)
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(Session([backend]))
         await backend.initialize()
         model = backend.model_name
-        in_process = await stack.enter_async_context(engine_in_process(model))
-        assert backend._service is not None
-        [replica] = backend._service.pool.replicas
-        path = str(replica.address).removeprefix("unix:")
-        http = await stack.enter_async_context(
-            aiohttp.ClientSession(
-                "http://replica",
-                connector=aiohttp.UnixConnector(path, limit=0),
-                headers={"X-Rhapsody-Key": replica._environment["RHAPSODY_REPLICA_KEY"]},
-            )
-        )
-        bodies = [{"model": model, "input": text} for text in TEXTS]
+        in_process = await stack.enter_async_context(engine_in_process(name, model))
+        http = await stack.enter_async_context(direct_session(backend))
+        bodies = [
+            {"model": model, **dict(zip(kind.fields, texts_of(item), strict=True))}
+            for item in kind.prompt
+        ]
 
         async def task() -> None:
-            texts = AITask(TEXTS, kind="embed")
-            await session.submit_tasks(texts)
-            await session.wait_tasks(texts)
-            assert len(texts.response) == NUMBER
+            every = AITask(kind.prompt, kind=name)
+            await session.submit_tasks(every)
+            await session.wait_tasks(every)
+            assert len(every.response) == NUMBER
 
         await task()
         rounds = [
             [
                 await seconds_of(task()),
                 await in_process(),
-                await seconds_of(post_all(http, "/v1/embeddings", bodies)),
+                await seconds_of(post_all(http, kind.path, bodies)),
             ]
             for _ in range(ROUNDS)
         ]
     ours, encoded, posted = zip(*rounds, strict=True)
-    what = f"{NUMBER:,} embeddings in one AI task"
+    what = f"{NUMBER:,} {kind.noun} in one AI task"
     return [
         Figure(what=what, over="AsyncLLM.encode in process", ours=ours, base=encoded, at_most=1.25),
         Figure(what=what, over="a request to vllm serve for each", ours=ours, base=posted),
@@ -187,10 +214,13 @@ async def endpoint() -> Figure:
 
 
 async def measure() -> list[Figure]:
-    """Return the figures of embeddings and of the endpoint backend."""
-    with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
-        return [*await embeddings(Path(folder)), await endpoint()]
+    """Return the figures of embeddings, of scores and of the endpoint backend."""
+    figures: list[Figure] = []
+    for name in KINDS:
+        with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
+            figures += await pooling(name, Path(folder))
+    return [*figures, await endpoint()]
 
 
 if __name__ == "__main__":
-    asyncio.run(encode(sys.argv[1]))
+    asyncio.run(encode(*sys.argv[1:]))

@@ -52,8 +52,14 @@ BENCHMARKS = {
         "vLLM as served here compared with AsyncLLM and a fixed window", 900, "vLLM"
     ),
     "kinds": Benchmark(
-        "embeddings on vLLM, and an endpoint backend compared with a loop of aiohttp", 900, "vLLM"
+        "embeddings and scores on vLLM, and an endpoint backend compared with a loop of aiohttp",
+        900,
+        "vLLM",
     ),
+    "batch_files": Benchmark(
+        "a file of 2,000 requests compared with vLLM's run-batch, and after a kill", 1200, "vLLM"
+    ),
+    "images": Benchmark("chats with images compared with vLLM directly", 600, "vLLM"),
     "peer": Benchmark("the same programs on Rhapsody and on rhapsody-py", 900),
     "systems": Benchmark("the same work on Rhapsody, Ray, Dask, Parsl and a process pool", 900),
     "tuning": Benchmark("curves of batching parameters and numbers of workers", 900),
