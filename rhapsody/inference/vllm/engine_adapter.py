@@ -20,7 +20,8 @@ from rhapsody.inference.vllm.chat_route import (
     chat_sampling,
     media_parts,
 )
-from rhapsody.inference.vllm.pooling import AskRoute, Pooler, PreparedInput
+from rhapsody.inference.vllm.pairs import AskRoute
+from rhapsody.inference.vllm.pooling import Pooler, PreparedInput
 from rhapsody.inference.vllm.versions import (
     adapters_of,
     ai_kinds,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from rhapsody.inference.protocol.batch import Event, numbers_event, token_usage
 from rhapsody.inference.protocol.errors import RequestError
+from rhapsody.inference.vllm.pairs import AskRoute, Pair, PairScorer
 from rhapsody.inference.vllm.versions import engine_prompt
 
-__all__ = ["AskRoute", "Pooler", "PreparedInput"]
-
-AskRoute = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
-"""Sends a body to one of the server's own routes."""
+__all__ = ["Pooler", "PreparedInput"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class PreparedInput:
 
     Attributes:
         kind: "embed", "score" or "classify".
-        token_ids: The tokens of its texts. A score by a model that reads pairs has none.
+        token_ids: The tokens of its texts.
         texts: Its texts.
         order: Inputs with lower numbers are handled first.
         adapter: The engine's request of a LoRA adapter; None: the model itself.
@@ -51,6 +49,7 @@ class Pooler:
     ) -> None:
         self._engine = engine
         self._embeds = embeds
+        self._pairs = PairScorer(ask) if ask is not None else None
         self.ask = ask
         """Sends a body to one of the server's own routes."""
         self.kinds = frozenset(kinds)
@@ -86,9 +85,7 @@ class Pooler:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"{name} must be a non-empty str, got {text!r:.80}.", name)
         checked = [str(text) for text in texts]
-        tokens: list[list[int]] = []
-        if kind != "score" or self._embeds:
-            tokens = [[int(token) for token in tokenizer.encode(text)] for text in checked]
+        tokens = [[int(token) for token in tokenizer.encode(text)] for text in checked]
         return PreparedInput(kind, tokens, checked, order, adapter)
 
     async def event(self, prompt_id: str, prepared: PreparedInput) -> Event:
@@ -134,18 +131,14 @@ class Pooler:
         return data.float().flatten().numpy()
 
     async def _score_pair(self, prompt_id: str, prepared: PreparedInput) -> Event:
-        # How a pair becomes one prompt depends on the model; vLLM's own route knows it.
         import numpy as np
 
-        assert self.ask is not None
+        assert self._pairs is not None
         query, document = prepared.texts
-        body = {"text_1": query, "text_2": document}
-        if prepared.adapter is not None:
-            body["model"] = prepared.adapter.lora_name
-        answer = await self.ask("/score", body)
-        row = np.array([answer["data"][0]["score"]], "<f4")
-        usage = token_usage((answer.get("usage") or {}).get("prompt_tokens") or 0, 0)
-        return numbers_event(prompt_id, row.tobytes(), usage)
+        pair = Pair(query, document, sum(map(len, prepared.token_ids)))
+        adapter = None if prepared.adapter is None else prepared.adapter.lora_name
+        score, tokens = await self._pairs.score(pair, adapter)
+        return numbers_event(prompt_id, np.array([score], "<f4").tobytes(), token_usage(tokens, 0))
 
 
 def _cosine(first: Any, second: Any) -> Any:
