@@ -162,11 +162,13 @@ async def started_replica(server: "ScriptedServer", index: int = 0) -> AsyncIter
         await replica.stop()
 
 
-def make_replica(server: "ScriptedServer", folder: Path, index: int = 0) -> Replica:
+def make_replica(
+    server: "ScriptedServer", folder: Path, index: int = 0, limit: int | None = 4
+) -> Replica:
     """Make a replica on a scripted server, not yet started."""
     environment = {"RHAPSODY_REPLICA_KEY": "key"}
     launcher = cast("Launcher", server)
-    return Replica(index, ["server"], environment, folder, 4, launcher, lambda: None)
+    return Replica(index, ["server"], environment, folder, limit, launcher, lambda: None)
 
 
 class ScriptedServer:

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from rhapsody.errors import PromptError, ReplicaError
+from rhapsody.errors import PromptError, ReplicaError, describe_error
 from rhapsody.inference.pacing import Pace
 from rhapsody.inference.prompts import PromptRequest
 from rhapsody.inference.protocol.batch import BATCH_PATH
@@ -216,15 +216,17 @@ class Replica:
         healthy = asyncio.ensure_future(self._wait_healthy())
         try:
             await asyncio.wait([exited, healthy], timeout=timeout, return_when="FIRST_COMPLETED")
-            if healthy.done():
-                healthy.result()
-            else:
-                reason = (
-                    f"exited with code {exited.result()} while it started"
-                    if exited.done()
-                    else f"was not ready within {timeout:g} s"
-                )
-                raise await asyncio.to_thread(self._start_failure, reason)
+            problem = healthy.exception() if healthy.done() else None
+            if isinstance(problem, ReplicaError):
+                raise problem
+            if problem is not None or not healthy.done():
+                if exited.done():
+                    reason = f"exited with code {exited.result()} while it started"
+                elif problem is not None:
+                    reason = f"failed while it started ({describe_error(problem)})"
+                else:
+                    reason = f"was not ready within {timeout:g} s"
+                raise await asyncio.to_thread(self._start_failure, reason) from problem
         except BaseException:
             await self.stop()
             raise

@@ -15,6 +15,7 @@ from aiohttp import web
 from rhapsody.errors import PromptError, ReplicaError
 from rhapsody.inference.launchers.local import LocalLauncher
 from rhapsody.inference.prompts import PromptRequest
+from rhapsody.inference.protocol.batch import LIMIT_PATH
 from rhapsody.inference.replicas.launcher import Launcher
 from rhapsody.inference.replicas.replica import Replica
 from tests.support.replicas import (
@@ -208,6 +209,27 @@ async def test_exit_during_start_raises_with_last_log_lines(server: ScriptedServ
     with short_directory() as folder:
         replica = make_replica(server, folder)
         with pytest.raises(ReplicaError, match="exited with code 1 while it started") as failed:
+            await replica.start(10)
+    assert failed.value.log_tail == "last lines"
+    assert replica.state == "DEAD"
+
+
+@pytest.mark.parametrize("exits", [False, True])
+async def test_server_lost_after_its_first_health_check_could_not_start(
+    server: ScriptedServer, exits: bool
+) -> None:
+    async def cut(request: web.Request) -> web.Response:
+        if exits:
+            server.exit.set()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    server.routes = [web.get(LIMIT_PATH, cut)]
+    reason = "exited with code 1" if exits else r"failed while it started \(ServerDisconnected"
+    with short_directory() as folder:
+        replica = make_replica(server, folder, limit=None)
+        with pytest.raises(ReplicaError, match=reason) as failed:
             await replica.start(10)
     assert failed.value.log_tail == "last lines"
     assert replica.state == "DEAD"
