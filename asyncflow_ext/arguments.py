@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from copy import copy
@@ -80,7 +81,7 @@ def required(futures: Sequence[asyncio.Future[Any]]) -> Sequence[asyncio.Future[
 
 
 def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:
-    """Find the futures in a value, at any depth of containers and dataclasses.
+    """Find the futures in a value, at any depth of containers, dataclasses and partials.
 
     Returns:
         The value, in which containers with futures are copies, so that later changes by the caller
@@ -208,11 +209,22 @@ def _may_contain(kind: type) -> bool:
         hasattr(kind, "_asyncio_future_blocking")  # as `asyncio.isfuture` looks for it
         or issubclass(kind, (*MAPPINGS, *SEQUENCES, Coroutine, AllowFailures))
         or hasattr(kind, "__dataclass_fields__")
+        or kind is functools.partial
+        or _is_array(kind)
     )
+
+
+def _is_array(kind: type) -> bool:
+    """Return whether a type is NumPy's array, which need not be installed."""
+    return kind.__name__ == "ndarray" and kind.__module__ == "numpy"
 
 
 def _items_of(value: Any) -> Any:
     """Return what a value contains; for a mapping the keys and then the values."""
+    if _is_array(type(value)):
+        return list(value.flat) if value.dtype == object else ()
+    if type(value) is functools.partial:
+        return (value.func, *value.args, *value.keywords.values())
     if isinstance(value, MAPPINGS):
         return (*value, *value.values())
     if isinstance(value, SEQUENCES):
@@ -242,10 +254,18 @@ def _copy_with(value: Any, items: list[Any]) -> Any:
             return _copy_mapping(value, items)
         if isinstance(value, VIEWS):
             return items
+        if kind is functools.partial:
+            end = len(items) - len(value.keywords)
+            keywords = dict(zip(value.keywords, items[end:], strict=True))
+            return functools.partial(items[0], *items[1:end], **keywords)
         if isinstance(value, (tuple, frozenset)):
             return _copy_immutable(value, items)
         new = copy(value)
-        if isinstance(value, LISTS):
+        if _is_array(kind):
+            places = itertools.product(*map(range, value.shape))
+            for place, item in zip(places, items, strict=True):
+                new[place] = item
+        elif isinstance(value, LISTS):
             new.clear()
             new.extend(items)
         elif isinstance(value, SETS):

@@ -19,6 +19,8 @@ from rhapsody.validation import brief, must_be
 
 __all__ = ["TaskChecks", "refuse_tasks_as_arguments"]
 
+CONTAINERS = (list, tuple, set, frozenset, dict)
+
 TEXTS = ("prompt", "system_prompt", "executable", "arguments")
 """Fields that take the results of other tasks as text."""
 
@@ -142,13 +144,36 @@ def refuse_tasks_as_arguments(task: AnyTask) -> None:
 
 
 def _refuse_tasks(uid: str, field: str, arguments: Any, values: Iterable[Any]) -> None:
-    """Refuse arguments that are tasks: a session does not replace them by their results."""
+    """Refuse arguments that are tasks: a session does not replace them by their results.
+
+    In a list or another container, only tasks that are pending are refused.
+    """
     for value in values:
-        if isinstance(value, BaseTask):
+        found = value if _is_task(value) else None
+        if found is None and type(value) in CONTAINERS:
+            items = value.values() if isinstance(value, dict) else value
+            if any(map(_is_task_type, set(map(type, items)))):  # fast, also for many numbers
+                found = next(filter(_is_pending, items), None)
+        if found is not None:
             raise TaskValidationError(
                 uid,
-                f"'{field}' contains {brief(value)}; await it and pass its result, or use a "
+                f"'{field}' contains {brief(found)}; await it and pass its result, or use a "
                 "workflow of AsyncFlow for tasks that depend on each other",
                 field,
                 arguments,
             )
+
+
+def _is_task(value: Any) -> bool:
+    return _is_task_type(type(value))
+
+
+def _is_task_type(kind: type) -> bool:
+    return issubclass(kind, BaseTask) or hasattr(kind, "_asyncio_future_blocking")
+
+
+def _is_pending(item: Any) -> bool:
+    """Return whether an object is a future, or a task that was submitted, and has not ended."""
+    if isinstance(item, BaseTask) and getattr(item, "_future", None) is None:
+        return False  # a description, perhaps for a session of the function
+    return _is_task(item) and not item.done()

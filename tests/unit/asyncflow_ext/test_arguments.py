@@ -1,6 +1,7 @@
 """The futures inside the arguments of a call."""
 
 import asyncio
+import functools
 import gc
 import weakref
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
@@ -80,6 +81,32 @@ async def test_futures_in_containers_become_values(make: Callable[[Any], Any]) -
     assert valued == expected
     assert type(valued) is type(expected)
     assert find_futures(original)[1] == [future]  # unchanged
+
+
+async def test_futures_in_an_array_of_objects_become_values() -> None:
+    numpy = pytest.importorskip("numpy")
+    one, two = (asyncio.get_running_loop().create_future() for _ in range(2))
+    original = numpy.array([[one, 2], [3, two]])
+    copied, futures = find_futures([original])
+    assert futures == [one, two]
+    one.set_result([1, 1])
+    two.set_result(numpy.zeros(3))
+    (valued,) = with_values(copied)
+    assert valued.shape == (2, 2)
+    assert valued[0, 0] == [1, 1]
+    assert valued[1, 1].shape == (3,)
+    assert original[0, 0] is one
+    numbers = numpy.zeros(5)
+    assert find_futures(numbers)[0] is numbers
+
+
+async def test_futures_in_a_partial_become_values() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    copied, futures = find_futures(functools.partial(pow, future, mod=future))
+    assert futures == [future]
+    future.set_result(7)
+    assert with_values(copied).args == (7,)
+    assert with_values(copied).keywords == {"mod": 7}
 
 
 @pytest.mark.parametrize("view", ["keys", "values", "items"])

@@ -1,5 +1,7 @@
 """Checks of new tasks: uids that are taken, and what is submitted if one task is refused."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from rhapsody.api import TaskValidationError
 from rhapsody.api.submissions.checks import TaskChecks
 from rhapsody.api.submissions.parts import AT_ONCE
 from rhapsody.backends import NoopExecutionBackend
+from tests.support.held import HeldBackend
 from tests.support.sessions import good, work
 
 
@@ -55,3 +58,29 @@ async def test_nothing_is_submitted_if_the_last_of_many_tasks_is_refused() -> No
         assert {task.get("state") for task in tasks} == {None}
         await session.submit_tasks(tasks)
         await session.wait_tasks(tasks)
+
+
+@pytest.mark.parametrize("make", [lambda x: [[1, x]], lambda x: [{"k": x}], lambda x: [{x}]])
+async def test_pending_task_in_a_container_is_refused(make: Callable[[Any], list[Any]]) -> None:
+    held = HeldBackend()
+    async with Session([held]) as session:
+        (future,) = await session.submit_tasks(pending := good())
+        for argument in (pending, future):
+            task = ComputeTask(function=len, args=make(argument))
+            with pytest.raises(TaskValidationError, match="await it and pass its result"):
+                await session.submit_tasks(task)
+
+
+async def test_future_as_an_argument_is_refused() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    with pytest.raises(TaskValidationError, match=r"'args' contains .*Future.*await it"):
+        TaskChecks({}).check([ComputeTask(function=work, args=[future])], set())
+
+
+async def test_other_tasks_in_a_container_are_arguments() -> None:
+    async with Session([NoopExecutionBackend()]) as session:
+        await session.submit_tasks(ended := good())
+        await ended
+        await session.submit_tasks(
+            ComputeTask(function=len, args=[[ended, ComputeTask(function=work)]])
+        )
