@@ -313,7 +313,9 @@ class ReplicaPool:
         """Give up on a server. If it was the last one, fail all waiting prompts."""
         replica.state = "FAILED"
         self._use_spares()
-        if all(other.state == "FAILED" for other in self.replicas):
+        # No prompt has waited for a spare: an elastic pool without replicas can still start one.
+        needed = self.scaling is None or not replica.spare
+        if needed and all(other.state == "FAILED" for other in self.replicas):
             logger.error("no model server is left; the last one: %s", error)
             # Every waiting prompt gets this error, so it has no log.
             self.failure = ReplicaError(

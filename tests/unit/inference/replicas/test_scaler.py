@@ -281,6 +281,21 @@ async def test_first_replica_that_cannot_start_fails_the_prompts(elastic: Any) -
     assert source.made[0].starts == 3
 
 
+async def test_spare_that_cannot_start_again_leaves_an_empty_pool_open(
+    elastic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaler_module, "PAUSE_SECONDS", 0)
+    made = await elastic(0, 2)
+    spare = made.source.another(made.pool.on_room)
+    spare.spare = True
+    made.pool.add(spare)
+    await until(lambda: spare.state == "READY")
+    spare.failing_starts = 1000
+    spare.die()
+    await until(lambda: spare not in made.pool.replicas)
+    assert await completed(made.pool) == "from 1"
+
+
 async def test_replica_waits_for_gpus_that_tasks_use(elastic: Any) -> None:
     source = Source(gpus=1)
     tasks = [("node", 0)]
