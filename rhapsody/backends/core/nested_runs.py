@@ -31,6 +31,9 @@ HEAD_START = 0.1
 """Seconds that other threads have to begin a task, before a wait with a timeout runs it here."""
 REPORT_SECONDS = 1.0
 """Longest time after a call until the end of its task is known; then it may wait for a retry."""
+SIGNAL_SECONDS = 1.0
+"""Longest wait of the main thread in one step. Python handles a signal that comes just before a
+wait only after it."""
 
 Call = Callable[[], bool]
 """Runs a task in this thread, unless another thread has begun it; returns whether it did."""
@@ -214,8 +217,10 @@ class WaitQueue:
         return self._get(self._deadline)
 
     def _get(self, deadline: float) -> Any:
+        step = SIGNAL_SECONDS if threading.current_thread() is threading.main_thread() else math.inf
         while True:
-            now, wakes = monotonic(), deadline
+            now = monotonic()
+            wakes = min(deadline, now + step)
             if self._calls and self._arrivals.empty() and now < self._deadline:
                 # A task that has failed may be in a long pause before its next attempt.
                 reported = 0.0 if self._awaited is None else self._last_end + REPORT_SECONDS
@@ -224,7 +229,7 @@ class WaitQueue:
                     self._call_next()
                     deadline = max(deadline, self._last_end + REPORT_SECONDS)
                     continue
-                wakes = min(deadline, begin)
+                wakes = min(wakes, begin)
             waiting = nullcontext if not self._arrivals.empty() else waiting_of_task()
             try:
                 left = None if wakes == math.inf else max(0.0, wakes - now)
