@@ -28,7 +28,13 @@ __all__ = [
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 IGNORED = frozenset({"metadata", "model", "store", "user"})
-CHAT_FIELDS = SAMPLING_FIELDS | {"max_completion_tokens", "messages", "tool_choice", "tools"}
+CHAT_FIELDS = SAMPLING_FIELDS | {
+    "max_completion_tokens",
+    "messages",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+}
 EMBEDDING_FIELDS = frozenset({"encoding_format", "input"})
 
 
@@ -109,6 +115,10 @@ def read_request(custom_id: str, line: Mapping[str, Any], model: str) -> Request
         return Request(custom_id, url, task, encoding)
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
+    if "top_logprobs" in given:
+        if given.get("logprobs") is not True:
+            raise LineError("'top_logprobs' requires 'logprobs' to be true")
+        given["logprobs"] = given.pop("top_logprobs")  # their number, as vLLM has it
     messages = given.pop("messages", None)
     if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
         raise LineError(f"'messages' must be a non-empty list of messages, got {messages!r:.80}")

@@ -40,6 +40,11 @@ def test_chat_becomes_a_task() -> None:
     assert made.task == {"prompt": MESSAGES, "max_tokens": 5}
 
 
+def test_number_of_logprobs_is_that_of_the_likeliest_tokens() -> None:
+    made = request(messages=MESSAGES, logprobs=True, top_logprobs=3)
+    assert made.task == {"prompt": MESSAGES, "logprobs": 3}
+
+
 def test_chat_response_has_choices() -> None:
     made = request(messages=MESSAGES, n=2)
     fields = {"response": ["a", "b"], "finish_reason": ["stop", "length"]}
@@ -81,6 +86,7 @@ def test_embeddings_have_their_encoding(encoding: str) -> None:
         ({"url": CHAT, "body": {"messages": MESSAGES, "model": "x"}}, "the served one is 'm'"),
         ({"url": CHAT, "body": {"messages": MESSAGES, "seeds": 1}}, "did you mean 'seed'"),
         ({"url": CHAT, "body": {"messages": MESSAGES, "tools": [{}], "n": 2}}, "'n' must be 1"),
+        ({"url": CHAT, "body": {"messages": MESSAGES, "top_logprobs": 3}}, "requires 'logprobs'"),
         ({"url": "/v1/embeddings", "body": {"encoding_format": "x"}}, "'encoding_format' must be"),
     ],
 )
