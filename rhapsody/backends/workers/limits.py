@@ -1,4 +1,4 @@
-"""Resources of a worker process: its limits, which tasks may change, and the memory they use."""
+"""A worker process: its limits and directory, which tasks may change, and the memory they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 import sys
 from typing import Any
 
-__all__ = ["PeakMemory", "ResourceLimits"]
+__all__ = ["PeakMemory", "ResourceLimits", "WorkingDirectory"]
 
 _KINDS = tuple(
     sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
@@ -94,3 +94,28 @@ class PeakMemory:
             if descriptor is not None and descriptor >= 0:
                 os.close(descriptor)
         self._reset, self._status = None, -1
+
+
+class WorkingDirectory:
+    """The working directory of this process at the time when the object is made.
+
+    Made once in a process: Python calls it at every event of its audit, for good.
+    """
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        with contextlib.suppress(FileNotFoundError):  # it was removed
+            self._path = os.getcwd()
+        self._changed = False
+        sys.addaudithook(self._on_event)
+
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.chdir":  # also that of `os.fchdir`
+            self._changed = True
+
+    def restore(self) -> None:
+        """Go back there. Costs nothing as long as this process does not change its directory."""
+        if self._changed and self._path is not None:
+            with contextlib.suppress(OSError):  # it was removed
+                os.chdir(self._path)
+            self._changed = False

@@ -36,7 +36,7 @@ from rhapsody.backends.workers.interrupts import (
     SyncInterrupted,
     interruptible_task,
 )
-from rhapsody.backends.workers.limits import PeakMemory, ResourceLimits
+from rhapsody.backends.workers.limits import PeakMemory, ResourceLimits, WorkingDirectory
 from rhapsody.backends.workers.messages import (
     CANCEL,
     CANCELED,
@@ -155,6 +155,7 @@ class _Worker:
         self._pack = None if self._data is None else self._data.pack
         self._limits = ResourceLimits()
         self._limits.watch()
+        self._directory = WorkingDirectory()
         self._memory = PeakMemory()
         self._main_thread = threading.get_ident()
         signal.signal(INTERRUPT, self._on_interrupt)
@@ -313,6 +314,7 @@ class _Worker:
             finally:
                 self._exclusive = None
                 self._limits.restore()
+                self._directory.restore()
                 restore_stdio()
         except BaseException as error:
             self._end_with_error(active, error, time.perf_counter() - began)

@@ -246,6 +246,14 @@ async def test_forked_child_that_returns_from_its_task_ends(processes: Concurren
     assert await processes.call(functions.add, 1) == 2
 
 
+async def test_directory_of_a_task_is_not_that_of_the_next(
+    processes: ConcurrentRunner, tmp_path: Path
+) -> None:
+    before = await processes.call(os.getcwd)
+    await processes.call(os.chdir, tmp_path)
+    assert await processes.call(os.getcwd) == before
+
+
 async def test_system_exit_fails_its_task_alone(processes: ConcurrentRunner) -> None:
     worker = await processes.call(functions.pid)
     with pytest.raises(TaskExecutionError, match="SystemExit"):

@@ -1,7 +1,8 @@
-"""The resources of a worker: limits, restored after a task changed them, and its memory."""
+"""The limits and the directory of a worker, restored after a task changed them, and its memory."""
 
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -78,3 +79,26 @@ def test_peak_memory_is_not_known_without_permission(monkeypatch: pytest.MonkeyP
     memory = PeakMemory()
     memory.reset()
     assert memory.read() is None
+
+
+SCRIPT = """
+import os, sys, tempfile
+from rhapsody.backends.workers.limits import WorkingDirectory
+
+home = os.getcwd()
+directory = WorkingDirectory()
+with tempfile.TemporaryDirectory() as other:
+    os.chdir(other)
+    os.rmdir(other)
+    directory.restore()
+    assert os.getcwd() == home
+    os.mkdir(other)
+    descriptor = os.open(other, os.O_RDONLY)
+    os.fchdir(descriptor)
+    directory.restore()
+    assert os.getcwd() == home
+"""
+
+
+def test_directory_is_restored_also_if_the_other_was_removed() -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=50)
