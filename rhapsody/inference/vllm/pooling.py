@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from rhapsody.inference.protocol.batch import Event, numbers_event, token_usage
 from rhapsody.inference.protocol.errors import RequestError
 from rhapsody.inference.vllm.pairs import AskRoute, Pair, PairScorer
+from rhapsody.inference.vllm.shared_calls import SharedCalls
 from rhapsody.inference.vllm.versions import engine_prompt
 
 __all__ = ["Pooler", "PreparedInput"]
@@ -50,6 +52,7 @@ class Pooler:
         self._engine = engine
         self._embeds = embeds
         self._pairs = PairScorer(ask) if ask is not None else None
+        self._embeddings = SharedCalls()
         self.ask = ask
         """Sends a body to one of the server's own routes."""
         self.kinds = frozenset(kinds)
@@ -100,18 +103,29 @@ class Pooler:
         """
         if prepared.kind == "score" and not self._embeds:
             return await self._score_pair(prompt_id, prepared)
-        task = "classify" if prepared.kind == "classify" else "embed"
-        rows = [
-            await self._encode(f"rhapsody-{prompt_id}-{n}", task, token_ids, prepared)
-            for n, token_ids in enumerate(prepared.token_ids)
-        ]
-        row = _cosine(*rows) if prepared.kind == "score" else rows[0]
+        if prepared.kind == "score":
+            row = _cosine(*await self._embed_pair(prompt_id, prepared))
+        else:
+            [token_ids] = prepared.token_ids
+            row = await self._encode(f"rhapsody-{prompt_id}", prepared.kind, token_ids, prepared)
         labels: list[str] = []
         if prepared.kind == "classify":
             names = getattr(self._engine.model_config.hf_config, "id2label", None) or {}
             labels = [str(names.get(n, f"LABEL_{n}")) for n in range(len(row))]
         usage = token_usage(sum(map(len, prepared.token_ids)), 0)
         return numbers_event(prompt_id, row.astype("<f4").tobytes(), usage, labels)
+
+    async def _embed_pair(self, prompt_id: str, prepared: PreparedInput) -> list[Any]:
+        """Embed both texts; a query is embedded once for documents that come together."""
+
+        def embed(n: int, token_ids: list[int]) -> Any:
+            request_id = f"rhapsody-{prompt_id}-{n}"
+            key = (prepared.order, prepared.adapter and prepared.adapter.lora_name, *token_ids)
+            return self._embeddings.get(
+                key, lambda: self._encode(request_id, "embed", token_ids, prepared)
+            )
+
+        return await asyncio.gather(*map(embed, (0, 1), prepared.token_ids))
 
     async def _encode(
         self, request_id: str, task: str, token_ids: list[int], prepared: PreparedInput

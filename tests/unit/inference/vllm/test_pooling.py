@@ -1,5 +1,6 @@
 """Embeddings, scores and classes by an engine whose outputs are scripted."""
 
+import asyncio
 import base64
 import sys
 from collections.abc import AsyncGenerator, Collection, Mapping
@@ -81,7 +82,7 @@ async def test_embedding_is_the_row_of_the_text() -> None:
         "labels": [],
         "usage": {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3},
     }
-    assert engine.requests == [("embed", "rhapsody-p1-0", 5)]
+    assert engine.requests == [("embed", "rhapsody-p1", 5)]
 
 
 async def test_score_of_an_embedding_model_is_a_cosine() -> None:
@@ -89,6 +90,20 @@ async def test_score_of_an_embedding_model_is_a_cosine() -> None:
     event = await event_of(pooler(Engine(), ["embed", "score"]), item)
     assert event["data"] == pytest.approx([0.96])
     assert event["usage"]["prompt_tokens"] == 6
+
+
+async def test_query_is_embedded_once_for_documents_that_come_together() -> None:
+    engine = Engine()
+    on = pooler(engine, ["embed", "score"])
+    items = [{"kind": "score", "prompt": "one", "document": "two"}] * 3
+    events = await asyncio.gather(
+        *(on.event(f"p{n}", on.prepare(item, Tokenizer(), 5)) for n, item in enumerate(items))
+    )
+    assert [event["usage"]["prompt_tokens"] for event in events] == [6, 6, 6]
+    assert [request_id for _, request_id, _ in engine.requests] == [
+        "rhapsody-p0-0",
+        "rhapsody-p0-1",
+    ]
 
 
 async def test_score_of_a_model_that_reads_pairs_comes_from_the_server_s_route() -> None:
