@@ -27,7 +27,7 @@ from benchmarks.tiny_vllm import ENVIRONMENT
 from rhapsody.testing.tiny_llama import make_tiny_llama
 
 LINES = 2000
-ROUNDS = 3
+ROUNDS = 2
 POLL_SECONDS = 0.01
 START_SECONDS = 200
 """Limit of a start of vLLM."""
