@@ -36,6 +36,9 @@ from rhapsody.garbage import watch_tasks
 
 __all__ = ["BaseBackend"]
 
+OUTPUT = ("stdout", "stderr", "exit_code")
+"""The result fields that an executable keeps if it reaches its timeout."""
+
 STARTS_PER_PASS = 250
 """Tasks started in one pass of the service loop."""
 
@@ -213,11 +216,15 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
         Args:
             work: The task.
             fields: Result fields, added to the task on the owner's loop. If they have an
-                `exception`, the task is FAILED and keeps the other fields.
+                `exception`, the task is FAILED and keeps the other fields. If the task's time limit
+                was reached before, it is FAILED for that reason, and keeps its output.
 
         Returns:
             False if the task's end was reported before; then this report is dropped.
         """
+        if work.timeout_error is not None:  # it went on to its end after the interruption
+            work.keep_output({name: fields[name] for name in OUTPUT if name in fields})
+            return self.report_cancelled(work)
         error = fields.get("exception")
         if error is None:
             return self._report_end(work, TaskStates.DONE, fields)

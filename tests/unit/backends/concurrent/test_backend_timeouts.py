@@ -1,8 +1,11 @@
 import asyncio
 import gc
 import signal
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,33 @@ async def test_timeout_interrupts_function_in_process(
     assert await processes.run(task) == ["FAILED"]
     assert isinstance(task["exception"], TaskTimeoutError)
     await gate.ended("held")
+
+
+def catch_everything() -> str:
+    try:
+        time.sleep(30)
+    except BaseException:
+        return "a default"
+    return "awake"
+
+
+async def catch_cancellation() -> str:
+    try:
+        await asyncio.sleep(30)
+    except asyncio.CancelledError:
+        return "a default"
+    return "awake"
+
+
+@pytest.mark.parametrize("function", [catch_everything, catch_cancellation])
+async def test_timeout_fails_function_that_catches_its_interruption(
+    function: Callable[[], Any], processes: ConcurrentRunner
+) -> None:
+    await processes.call(functions.add, 1)  # starts a worker
+    task = {"function": function, "timeout": 0.3}
+    with pytest.raises(TaskTimeoutError):
+        await processes.backend.run_one(task)
+    assert "return_value" not in task
 
 
 @pytest.mark.parametrize("kind", ["function", "async function"])
