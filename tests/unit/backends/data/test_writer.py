@@ -3,8 +3,10 @@
 import errno
 import mmap
 import os
+import threading
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -48,6 +50,31 @@ def test_unused_segment_is_written_again(writer: SegmentWriter, segments: Segmen
         writer.take_back(name, True)
         names.append(name)
     assert len(set(names)) == 1
+
+
+@pytest.mark.parametrize("threads", [True, False], ids=["threads", "no more threads"])
+def test_large_data_is_copied_by_two_threads(
+    *,
+    threads: bool,
+    writer: SegmentWriter,
+    segments: Segments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if not threads:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(writer_module, "TWO_THREADS_BYTES", SIZE)
+    for seed in range(3):
+        arrays = [bytearray(Random(seed).randbytes(SIZE + 7)), bytearray(b"small")]
+        name, offsets = writer.write([memoryview(array) for array in arrays])
+        written = content(segments, name)
+        assert [
+            written[offset : offset + len(array)]
+            for offset, array in zip(offsets, arrays, strict=False)
+        ] == arrays
+        writer.take_back(name, True)
 
 
 def test_used_segment_that_cannot_be_written_again_is_removed(
