@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -197,7 +198,7 @@ class Agent:
         for left in reversed(range(self._max_rounds - conversation.turns)):
             turn = {**asked, "prompt": list(messages), "tool_choice": choice}
             result, choice = await respond(turn), None
-            message = _plain(result["message"])
+            message = _plain(result["message"], len(messages))
             messages.append(message)
             calls = message.get("tool_calls")
             if not calls:
@@ -233,7 +234,7 @@ class Agent:
 
     async def _call(self, call: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
         """Call a tool, and return the message with its result or its error."""
-        name, arguments = call["function"]["name"], call["function"].get("arguments") or ""
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
         tool = self._tools.get(name)
         record = {"id": call.get("id"), "name": name, "arguments": arguments}
         try:
@@ -301,8 +302,13 @@ def first_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message of the model with what the next turn needs."""
+def _plain(message: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """Return a message of the model with what the next turn needs.
+
+    Args:
+        message: The message.
+        place: Its place in the chat.
+    """
     plain = {"role": "assistant", "content": message.get("content")}
     calls = message.get("tool_calls")
     if calls:
@@ -312,9 +318,22 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
                 502,
             )
         plain["tool_calls"] = [
-            {key: call[key] for key in ("id", "type", "function") if key in call} for call in calls
+            _plain_call(call, f"call-{place}-{number}") for number, call in enumerate(calls)
         ]
     return plain
+
+
+def _plain_call(call: Mapping[str, Any], new_id: str) -> dict[str, Any]:
+    """Return a call as in OpenAI's API, which requires an id, and arguments that are a text."""
+    function = call["function"]
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps({} if arguments is None else arguments)
+    return {
+        "id": call.get("id") or new_id,
+        "type": "function",
+        "function": {**function, "arguments": arguments},
+    }
 
 
 def _is_call(call: Any) -> bool:

@@ -87,6 +87,24 @@ async def test_results_go_back_until_the_model_answers() -> None:
     assert "refusal" not in messages[-1]
 
 
+@pytest.mark.parametrize("given", [{"n": 2}, '{"n": 2}'])
+async def test_calls_without_id_and_with_an_object_of_arguments_are_made(given: Any) -> None:
+    function = {"name": "double", "arguments": given}
+    message = {"role": "assistant", "content": None, "tool_calls": [{"function": function}] * 2}
+
+    class Sloppy(Model):
+        async def __call__(self, fields: dict[str, Any]) -> dict[str, Any]:
+            first = not self.asked
+            return {**await super().__call__(fields), **({"message": message} if first else {})}
+
+    _, messages = await run(agent([double]), Sloppy())
+    calls = messages[2]["tool_calls"]
+    assert [call["function"]["arguments"] for call in calls] == ['{"n": 2}'] * 2
+    assert [call["id"] for call in calls] == ["call-2-0", "call-2-1"]
+    results = [(m["tool_call_id"], m["content"]) for m in messages if m["role"] == "tool"]
+    assert results == [("call-2-0", "4"), ("call-2-1", "4")]
+
+
 async def test_calls_of_one_turn_run_at_the_same_time() -> None:
     both = asyncio.Barrier(2) if hasattr(asyncio, "Barrier") else None
     if both is None:
