@@ -119,6 +119,8 @@ class Session:
             backends = []
         elif hasattr(backends, "submit_tasks") or isinstance(backends, str):
             backends = [backends]
+        elif not isinstance(backends, Iterable):
+            raise SessionError(f"a session needs backends, got {backends!r}")
         try:
             for backend in backends:
                 self.add_backend(backend)

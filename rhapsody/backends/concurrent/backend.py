@@ -31,7 +31,12 @@ from rhapsody.backends.protocol import EXECUTABLE, FUNCTION
 from rhapsody.backends.workers.backend import WorkerBackend, check_retries, mode_of
 from rhapsody.backends.workers.manager import Limits
 from rhapsody.backends.workers.worker_state import EXCLUSIVE, OwnCall
-from rhapsody.errors import BackendError, ResourceError, UnsupportedTaskError
+from rhapsody.errors import (
+    BackendError,
+    ConfigurationError,
+    ResourceError,
+    UnsupportedTaskError,
+)
 from rhapsody.gpus import this_machine
 from rhapsody.processes import signal_group
 from rhapsody.resources import machine_memory
@@ -76,6 +81,7 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
     Raises:
         TypeError: `executor` has the wrong type.
         ValueError: A number is not positive.
+        ConfigurationError: An option of worker processes is given without them.
     """
 
     prints_to = "the standard output and error of this program"
@@ -105,8 +111,20 @@ class ConcurrentExecutionBackend(WorkerBackend[LocalWorkers]):
             ("max_children", max_children),
             ("async_per_worker", async_per_worker),
         ):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
                 raise ValueError(f"{field} must be a whole number of at least 1, got {value!r}")
+        if executor != "process":
+            for field, given in (
+                ("async_per_worker", async_per_worker != 1),
+                ("memory_limit", memory_limit is not None),
+            ):
+                if given:
+                    raise ConfigurationError(
+                        f"'{field}' applies only to worker processes: "
+                        f'ConcurrentExecutionBackend("process", {field}=...)'
+                    )
         self._memory_limit = checked_memory_limit(memory_limit)
         self._requested = executor
         self.carries_contexts = executor == "thread" or isinstance(executor, ThreadPoolExecutor)

@@ -167,3 +167,8 @@ async def test_task_as_argument_of_another_task_is_refused(field: str, value: An
 def test_wrong_walltime_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'walltime' must be a number of seconds"):
         Session([NoopExecutionBackend()], walltime="1:00:00")  # type: ignore[arg-type]
+
+
+def test_what_is_no_list_of_backends_is_refused() -> None:
+    with pytest.raises(SessionError, match="a session needs backends, got 5"):
+        Session(5)

@@ -259,3 +259,9 @@ async def test_backend_that_does_not_carry_contexts_gets_none() -> None:
     async with WorkflowEngine.create(backend=backend) as flow:
         await make_task(flow)()
     assert "_context" not in backend.batches[0][0]
+
+
+@pytest.mark.parametrize("uid", ["../elsewhere", "/absolute", ".."])
+async def test_uid_that_leads_out_of_the_work_dir_is_refused(uid: str) -> None:
+    with pytest.raises(ConfigurationError, match="'uid' must be the name of a directory"):
+        await WorkflowEngine.create(backend=NoopExecutionBackend(), uid=uid)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import ConfigurationError
 from rhapsody.testing import samples
 from rhapsody.testing.gate import Gate
 from tests.support import functions
@@ -72,3 +74,11 @@ async def test_many_functions_finish(threads: ConcurrentRunner) -> None:
     tasks = [threads.function(functions.add, n) for n in range(600)]
     assert set(await threads.run(*tasks)) == {"DONE"}
     assert [task["return_value"] for task in tasks] == list(range(1, 601))
+
+
+@pytest.mark.parametrize("option", ["async_per_worker", "memory_limit"])
+def test_options_of_worker_processes_are_refused_for_threads(option: str) -> None:
+    options: dict[str, Any] = {option: 8}
+    for executor in ("thread", None):
+        with pytest.raises(ConfigurationError, match=f"'{option}' applies only to worker proc"):
+            ConcurrentExecutionBackend(executor, **options)
