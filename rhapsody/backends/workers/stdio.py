@@ -38,6 +38,10 @@ class _Routed(io.TextIOBase):
         if (target := self._target()) is not None:
             target.flush()
 
+    def close(self) -> None:
+        """Flush only: later tasks print to the same stream."""
+        self.flush()
+
     def writable(self) -> bool:
         return True
 
@@ -97,9 +101,9 @@ class captured:  # noqa: N801 - used like a function, as in contextlib
             return
         try:
             os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-            self._out = open(f"{self._path}.stdout", "w", encoding="utf-8")
+            self._out = self._open("stdout")
             try:
-                self._err = open(f"{self._path}.stderr", "w", encoding="utf-8")
+                self._err = self._open("stderr")
             except BaseException:
                 self._out.close()
                 raise
@@ -107,6 +111,10 @@ class captured:  # noqa: N801 - used like a function, as in contextlib
             reason = f"its output cannot be written to {error.filename!r}: {error.strerror}"
             raise TaskExecutionError(self._uid, reason) from error
         self._token = _files.set({"stdout": self._out, "stderr": self._err})
+
+    def _open(self, name: str) -> TextIO:
+        # Names of files may contain what UTF-8 cannot encode.
+        return open(f"{self._path}.{name}", "w", encoding="utf-8", errors="backslashreplace")
 
     def __exit__(self, *_: object) -> None:
         if self._path is not None:

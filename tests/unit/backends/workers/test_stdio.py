@@ -98,3 +98,18 @@ def test_prints_are_dropped_without_standard_streams(monkeypatch: pytest.MonkeyP
     route_stdio()
     print("seen by nobody", flush=True)
     assert sys.stdout.write("abc") == 3
+
+
+def test_captured_text_that_utf8_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "task"
+    with routed_streams(), captured("task", str(path)):
+        print("caf\udce9.txt")
+    assert path.with_suffix(".stdout").read_text() == "caf\\udce9.txt\n"
+
+
+def test_closed_stream_can_be_used_by_the_next_task() -> None:
+    with routed_streams() as streams:
+        sys.stdout.close()
+        sys.stdout.writelines(["seen\n"])
+        assert not sys.stdout.closed
+    assert streams[0].getvalue() == "seen\n"
