@@ -87,6 +87,8 @@ class Submission:
                 task.bind_future(future)
         if state == TaskStates.DONE:
             future.set_result(task)
+            if isinstance(task, BaseTask):
+                task.drop_future()
             return
         if state == TaskStates.CANCELED:
             given = task.get("exception")

@@ -65,6 +65,9 @@ FIELDS_ELSEWHERE = {
 }
 """Names that other systems have for fields of tasks, each with what to use here."""
 
+ENDED: Any = object()
+"""Stands in the place of a future that a task has dropped."""
+
 
 class BaseTask(dict[str, Any]):
     """Base class of `ComputeTask` and `AITask`.
@@ -190,7 +193,7 @@ class BaseTask(dict[str, Any]):
         """
         self.mark_seen()
         future = self._future
-        if future is None:
+        if future is None or future is ENDED:
             if not self.done:
                 raise self._not_submitted()
             if self.get("exception") is not None:
@@ -233,6 +236,15 @@ class BaseTask(dict[str, Any]):
         """Set the future that `await task` waits for; sessions call this."""
         _set_future(self, future)
 
+    def drop_future(self) -> None:
+        """Drop the future, whose result the task is; sessions call this.
+
+        Each would otherwise keep the other, and a large result with them, until the next garbage
+        collection.
+        """
+        _set_future(self, ENDED)
+        _set_attempts(self, None)
+
     def __await__(self) -> Generator[Any, None, Any]:
         future = self._submitted_future()
         # Shielded: a waiter that gives up, such as `asyncio.wait_for`, must not cancel the future.
@@ -243,6 +255,9 @@ class BaseTask(dict[str, Any]):
         future = self._future
         if future is None:
             raise self._not_submitted()
+        if future is ENDED:
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(self)
         check_loop(self["uid"], future)
         return future
 

@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody import AITask, ComputeTask, Session
-from rhapsody.api import QueueTimeoutError, TaskExecutionError, TaskValidationError
+from rhapsody.api import QueueTimeoutError, SessionError, TaskExecutionError, TaskValidationError
 from rhapsody.backends import ConcurrentExecutionBackend, NoopExecutionBackend
 from tests.support.held import HeldBackend
 from tests.support.sessions import Inference, boom, work
@@ -177,3 +178,49 @@ async def test_backend_itself_refuses_queue_timeout_that_it_cannot_keep() -> Non
     [(task, state)] = reports
     assert state == "FAILED"
     assert "'queue_timeout' cannot limit its wait" in str(task["exception"])
+
+
+class Value:
+    """A value that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_result_is_freed_with_its_task_without_a_garbage_collection(nested: bool) -> None:
+    def make() -> Value:
+        if not nested:
+            return Value()
+        inner = session.submit(Value)
+        value: Value = inner.result()
+        return value
+
+    async with Session([ConcurrentExecutionBackend(max_workers=1)]) as session:
+        gc.collect()
+        gc.disable()
+        try:
+            task = session.submit(make)
+            await task
+            result = weakref.ref(task.return_value)
+            del task
+            for _ in range(100):  # a thread may hold it a moment longer
+                if result() is None:
+                    break
+                await asyncio.sleep(0.01)
+            assert result() is None
+        finally:
+            gc.enable()
+
+
+async def test_task_that_has_ended_can_be_awaited_again_and_calls_back() -> None:
+    called: list[Any] = []
+    async with Session([ConcurrentExecutionBackend()]) as session:
+        task = session.submit(pow, 2, 3)
+        assert await task is task
+        assert await task is task
+        task.add_done_callback(lambda future: called.append(future.result()))
+        assert task.remove_done_callback(called.append) == 0
+        await asyncio.wait([task], timeout=10)
+        await asyncio.sleep(0)
+    assert called == [task]
+    assert task.result() == 8
+    with pytest.raises(SessionError, match="is closed"):
+        await session.submit_tasks(task)
