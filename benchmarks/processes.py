@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from rhapsody.inference.protocol.shared_memory import remove_segments, segments_of
 from rhapsody.processes import GROUP
 
 __all__ = ["ROOT", "dragon_command", "program"]
@@ -61,11 +62,14 @@ def dragon_command(python: str = sys.executable) -> str:
 
 def _kill_all(mark: str) -> None:
     """Kill all processes with a mark and their descendants, until none is left."""
+    segments: set[str] = set()
     while found := _all_of(mark):
         for process in found:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
+                segments |= segments_of(os.getpgid(process.pid))
                 process.kill()
         psutil.wait_procs(found, timeout=1)
+    remove_segments(segments)  # model servers remove theirs later, if they are not killed
 
 
 def _all_of(mark: str) -> set[psutil.Process]:

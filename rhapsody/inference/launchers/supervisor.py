@@ -22,8 +22,8 @@ from io import BufferedRWPair
 from typing import Any
 
 from rhapsody.inference.launchers.relay import Relay
-from rhapsody.inference.launchers.shared_memory import remove_segments, segments_of
 from rhapsody.inference.protocol.process import PARENT_VARIABLE
+from rhapsody.inference.protocol.shared_memory import remove_segments, segments_of
 from rhapsody.inference.replicas.launcher import CLEANUP_SECONDS, POLL_SECONDS
 from rhapsody.inference.replicas.server_log import excerpt_of
 from rhapsody.processes import GROUP, group_exists, signal_group

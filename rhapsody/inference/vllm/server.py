@@ -7,6 +7,7 @@ gone. The thread starts before vLLM is imported, which takes seconds.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 
 from rhapsody.inference.protocol.process import open_parent_pipe
+from rhapsody.inference.protocol.shared_memory import segments_of
 
 __all__ = ["main"]
 
@@ -46,11 +48,12 @@ def _watch_parent(pipe: int) -> None:
     def watch() -> None:
         while os.read(pipe, 4096):
             pass
-        # This process leads a group that holds the engine's processes. On SIGTERM they remove
-        # their shared memory; a shell outside the group kills what is left.
+        # This process leads a group that holds the engine's processes. A shell outside the group
+        # kills those that do not end on SIGTERM, and removes the shared memory that they leave.
         group = os.getpgrp()
         if group == os.getpid():
-            kill = f"sleep {END_SECONDS}; kill -9 -{group}"
+            segments = shlex.join(sorted(segments_of(group)))
+            kill = f"sleep {END_SECONDS}; kill -9 -{group}; rm -f {segments}"
             subprocess.Popen(["/bin/sh", "-c", kill], start_new_session=True, close_fds=True)
             os.killpg(group, signal.SIGTERM)
             time.sleep(END_SECONDS)

@@ -18,12 +18,19 @@ from tests.support.processes import wait_gone
 from tests.support.waiting import until_blocking
 
 PROGRAM = """
-import subprocess, sys, time
+import multiprocessing, subprocess, sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from rhapsody.inference.vllm import server, versions
 
 def run_serve():
+    memory = SharedMemory(create=True, size=10)
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    # As if the tracker had been killed.
+    resource_tracker.unregister(memory._name, "shared_memory")
+    resource_tracker.unregister(semaphore._semlock.name, "semaphore")
     child = subprocess.Popen(["sleep", "60"])
-    print(child.pid, sys.argv, flush=True)
+    print(child.pid, memory.name, semaphore._semlock.name, sys.argv, flush=True)
     time.sleep(60)
 
 versions.run_serve = run_serve
@@ -33,11 +40,12 @@ server.main()
 
 
 @contextmanager
-def serving() -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+def serving() -> Iterator[tuple[subprocess.Popen[str], int, int, list[Path]]]:
     """Start a server in its own process group, and close its pipe at the end.
 
     Yields:
-        The server, its child's process id, and the parent's end of the pipe.
+        The server, its child's process id, the parent's end of the pipe, and the files of the
+        server's shared memory.
     """
     read_end, write_end = os.pipe()
     process = subprocess.Popen(
@@ -52,23 +60,30 @@ def serving() -> Iterator[tuple[subprocess.Popen[str], int, int]]:
     with process:
         assert process.stdout is not None
         try:
-            child, _, arguments = process.stdout.readline().partition(" ")
+            child, memory, semaphore, arguments = process.stdout.readline().split(" ", 3)
             assert arguments.strip() == "['vllm', 'serve', 'model']"
-            yield process, int(child), write_end
+            files = [Path("/dev/shm", memory), Path(f"/dev/shm/sem.{semaphore.lstrip('/')}")]
+            yield process, int(child), write_end, files
         finally:
             os.close(write_end)
             process.wait(10)
 
 
 def test_server_and_its_children_end_when_the_parent_is_gone() -> None:
-    with serving() as (process, child, _):
+    with serving() as (process, child, *_):
         assert process.poll() is None
     assert process.returncode != 0
     assert wait_gone(process.pid, child) == []
 
 
+def test_shared_memory_of_a_killed_server_is_removed() -> None:
+    with serving() as (*_, files):
+        assert all(file.exists() for file in files)
+    until_blocking(lambda: not any(file.exists() for file in files))
+
+
 def test_data_in_the_parent_pipe_does_not_end_the_server() -> None:
-    with serving() as (process, child, pipe):
+    with serving() as (process, child, pipe, _):
         os.write(pipe, b"still here")
         until_blocking(lambda: _unread_bytes(pipe) == 0)
         assert process.poll() is None

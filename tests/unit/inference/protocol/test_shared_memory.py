@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rhapsody.inference.launchers.shared_memory import remove_segments, segments_of
+from rhapsody.inference.protocol.shared_memory import remove_segments, segments_of
 from rhapsody.processes import GROUP
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs Linux")

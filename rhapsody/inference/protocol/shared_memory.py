@@ -1,6 +1,7 @@
 """Shared memory of a server: found while its processes run, and removed after they were killed.
 
-Python's own tracker of shared memory belongs to the server's process group, and is killed with it.
+It includes semaphores. Python's own tracker of both belongs to the server's process group, and is
+killed with it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 __all__ = ["remove_segments", "segments_of"]
 
 FOLDER = "/dev/shm/"
-PREFIX = f"{FOLDER}psm_"
-"""The names that `multiprocessing.shared_memory` chooses."""
+PREFIXES = ("psm_", "sem.mp-")
+"""How the names begin that `multiprocessing` chooses for shared memory and for semaphores."""
 
 
 def segments_of(group: int) -> set[str]:
@@ -23,20 +24,27 @@ def segments_of(group: int) -> set[str]:
     Args:
         group: The process group.
     """
-    segments: set[str] = set()
+    inodes: set[int] = set()
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit():
             with contextlib.suppress(OSError):  # the process has ended, or is another user's
                 if os.getpgid(int(name)) == group:
-                    segments.update(_mapped(Path("/proc", name, "maps").read_text()))
-    return segments
+                    inodes.update(_mapped(Path("/proc", name, "maps").read_text()))
+    return set(_files_of(inodes)) if inodes else set()
 
 
-def _mapped(maps: str) -> Iterable[str]:
+def _mapped(maps: str) -> Iterable[int]:
     for line in maps.splitlines():
-        _, found, name = line.partition(PREFIX)
-        if found and not name.endswith(" (deleted)"):
-            yield f"{PREFIX}{name}"
+        if FOLDER in line:
+            yield int(line.split()[4])
+
+
+def _files_of(inodes: set[int]) -> Iterable[str]:
+    # Not by the names in the maps: that of a semaphore was used only while it was created.
+    with os.scandir(FOLDER) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIXES) and entry.inode() in inodes:
+                yield entry.path
 
 
 def remove_segments(segments: Iterable[str]) -> None:
