@@ -57,7 +57,7 @@ from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.notebook import in_notebook
 from rhapsody.report.runs import runs_of
 from rhapsody.suggest import suggest_parameters
-from rhapsody.validation import must_be
+from rhapsody.validation import checked_path, must_be
 from rhapsody.walltime import check_walltime, find_end, signals
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         dry_run: bool = False,
         implicit_data: bool = True,
         uid: str | None = None,
-        work_dir: str | None = None,
+        work_dir: str | os.PathLike[str] | None = None,
         journal: Journal | None = None,
     ) -> None:
         check_stock()
@@ -116,7 +116,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             machine.journal = ComponentJournal(journal, machine.tasks, machine.enqueue)
             journal.on_failure = self._end_run
         try:
-            super().__init__(backend, dry_run, implicit_data, uid, work_dir)
+            folder = None if work_dir is None else checked_path("work_dir", work_dir)
+            super().__init__(backend, dry_run, implicit_data, uid, folder)
         except BaseException:
             for queue in self._machine.queues.values():
                 detach = getattr(queue.backend, "detach", None)
@@ -139,7 +140,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         dry_run: bool = False,
         implicit_data: bool = True,
         uid: str | None = None,
-        work_dir: str | None = None,
+        work_dir: str | os.PathLike[str] | None = None,
         journal: str | os.PathLike[str] | None = None,
         journal_required: bool = False,
         walltime: float | None = None,
@@ -201,7 +202,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         dry_run: bool,
         implicit_data: bool,
         uid: str | None,
-        work_dir: str | None,
+        work_dir: str | os.PathLike[str] | None,
         journal: str | os.PathLike[str] | None,
         journal_required: bool,
     ) -> WorkflowEngine:

@@ -7,6 +7,7 @@ The annotation of a field has a description that completes the sentence "'timeou
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_type_hints
@@ -24,6 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from rhapsody.errors import ConfigurationError
 from rhapsody.suggest import unknown_name
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "StrictModel",
     "ZeroOrMore",
     "brief",
+    "checked_path",
     "must_be",
     "plain_number",
     "plain_numbers",
@@ -80,6 +83,18 @@ class Fault(NamedTuple):
 def must_be(field: str, expected: str, value: Any) -> str:
     """Return "'timeout' must be a number of seconds above 0, got 'soon'"."""
     return f"'{field}' must be {expected}, got {brief(value)}"
+
+
+def checked_path(field: str, value: Any) -> str:
+    """Return a path as a string.
+
+    Raises:
+        ConfigurationError: The value is no path.
+    """
+    try:
+        return os.fsdecode(value)
+    except TypeError:
+        raise ConfigurationError(must_be(field, "a path", value)) from None
 
 
 def _find_fault(

@@ -51,7 +51,7 @@ from rhapsody.errors import ConfigurationError, SessionError, TaskValidationErro
 from rhapsody.journal import Journal
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.suggest import suggest_parameters
-from rhapsody.validation import must_be
+from rhapsody.validation import checked_path, must_be
 from rhapsody.walltime import check_walltime
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Session:
             with `WalltimeReached`, which `wait_tasks` and `run` raise.
 
     Raises:
-        ConfigurationError: The uid is not the name of a directory.
+        ConfigurationError: The uid is not the name of a directory, or a path is none.
         SessionError: Two backends have the same name.
         BackendInUseError: A backend belongs to another session or engine that is still open.
         JournalError: The journal cannot be used, for example because another program uses it.
@@ -106,7 +106,7 @@ class Session:
         if not is_uid(self.uid) or self.uid in (".", ".."):
             raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
         check_walltime(walltime, walltime_margin)
-        self.work_dir = os.path.abspath(work_dir or "")
+        self.work_dir = os.path.abspath(checked_path("work_dir", work_dir or ""))
         self.backends: dict[str, Any] = {}
         self.closed = False
         self._close_task: asyncio.Task[None] | None = None

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from rhapsody.errors import JournalError
+from rhapsody.validation import checked_path
 
 __all__ = ["CodeRow", "Entry", "Row", "Store", "check_database"]
 
@@ -126,6 +127,7 @@ class Store:
         path: The file; it is created if it does not exist, for its owner only.
 
     Raises:
+        ConfigurationError: The path is none.
         JournalError: The file is in use, belongs to another user, can be written by others, is
             damaged, is no journal, or has another format; the message says which.
 
@@ -135,7 +137,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
+        self.path = os.path.abspath(checked_path("journal", path))
         self.folder = Path(f"{self.path}.files")
         _create(self.path)
         _check_owner(self.path)

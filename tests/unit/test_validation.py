@@ -1,11 +1,13 @@
 """Refused values are explained in one sentence."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
+from rhapsody.errors import ConfigurationError
 from rhapsody.validation import (
     Count,
     Fault,
@@ -14,6 +16,7 @@ from rhapsody.validation import (
     Seconds,
     StrictModel,
     ZeroOrMore,
+    checked_path,
     must_be,
     plain_numbers,
 )
@@ -132,3 +135,10 @@ def test_numpy_scalars_are_replaced_everywhere() -> None:
     assert plain == {1: 0.5, "list": [2, "x"], "n": None}
     assert [type(key) for key in plain] == [int, str, str]
     assert type(plain["list"][0]) is int
+
+
+def test_path_is_checked() -> None:
+    assert checked_path("journal", Path("a/b")) == "a/b"
+    assert checked_path("journal", b"a") == "a"
+    with pytest.raises(ConfigurationError, match="'journal' must be a path, got 5"):
+        checked_path("journal", 5)

@@ -26,6 +26,7 @@ from rhapsody.errors import (
 )
 from rhapsody.scratch import Scratch
 from rhapsody.suggest import suggest_parameters
+from rhapsody.validation import must_be, plain_number
 
 if TYPE_CHECKING:
     from distributed import KilledWorker
@@ -85,7 +86,7 @@ class DaskExecutionBackend(BaseBackend):
     Raises:
         MissingExtraError: The package `distributed` is not installed.
         ConfigurationError: More than one of `resources`, `cluster` and `client` is given, or one
-            of them has a wrong type.
+            of them or `resource_timeout` is invalid.
     """
 
     prints_to = "the standard output and error of their Dask workers"
@@ -116,6 +117,12 @@ class DaskExecutionBackend(BaseBackend):
                 f"resources must be a dict, got {resources!r}; cluster= takes an existing cluster "
                 "or its address"
             )
+        timeout = plain_number(resource_timeout)
+        if timeout is not None and not (
+            isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0
+        ):
+            expected = "a number of seconds of at least 0"
+            raise ConfigurationError(must_be("resource_timeout", expected, resource_timeout))
         if refused := {"asynchronous", "loop"} & set(resources or ()):
             raise ConfigurationError(
                 f"resources cannot set {', '.join(sorted(refused))}; the backend sets it"
@@ -123,7 +130,7 @@ class DaskExecutionBackend(BaseBackend):
         self._resources = dict(resources or {})
         self._given = cluster if cluster is not None else client
         self._given_client = client
-        self._resource_timeout = resource_timeout
+        self._resource_timeout = timeout
         self._cluster: DaskCluster | None = None
         self._dask_client: DaskClient | None = None
         self._watcher: asyncio.Task[None] | None = None

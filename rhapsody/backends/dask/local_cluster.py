@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import multiprocessing
 import os
@@ -13,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import LocalCluster, Nanny, Security
+from distributed import LocalCluster, Nanny, Security, Worker
 from distributed.deploy.utils import nprocesses_nthreads
 
 from rhapsody.errors import ConfigurationError
 from rhapsody.processes import signal_group
+from rhapsody.suggest import did_you_mean
 
 __all__ = [
     "LOOPBACK",
@@ -51,6 +53,7 @@ async def start_local_cluster(options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigurationError: `LocalCluster` does not accept these options.
     """
+    _refuse_misspelled(options)
     serves_http = bool({"dashboard_address", "worker_dashboard_address"} & options.keys())
     defaults: dict[str, Any] = {"dashboard_address": f"{LOOPBACK}:0"}
     if options.get("processes", True):
@@ -82,6 +85,15 @@ async def start_local_cluster(options: Mapping[str, Any]) -> Any:
                 f"resources must be options of Dask's LocalCluster, which rejected them: {error}"
             ) from error
         raise
+
+
+def _refuse_misspelled(options: Mapping[str, Any]) -> None:
+    """Refuse a name that is close to an option. Other names may be options of a worker's class."""
+    classes = (LocalCluster, Nanny, Worker)
+    known = {name for one in classes for name in inspect.signature(one).parameters}
+    for name in options.keys() - known:
+        if hint := did_you_mean(name, known, 0.8):
+            raise ConfigurationError(f"resources has the unknown option '{name}'; {hint}")
 
 
 def _threads_of_worker(options: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import sys
 from array import array
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rhapsody.errors import PromptError
-from rhapsody.inference.kinds import CLASSIFY, EMBED, SCORE, PoolingInput
+from rhapsody.inference.kinds import CLASSIFY, EMBED, SCORE, PoolingInput, floats_of
 from rhapsody.inference.prompts import Completion
 
 __all__ = [
@@ -115,6 +116,8 @@ def numbers_of(kind: str, body: Any) -> Completion:
         if not all(isinstance(name, str) for name in names):
             raise ValueError
         data = _decoded(numbers) if isinstance(numbers, str) else _packed(numbers)
+        if not math.isfinite(sum(floats_of(data))):
+            raise ValueError
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise Broken(f"no {kind} result: {body!r:.200}") from error
     return Completion([], [], usage_of(body.get("usage")), data=data, labels=names)

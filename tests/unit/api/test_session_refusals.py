@@ -172,3 +172,9 @@ def test_wrong_walltime_is_refused() -> None:
 def test_what_is_no_list_of_backends_is_refused() -> None:
     with pytest.raises(SessionError, match="a session needs backends, got 5"):
         Session(5)
+
+
+@pytest.mark.parametrize("field", ["work_dir", "journal"])
+def test_paths_are_checked(field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{field}' must be a path, got 5"):
+        Session(**dict[str, Any]({field: 5}))

@@ -44,6 +44,8 @@ def test_import_of_class_does_not_import_dask() -> None:
         ({"resources": 4}, "resources must be a dict, got 4; cluster= takes an existing cluster"),
         ({"resources": {"asynchronous": False}}, "resources cannot set asynchronous"),
         ({"resources": {"loop": None}}, "resources cannot set loop"),
+        ({"resource_timeout": "soon"}, "'resource_timeout' must be a number of seconds"),
+        ({"resource_timeout": -1}, "'resource_timeout' must be a number of seconds of at least 0"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -1,8 +1,9 @@
 import multiprocessing
+import re
 
 import pytest
 
-from rhapsody.errors import BackendError
+from rhapsody.errors import BackendError, ConfigurationError
 
 pytestmark = pytest.mark.dask
 
@@ -25,3 +26,11 @@ async def test_replaced_multiprocessing_is_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BackendError, match="the Dragon runtime has replaced it") as raised:
         await DaskExecutionBackend({"n_workers": 1})
     assert "__main__" not in str(raised.value)
+
+
+async def test_misspelled_option_is_named_with_the_nearest() -> None:
+    from rhapsody.backends import DaskExecutionBackend
+
+    message = "resources has the unknown option 'n_worker'; did you mean 'n_workers'?"
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        await DaskExecutionBackend({"n_worker": 1})
