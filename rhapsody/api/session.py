@@ -197,7 +197,7 @@ class Session:
         self._check_ready()
         tasks = _as_list(tasks)
         loop = self._loop.bind(asyncio.get_running_loop())
-        with self._submissions.checks.reserve() as uids:
+        with self._submissions.checks.reserve(len(tasks)) as uids:
             batches = await self._submissions.checks.group(tasks, Router(self.backends), uids)
             for backend, _ in batches:
                 self._reattach(backend)

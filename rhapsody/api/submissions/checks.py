@@ -30,9 +30,13 @@ class TaskChecks:
 
     Args:
         active: The uids of tasks that have not ended.
+
+    Attributes:
+        entering: Number of tasks of the submissions that are in progress.
     """
 
     def __init__(self, active: Container[str]) -> None:
+        self.entering = 0
         self._active = active
         # The uids of submissions whose tasks are being checked.
         self._entering: list[set[str]] = []
@@ -44,13 +48,19 @@ class TaskChecks:
         self._held[task["uid"]] = task
 
     @contextmanager
-    def reserve(self) -> Iterator[set[str]]:
-        """Yield a set for the uids of one submission, which no other may use meanwhile."""
+    def reserve(self, number: int = 1) -> Iterator[set[str]]:
+        """Yield a set for the uids of one submission, which no other may use meanwhile.
+
+        Args:
+            number: Its number of tasks.
+        """
         uids: set[str] = set()
         self._entering.append(uids)
+        self.entering += number
         try:
             yield uids
         finally:
+            self.entering -= number
             self._entering = [entering for entering in self._entering if entering is not uids]
 
     def check(self, tasks: Sequence[AnyTask], uids: set[str]) -> None:

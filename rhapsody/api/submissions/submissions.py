@@ -79,7 +79,7 @@ class Submissions:
         self.walltime: SessionWalltime | None = None
         self.closing = False
         self._run_end: WalltimeReached | None = None
-        watch_tasks(self, lambda submissions: len(submissions.active))
+        watch_tasks(self, lambda one: len(one.active) + one.checks.entering)
         self._handovers: set[asyncio.Task[Any]] = set()
         # Tasks that were submitted in this pass of the loop, by the name of their backend.
         self._queued: dict[str, tuple[Any, list[AnyTask]]] = {}

@@ -43,10 +43,12 @@ async def test_uid_of_a_task_that_the_user_holds_is_taken() -> None:
 
 async def test_uid_of_a_submission_in_progress_is_taken() -> None:
     checks = TaskChecks({})
-    with checks.reserve() as uids:
+    with checks.reserve(3) as uids:
+        assert checks.entering == 3
         checks.check([good()], uids)
         with pytest.raises(TaskValidationError, match="another task has this uid"):
             checks.check([good()], set())
+    assert checks.entering == 0
     checks.check([good()], set())
 
 
