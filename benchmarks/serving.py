@@ -111,12 +111,14 @@ async def chats(config: Path) -> list[Figure]:
             over="an idle server",
             ours=[statistics.quantiles(loaded, n=100)[-1]],
             base=[statistics.quantiles(idle, n=100)[-1]],
+            at_most=1.5,
         ),
         Figure(
             what=f"{MANY} prompts under chats",
             over="without chats",
             ours=[await bulk],
             base=[alone],
+            at_most=1.1,
         ),
     ]
 

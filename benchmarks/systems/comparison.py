@@ -40,12 +40,12 @@ VERSIONS = {"ray": "2.60.0", "parsl": "2026.10.26"}
 FUNCTIONS = Workload("function", 3000, 3)
 CALLS = Workload("call", 200, 3)
 CHAIN = Workload("chain", 100, 3)
-ARRAY = Workload("array", 1, 3, 60)
+ARRAY = Workload("array", 3, 3, 120)
 WORKLOADS = {
     FUNCTIONS: f"{FUNCTIONS.number:,} no-op functions at once",
     CALLS: "one no-op function after another",
     CHAIN: f"a chain of {CHAIN.number} no-op functions",
-    ARRAY: "100 MB through four functions",
+    ARRAY: f"100 MB through four functions, {ARRAY.number} times",
 }
 
 
