@@ -37,6 +37,12 @@ CHECK_SECONDS = 1.0
 EXIT_SECONDS = 2.0
 """How long a process may take to exit after its connection was closed."""
 
+START_SECONDS = 3.0
+"""Longest time until a worker that starts is killed."""
+
+POLL_SECONDS = 0.02
+"""Time between checks whether such a worker has started."""
+
 
 class DragonWorkers(WorkerManager):
     """Starts and ends the workers of a Dragon backend and exchanges messages with them.
@@ -113,9 +119,6 @@ class DragonWorkers(WorkerManager):
                 error,
             )
             self.report_exit(worker, None)
-        else:
-            if worker.retiring:  # killed during its start
-                processes.kill(worker.handle)
 
     def reap(self, worker: WorkerState) -> None:
         """Report the worker's exit to the scheduler, after its last message."""
@@ -140,10 +143,21 @@ class DragonWorkers(WorkerManager):
             self.report_exit(worker, None)
 
     def kill(self, worker: WorkerState) -> None:
-        """Kill a worker."""
+        """Kill a worker, or one that starts when it has started or after `START_SECONDS`.
+
+        A process that starts uses channels of Dragon itself. If it is killed while it has locked
+        one, the whole runtime hangs.
+        """
         worker.retiring = True
-        if worker.handle:
+        self._kill_started(worker, self._loop.time() + START_SECONDS)
+
+    def _kill_started(self, worker: WorkerState, deadline: float) -> None:
+        if worker.has_exited:
+            return
+        if worker.handle and (worker.pid or self._loop.time() >= deadline):
             self._loop.run_in_executor(None, processes.kill, worker.handle)
+        else:
+            self._loop.call_later(POLL_SECONDS, self._kill_started, worker, deadline)
 
     def on_node_lost(self, node: Node) -> None:
         """Handle the end of a node's agent."""
