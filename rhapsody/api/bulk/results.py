@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 from rhapsody.api.bulk.rows import Row, RowError, import_pyarrow
 from rhapsody.errors import ConfigurationError
-from rhapsody.inference.bulk.results import Results, open_alone
+from rhapsody.inference.bulk.results import Results, open_alone, replacing
 
 __all__ = ["Finished", "RowResults", "open_results"]
 
@@ -128,20 +128,10 @@ class _CsvResults:
 
     def _read(self, path: Path, finished: Finished) -> None:
         """Copy the complete records that stay, and replace the file."""
-        kept = path.with_name(f"{path.name}.kept")
-        kept.unlink(missing_ok=True)  # that of a killed program
-        copy = open_alone(kept)
-        try:
-            with path.open("rb") as file:
-                for record in _records(file):
-                    if self._is_kept(path, record, finished):
-                        copy.write(record)
-            copy.flush()
-            kept.replace(path)
-        except BaseException:
-            copy.close()
-            kept.unlink(missing_ok=True)
-            raise
+        with replacing(path) as copy, path.open("rb") as file:
+            for record in _records(file):
+                if self._is_kept(path, record, finished):
+                    copy.write(record)
         self._file.close()
         self._file = copy
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rhapsody.errors import ConfigurationError
 
-__all__ = ["Result", "Results", "Take", "open_alone"]
+__all__ = ["Result", "Results", "Take", "open_alone", "replacing"]
 
 Result = Mapping[str, Any]
 Take = Callable[[Result], bool]
@@ -63,24 +64,14 @@ class Results:
             os.truncate(path, end)
 
     def _copy_without(self, path: Path, removed: frozenset[int], end: int) -> None:
-        kept = path.with_name(f"{path.name}.kept")
-        kept.unlink(missing_ok=True)  # that of a killed program
-        copy = open_alone(kept)
-        try:
-            with path.open("rb") as file:
-                copied = 0
-                for number, line in enumerate(file, start=1):
-                    copied += len(line)
-                    if copied > end:
-                        break
-                    if number not in removed:
-                        copy.write(line)
-            copy.flush()
-            kept.replace(path)
-        except BaseException:
-            copy.close()
-            kept.unlink(missing_ok=True)
-            raise
+        with replacing(path) as copy, path.open("rb") as file:
+            copied = 0
+            for number, line in enumerate(file, start=1):
+                copied += len(line)
+                if copied > end:
+                    break
+                if number not in removed:
+                    copy.write(line)
         self._file.close()
         self._file = copy
 
@@ -120,3 +111,22 @@ def open_alone(path: Path) -> BinaryIO:
         except OSError:  # the file system has no locks
             return file
         file.close()  # another run has just replaced it
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file, which replaces another one at the end of the body, unless that raises.
+
+    It stays open, and nobody else can open it by `open_alone`.
+    """
+    kept = path.with_name(f"{path.name}.kept")
+    kept.unlink(missing_ok=True)  # that of a killed program
+    copy = open_alone(kept)
+    try:
+        yield copy
+        copy.flush()
+        kept.replace(path)
+    except BaseException:
+        copy.close()
+        kept.unlink(missing_ok=True)
+        raise
