@@ -47,7 +47,7 @@ from asyncflow_ext.recovery.walltime import EngineWalltime
 from asyncflow_ext.report import flow_page, page_source
 from asyncflow_ext.scheduling import BackendQueue
 from asyncflow_ext.state_machine import STOP_SECONDS, StateMachine
-from rhapsody.api.tasks.fields import is_uid
+from rhapsody.api.tasks.fields import check_folder_uid
 from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
 from rhapsody.backends.protocol import REPORTED_STATES, Attempt, TaskStates, main_state
@@ -57,7 +57,7 @@ from rhapsody.journal.recorder import Journal, open_journal
 from rhapsody.report.notebook import in_notebook
 from rhapsody.report.runs import runs_of
 from rhapsody.suggest import suggest_parameters
-from rhapsody.validation import checked_path, must_be
+from rhapsody.validation import checked_path
 from rhapsody.walltime import check_walltime, find_end, signals
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         self._end_reported = False  # to a component, by `_end_run`
         if isinstance(backend, list) and not backend:
             raise ConfigurationError("the engine needs at least one backend, or dry_run=True")
-        if uid and (not is_uid(uid) or uid in (".", "..")):
-            raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
+        if uid:
+            check_folder_uid(uid)
         # The engine's callbacks run in the context of its creation. Otherwise each would run in
         # the context of the call that happened to schedule it.
         self._context = copy_context()

@@ -22,6 +22,7 @@ __all__ = [
     "SOCKET_DIRECTORY_BYTES",
     "child_environment",
     "end_forked_child",
+    "end_if_forked",
     "ending_group",
     "group_exists",
     "has_secrets",
@@ -87,6 +88,12 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
             traceback.print_exception(type(error), error, error.__traceback__)
         sys.stdout.flush()
     os._exit(code & 0xFF if isinstance(code, int) else 1)
+
+
+def end_if_forked(pid: int, error: BaseException | None = None) -> None:
+    """End this process by `end_forked_child` if its id is not the one from before a function."""
+    if os.getpid() != pid:
+        end_forked_child(error)
 
 
 def signal_group(pid: int, sig: int) -> None:

@@ -37,7 +37,7 @@ from rhapsody.api.submissions.submission import AnyTask
 from rhapsody.api.submissions.submissions import Submissions
 from rhapsody.api.tasks import ComputeTask
 from rhapsody.api.tasks.base import runs_a_loop
-from rhapsody.api.tasks.fields import is_uid
+from rhapsody.api.tasks.fields import check_folder_uid
 from rhapsody.api.walltime import SessionWalltime
 from rhapsody.backends.core.html import as_html
 from rhapsody.backends.core.nested_runs import (
@@ -47,11 +47,11 @@ from rhapsody.backends.core.nested_runs import (
     run_calls_here,
 )
 from rhapsody.backends.protocol import TaskStates
-from rhapsody.errors import ConfigurationError, SessionError, TaskValidationError
+from rhapsody.errors import SessionError, TaskValidationError
 from rhapsody.journal import Journal
 from rhapsody.streaming import OnText, queued_callbacks, stream_pieces
 from rhapsody.suggest import suggest_parameters
-from rhapsody.validation import checked_path, must_be
+from rhapsody.validation import checked_path
 from rhapsody.walltime import check_walltime
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class Session:
         walltime_margin: float = 60.0,
     ) -> None:
         self.uid = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
-        if not is_uid(self.uid) or self.uid in (".", ".."):
-            raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
+        check_folder_uid(self.uid)
         check_walltime(walltime, walltime_margin)
         self.work_dir = os.path.abspath(checked_path("work_dir", work_dir or ""))
         self.backends: dict[str, Any] = {}

@@ -20,12 +20,20 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from rhapsody.errors import ConfigurationError
 from rhapsody.inference.kinds import EXPECTED_PROMPTS, GENERATE, KINDS, is_prompt
 from rhapsody.resources import MAX_PRIORITY
 from rhapsody.sampling import is_model_class
-from rhapsody.validation import Count, FieldValidator, NonEmptyStr, Seconds, ZeroOrMore
+from rhapsody.validation import Count, FieldValidator, NonEmptyStr, Seconds, ZeroOrMore, must_be
 
-__all__ = ["AI_FIELDS", "COMPUTE_FIELDS", "UID_DESCRIPTION", "is_chat", "is_uid"]
+__all__ = [
+    "AI_FIELDS",
+    "COMPUTE_FIELDS",
+    "UID_DESCRIPTION",
+    "check_folder_uid",
+    "is_chat",
+    "is_uid",
+]
 
 
 UID_DESCRIPTION = "a non-empty string without '/'"
@@ -52,6 +60,16 @@ def is_chat(value: Any) -> bool:
 def is_uid(value: Any) -> bool:
     """Return whether a value can be a uid: part of the name of a file, and not a path."""
     return isinstance(value, str) and value != "" and "/" not in value and "\0" not in value
+
+
+def check_folder_uid(uid: Any) -> None:
+    """Check the uid of a session or an engine, which is the name of a directory.
+
+    Raises:
+        ConfigurationError: It cannot be one.
+    """
+    if not is_uid(uid) or uid in (".", ".."):
+        raise ConfigurationError(must_be("uid", "the name of a directory without '/'", uid))
 
 
 def _check_uid(uid: str) -> str:

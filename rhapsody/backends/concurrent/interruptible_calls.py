@@ -26,7 +26,7 @@ from typing import Any
 from rhapsody.backends.workers.interrupts import INTERRUPT, Interrupted, interruptible_task
 from rhapsody.backends.workers.limits import ResourceLimits
 from rhapsody.backends.workers.pickling import dump_error, dump_outcome
-from rhapsody.processes import end_forked_child
+from rhapsody.processes import end_if_forked
 from rhapsody.scratch import Scratch
 
 __all__ = ["CallMonitor", "call", "run_call"]
@@ -80,12 +80,10 @@ def run_call(data: bytes, call_id: str, directory: str) -> bytes:
         finally:
             _stop_being_interruptible()
             limits.restore()
-        if os.getpid() != pid:
-            end_forked_child(None)
+        end_if_forked(pid)
         return dump_outcome(uid, value)
     except BaseException as error:
-        if os.getpid() != pid:
-            end_forked_child(error)
+        end_if_forked(pid, error)
         return dump_error(uid, error)
 
 

@@ -18,7 +18,7 @@ from rhapsody.backends.core.execution import this_thread
 from rhapsody.backends.core.nested_runs import Once, Waiting, helping_queue, in_task
 from rhapsody.backends.core.work import Work
 from rhapsody.gpus import assign_gpus
-from rhapsody.processes import end_forked_child
+from rhapsody.processes import end_if_forked
 
 __all__ = ["ThreadCalls"]
 
@@ -86,7 +86,7 @@ class ThreadCalls:
         """
         if not self._backend.is_active(work):  # cancelled while it was queued
             return False
-        work.location = this = this_thread()
+        work.location, pid = this_thread(), os.getpid()
         self._backend.report_running(work)
         task = work.task
         try:
@@ -97,12 +97,10 @@ class ThreadCalls:
                 if inspect.isawaitable(value):
                     value = self._await(work, value)
         except BaseException as error:  # the executor must not see any exception
-            if os.getpid() != this.pid:
-                end_forked_child(error)
+            end_if_forked(pid, error)
             self._backend.report_failed(work, error)
         else:
-            if os.getpid() != this.pid:
-                end_forked_child(None)
+            end_if_forked(pid)
             self._backend.report_done(work, {"return_value": value})
         return True
 

@@ -37,7 +37,7 @@ from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.backends.workers.limits import ResourceLimits
 from rhapsody.errors import TaskExecutionError
-from rhapsody.processes import SECRET_VARIABLES, end_forked_child
+from rhapsody.processes import SECRET_VARIABLES, end_if_forked
 
 __all__ = ["INTERRUPT_SECONDS", "RemoteCallPlugin", "interrupt_calls", "run_call"]
 
@@ -363,14 +363,12 @@ def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
         try:
             began = time.perf_counter()
             result = _result(call, data, active, plugin)
-            if os.getpid() != pid:
-                end_forked_child(None)
+            end_if_forked(pid)
             if not active.is_interrupted:
                 _report_small(call, result, plugin, time.perf_counter() - began)
             return result
         except BaseException as error:
-            if os.getpid() != pid:
-                end_forked_child(error)
+            end_if_forked(pid, error)
             if active.is_interrupted:
                 # The result is dropped. An exception would make Dask retry the task if it arrived
                 # before the cancellation.
