@@ -69,14 +69,20 @@ async def test_restarted_server_has_the_weights(start: Any, weights: Path) -> No
     assert result["model_version"] == "penguins"
 
 
-async def test_prompts_in_progress_end_with_the_former_weights(
-    start: Any, weights: Path, tmp_path: Path
-) -> None:
-    backend = await start(config_file=slow(tmp_path, 5))
+async def start_at_work(start: Any, folder: Path) -> tuple[Any, asyncio.Future[Any]]:
+    """Start a backend, and return it with the result of a prompt that it works on."""
+    backend = await start(config_file=slow(folder, 5))
     running = asyncio.ensure_future(
         backend.run_one({"prompt": "heat", "max_tokens": 60, "ignore_eos": True})
     )
     await until(lambda: at_work(backend))
+    return backend, running
+
+
+async def test_prompts_in_progress_end_with_the_former_weights(
+    start: Any, weights: Path, tmp_path: Path
+) -> None:
+    backend, running = await start_at_work(start, tmp_path)
     reloading = asyncio.ensure_future(backend.reload_weights(weights))
     await until(lambda: states(backend) == ["DRAINING"])
     later = asyncio.ensure_future(backend.run_one({"prompt": "heat", "max_tokens": 3}))
@@ -88,11 +94,7 @@ async def test_prompts_in_progress_end_with_the_former_weights(
 async def test_reload_ends_if_a_server_does_not_finish_its_requests_in_time(
     start: Any, weights: Path, tmp_path: Path
 ) -> None:
-    backend = await start(config_file=slow(tmp_path, 5))
-    running = asyncio.ensure_future(
-        backend.run_one({"prompt": "heat", "max_tokens": 60, "ignore_eos": True})
-    )
-    await until(lambda: at_work(backend))
+    backend, running = await start_at_work(start, tmp_path)
     with pytest.raises(ReplicaError, match=r"its requests in 0\.01 s; .*version '0'"):
         await backend.reload_weights(weights, drain_seconds=0.01)
     assert (await running)["model_version"] == "0"

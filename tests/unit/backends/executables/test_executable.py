@@ -14,6 +14,7 @@ from rhapsody import processes
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.errors import TaskExecutionError, UnsupportedTaskError
+from tests.support.executables import run
 from tests.support.processes import wait_gone
 from tests.support.waiting import LIMIT_S
 from tests.unit.backends.executables.conftest import Fifo
@@ -21,14 +22,6 @@ from tests.unit.backends.executables.conftest import Fifo
 
 def sh(script: str, **options: Any) -> Executable:
     return Executable("task.1", ["/bin/sh", "-c", script], **options)
-
-
-async def run(executable: Executable) -> dict[str, Any]:
-    children = GuardedGroups()
-    try:
-        return await executable.run(children)
-    finally:
-        children.close()
 
 
 async def test_run_returns_output_and_exit_code() -> None:

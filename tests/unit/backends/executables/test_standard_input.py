@@ -10,14 +10,7 @@ import pytest
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.errors import TaskExecutionError, UnsupportedTaskError
-
-
-async def run(executable: Executable) -> dict[str, Any]:
-    children = GuardedGroups()
-    try:
-        return await executable.run(children)
-    finally:
-        children.close()
+from tests.support.executables import run
 
 
 def sh(script: str) -> Executable:
