@@ -56,6 +56,8 @@ class Scaler:
         self._policy = policy
         self._source = source
         self._scaling: Scaling = pool.scaling
+        self._spares = 0
+        """How many spares the pool has at its start, and is to keep."""
         self._limit = 0
         self._added: Replica | None = None
         """The last replica that was added, until it has started."""
@@ -69,6 +71,7 @@ class Scaler:
 
     def start(self) -> None:
         """Begin to decide. The pool has started."""
+        self._spares = sum(one.spare for one in self._pool.replicas)
         self._run_in_background(self._run())
 
     async def stop(self) -> None:
@@ -91,7 +94,7 @@ class Scaler:
             except Exception:  # a bug: without further steps, prompts would wait forever
                 logger.exception("a decision on the number of model servers failed")
             # Without replicas and prompts there is nothing to decide.
-            is_idle = not self._active() and not self._pool.prompts
+            is_idle = not (self._active() or self._pool.prompts or self._lacks_spare())
             await done_within(self._wake.wait(), None if is_idle else INTERVAL_SECONDS)
 
     def _active(self) -> list[Replica]:
@@ -114,6 +117,12 @@ class Scaler:
             self._grow(wanted - len(active), now)
         elif wanted < len(active):
             self._shrink(active, len(active) - wanted)
+        if self._lacks_spare() and not load.tasks_wait:
+            self._add(now, spare=True)
+
+    def _lacks_spare(self) -> bool:
+        spares = sum(one.spare and one.state != "FAILED" for one in self._pool.replicas)
+        return spares < self._spares
 
     def _grow(self, number: int, now: float) -> None:
         for draining in self._pool.replicas:
@@ -122,18 +131,24 @@ class Scaler:
                 draining.draining = False
                 self._pool.wake()
                 number -= 1
-        if now < self._not_before:
-            return
-        for _ in range(number):
-            replica = self._source.another(self._pool.on_room)
-            if replica is None:
-                self._note_blocked(True)
-                return
-            self._note_blocked(False)
-            logger.info("model server %d is added for the load", replica.index)
+        while number and self._add(now):
             self._scaling.up += 1
-            self._added = replica
-            self._pool.add(replica)
+            number -= 1
+
+    def _add(self, now: float, *, spare: bool = False) -> bool:
+        """Add a replica; return False if none can be added now."""
+        if now < self._not_before:
+            return False
+        replica = self._source.another(self._pool.on_room)
+        self._note_blocked(replica is None)
+        if replica is None:
+            return False
+        replica.spare = spare
+        purpose = "as a spare" if spare else "for the load"
+        logger.info("model server %d is added %s", replica.index, purpose)
+        self._added = replica
+        self._pool.add(replica)
+        return True
 
     def _note_blocked(self, blocked: bool) -> None:
         if blocked and not self._is_blocked:
@@ -167,3 +182,4 @@ class Scaler:
     async def _remove(self, replica: Replica) -> None:
         await self._pool.remove(replica)
         self._source.release(replica)
+        self._wake.set()

@@ -296,6 +296,24 @@ async def test_spare_that_cannot_start_again_leaves_an_empty_pool_open(
     assert await completed(made.pool) == "from 1"
 
 
+async def test_spare_that_is_given_up_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaler_module, "PAUSE_SECONDS", 0)
+    one = Elastic(0, 2, Source())
+    spare: Any = one.source.another(one.pool.on_room)
+    spare.spare = True
+    one.pool.replicas.append(spare)
+    await one.start()
+    spare.failing_starts = 1000
+    spare.die()
+    await until(lambda: one.pool.replicas == one.source.made[1:])
+    (replacement,) = one.source.made[1:]
+    await until(lambda: replacement.state == "READY")
+    assert replacement.spare
+    assert one.scaling.up == 0
+    assert one.source.used == 1
+    await one.stop()
+
+
 async def test_replica_waits_for_gpus_that_tasks_use(elastic: Any) -> None:
     source = Source(gpus=1)
     tasks = [("node", 0)]
