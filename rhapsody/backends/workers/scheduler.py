@@ -101,7 +101,9 @@ class Scheduler:
     ) -> None:
         self._name = name
         self._nodes = nodes
+        self._most = limit
         self._limit = limit
+        """The same, or fewer after starts that failed for good."""
         self._async_limit = async_limit
         self._grace = grace
         self._control = control
@@ -147,6 +149,8 @@ class Scheduler:
 
     def submit(self, works: Iterable[tuple[Work, str]]) -> None:
         """Take tasks, each with the mode that it runs in."""
+        if not (self._waiting or self._placed):
+            self._limit = self._most  # there may be room again since the starts that failed
         self._waiting.add(works)
         self._assign_all()
         self._start_missing_workers()

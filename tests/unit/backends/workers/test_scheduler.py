@@ -390,6 +390,18 @@ async def test_tasks_wait_for_workers_that_still_start_when_others_failed() -> N
     assert list(simulation.reports.ends.values()) == [["done"]] * 50
 
 
+async def test_next_tasks_try_again_to_start_the_workers_that_failed() -> None:
+    simulation = Simulation(limit=4)
+    simulation.submit(50, EXCLUSIVE)
+    for worker in simulation.workers[:3]:
+        worker.exit(None)
+    await simulation.run(random.Random(5))
+    assert len(simulation.workers) == 3
+    simulation.submit(50, EXCLUSIVE)
+    await simulation.run(random.Random(5))
+    assert len(simulation.workers) == 4
+
+
 async def test_lost_node_fails_its_possibly_running_calls() -> None:
     simulation = Simulation(limit=4)
     dice = random.Random(5)
