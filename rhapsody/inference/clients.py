@@ -161,6 +161,11 @@ class Client:
         self.prompts += prompts
         return 0.0
 
+    def take_back(self) -> None:
+        """Undo the count of a prompt that no model got."""
+        self.prompts -= 1
+        self._allowance += 1
+
     async def enter(self) -> None:
         """Count one prompt against the rate; wait while the rate is used up."""
         while seconds := self.try_enter():

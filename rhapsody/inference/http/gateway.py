@@ -225,9 +225,18 @@ class Gateway:
         return client
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        free = request.method == "GET"
-        client = self._client_of(request) if free else self._enter(request)
+        if request.method == "GET":
+            return await self._forward_from(self._client_of(request), request)
+        client = self._enter(request)
+        try:
+            return await self._forward_from(client, request)
+        except EXPECTED:
+            client.take_back()  # no model has responded
+            raise
+
+    async def _forward_from(self, client: Client, request: web.Request) -> web.StreamResponse:
         data = await read_body(request)
+        free = request.method == "GET"
         if self._models.one is not None:
             return await self._models.one.forward(request, client, data)
         if free and request.path == MODELS:

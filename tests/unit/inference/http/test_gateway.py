@@ -467,6 +467,23 @@ async def test_each_client_has_its_key_its_rate_and_its_usage(service: EchoServi
         assert service.admission.pending == 0
 
 
+@pytest.mark.parametrize("limits", [{}, {"rate": 1}])
+async def test_request_that_no_model_gets_is_no_prompt_of_its_client(
+    service: EchoService, limits: dict[str, int]
+) -> None:
+    listening = config(api_keys={"alice": {"key": "key", **limits}})
+    service.admission = Admission(0)
+    gateway = Gateway(listening, [served(service), served(service, model_name="other")])
+    await gateway.start()
+    async with aiohttp.ClientSession(gateway.endpoint, headers=bearer("key")) as http:
+        for body, status in (({"model": "unknown"}, 404), ({}, 400), ({"model": "other"}, 503)):
+            async with http.post("/v1/completions", json=body) as response:
+                assert response.status == status
+    (alice,) = gateway.usage()
+    assert (alice["prompts"], alice["refused"]) == (0, 0)
+    await gateway.stop()
+
+
 async def test_keys_can_be_replaced_while_the_server_runs(service: EchoService) -> None:
     gateway = Gateway(config(api_keys={"alice": "old"}), [served(service)])
     await gateway.start()
