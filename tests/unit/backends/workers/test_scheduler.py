@@ -91,7 +91,7 @@ class SimulatedWorker:
         if self.unsent:
             self.flush()
 
-    def exit(self, code: int) -> None:
+    def exit(self, code: int | None) -> None:
         self.control.workers.pop(self.state.number, None)
         if self.is_ready:
             self.write(0, DISCONNECTED)
@@ -375,7 +375,7 @@ async def test_three_failed_starts_fail_the_waiting_tasks(code: int | None) -> N
     for _ in range(3):
         assert not simulation.reports.ends
         (worker,) = simulation.workers
-        worker.exit(code)  # type: ignore[arg-type]
+        worker.exit(code)
     assert list(simulation.reports.ends.values()) == [["BackendError"]] * 5
 
 
