@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
+from rhapsody.backends.core.interpreter import refuse_at_end
 from rhapsody.errors import ConfigurationError
 from rhapsody.suggest import unknown_name
 
@@ -89,7 +90,9 @@ def get_backend(backend_name: str, /, *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         ConfigurationError: The name is unknown.
+        RhapsodyError: The main thread of the program has ended.
     """
+    refuse_at_end()  # its module may need what Python refuses then
     return BackendRegistry.get_backend_class(backend_name)(*args, **kwargs)
 
 

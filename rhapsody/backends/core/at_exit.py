@@ -11,6 +11,7 @@ import threading
 import weakref
 from typing import Protocol
 
+from rhapsody.backends.core.interpreter import note_end
 from rhapsody.backends.core.service_loop import service_loop
 
 __all__ = ["EXIT_SECONDS", "shut_down_at_exit"]
@@ -53,6 +54,7 @@ def _shut_down_all(owner_pid: int) -> None:
     """Shut down all backends that still run; kill their children if that takes too long."""
     if os.getpid() != owner_pid:
         return  # a forked child exits: the backends are its parent's
+    note_end()
     backends = [
         backend for backend in list(_backends) if backend.state() not in ("IDLE", "STOPPED")
     ]

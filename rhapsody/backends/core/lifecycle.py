@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rhapsody.backends.core.at_exit import shut_down_at_exit
+from rhapsody.backends.core.interpreter import refuse_at_end
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.errors import BackendError
 
@@ -47,12 +48,14 @@ class Lifecycle:
 
     Raises:
         ValueError: The name is not a non-empty string.
+        RhapsodyError: The main thread of the program has ended.
     """
 
     def __init__(self, name: str | None = None) -> None:
         name = type(self).__name__ if name is None else name
         if not name or not isinstance(name, str):
             raise ValueError(f"a backend's name must be a non-empty string, got {name!r}")
+        refuse_at_end()
         self.name = name
         self._state = "IDLE"
         self._pid = os.getpid()  # of the process in which it was started last
@@ -125,6 +128,7 @@ class Lifecycle:
             await asyncio.shield(self._shutdown_task)
         if self._state == "RUNNING":
             return
+        refuse_at_end()
         if self._start_task is None:
             self._start_task = asyncio.get_running_loop().create_task(self._start_once())
         error = await asyncio.shield(self._start_task)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from rhapsody.backends.core.interpreter import refuse_at_end
 from rhapsody.backends.core.nested_runs import WaitQueue
 
 __all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
@@ -98,10 +99,14 @@ def service_loop() -> ServiceLoop:
     """Return the service loop of this process; start it on first use.
 
     A forked child starts its own loop, since threads do not survive a fork.
+
+    Raises:
+        RhapsodyError: It does not run, and the main thread has ended.
     """
     global _current, _owner_pid
     with _lock:
         if _current is None or _owner_pid != os.getpid():
+            refuse_at_end()
             _current = ServiceLoop()
             _owner_pid = os.getpid()
         return _current
