@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
-from rhapsody.backends.core.interpreter import refuse_at_end
+from rhapsody.backends.core.service_loop import refuse_at_end
 from rhapsody.errors import ConfigurationError
 from rhapsody.suggest import unknown_name
 

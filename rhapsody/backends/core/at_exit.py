@@ -11,8 +11,7 @@ import threading
 import weakref
 from typing import Protocol
 
-from rhapsody.backends.core.interpreter import note_end
-from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.backends.core.service_loop import note_end, service_loop
 
 __all__ = ["EXIT_SECONDS", "shut_down_at_exit"]
 

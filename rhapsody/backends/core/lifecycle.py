@@ -29,8 +29,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rhapsody.backends.core.at_exit import shut_down_at_exit
-from rhapsody.backends.core.interpreter import refuse_at_end
-from rhapsody.backends.core.service_loop import service_loop
+from rhapsody.backends.core.service_loop import refuse_at_end, service_loop
 from rhapsody.errors import BackendError
 
 __all__ = ["Lifecycle"]

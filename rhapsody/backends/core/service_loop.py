@@ -13,10 +13,17 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rhapsody.backends.core.interpreter import refuse_at_end
 from rhapsody.backends.core.nested_runs import WaitQueue
+from rhapsody.errors import RhapsodyError
 
-__all__ = ["IO_THREAD_NAME", "THREAD_NAME", "ServiceLoop", "service_loop"]
+__all__ = [
+    "IO_THREAD_NAME",
+    "THREAD_NAME",
+    "ServiceLoop",
+    "note_end",
+    "refuse_at_end",
+    "service_loop",
+]
 
 THREAD_NAME = "rhapsody-service"
 IO_THREAD_NAME = "rhapsody-io"
@@ -88,6 +95,29 @@ class ServiceLoop:
         except BaseException:
             future.cancel()  # after Ctrl-C nothing waits for the result
             raise
+
+
+_is_ending = False
+
+
+def note_end() -> None:
+    """Note that the interpreter has begun to end: backends are shut down and must not start."""
+    global _is_ending
+    _is_ending = True
+
+
+def refuse_at_end() -> None:
+    """Refuse to start anything after the end of the main thread.
+
+    Raises:
+        RhapsodyError: The main thread has ended. Pools of threads refuse work from then on, and
+            Python 3.12 and later start no thread.
+    """
+    if _is_ending or not threading.main_thread().is_alive():
+        raise RhapsodyError(
+            "the main thread of this program has ended, and Python starts no threads after that; "
+            "let the main thread wait for this one, for example by its method join()"
+        )
 
 
 _lock = threading.Lock()
