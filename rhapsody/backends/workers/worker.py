@@ -58,7 +58,12 @@ from rhapsody.backends.workers.messages import (
 )
 from rhapsody.backends.workers.pickling import dump_error
 from rhapsody.backends.workers.program_connection import ProgramConnection
-from rhapsody.backends.workers.stdio import captured, restore_stdio, route_stdio
+from rhapsody.backends.workers.stdio import (
+    StandardDescriptors,
+    captured,
+    restore_stdio,
+    route_stdio,
+)
 from rhapsody.errors import TaskExecutionError
 from rhapsody.processes import SECRET_VARIABLES, end_forked_child
 
@@ -66,7 +71,8 @@ __all__ = ["WorkerSetup", "import_path", "serve"]
 
 
 MEASURED_SECONDS = 0.001
-"""Duration of calls whose memory is measured, which takes 5 microseconds."""
+"""Duration of calls after which memory and standard descriptors are looked at, which takes 5 and 2
+microseconds. Of shorter calls, the descriptors are looked at after the last one that waits."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ class _Worker:
         self._limits.watch()
         self._directory = WorkingDirectory()
         self._memory = PeakMemory()
+        self._descriptors = StandardDescriptors()
         self._main_thread = threading.get_ident()
         signal.signal(INTERRUPT, self._on_interrupt)
 
@@ -269,6 +276,7 @@ class _Worker:
             elif active.call.concurrent:
                 self._backlog.appendleft(active)
                 self._loop.run_until_complete(self._run_concurrent())
+                self._descriptors.restore()
             else:
                 self._run_exclusive(active)
         self._children.close()
@@ -316,6 +324,8 @@ class _Worker:
                 self._limits.restore()
                 self._directory.restore()
                 restore_stdio()
+                if not self._backlog or time.perf_counter() - began >= MEASURED_SECONDS:
+                    self._descriptors.restore()
         except BaseException as error:
             self._end_with_error(active, error, time.perf_counter() - began)
         else:

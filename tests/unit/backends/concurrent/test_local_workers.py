@@ -194,6 +194,34 @@ async def test_output_is_captured_even_if_an_earlier_task_replaced_stdout(
     assert task["stdout"] == f"{tmp_path}/{task['uid']}.stdout"
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("kind", ["close", "replace"])
+async def test_descriptors_that_a_task_closes_or_replaces_are_restored(
+    processes: ConcurrentRunner,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    mode: str,
+    kind: str,
+) -> None:
+    def change() -> None:
+        for descriptor in (1, 2):
+            os.close(descriptor)
+            if kind == "replace":
+                os.open(tmp_path / str(descriptor), os.O_CREAT | os.O_WRONLY)
+
+    async def change_async() -> None:
+        change()
+
+    def say() -> int:
+        print("text")
+        print("error", file=sys.stderr)
+        return os.open(os.devnull, os.O_RDONLY)
+
+    await processes.call(change if mode == "sync" else change_async)
+    assert await processes.call(say) > 2
+    assert capfd.readouterr() == ("text\n", "error\n")
+
+
 async def test_task_with_retries_runs_again_after_its_worker_died(
     processes: ConcurrentRunner, tmp_path: Path
 ) -> None:
