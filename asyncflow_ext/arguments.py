@@ -17,6 +17,7 @@ __all__ = [
     "Tolerated",
     "allow_failures",
     "find_futures",
+    "is_tolerated",
     "required",
     "with_values",
 ]
@@ -78,6 +79,11 @@ def required(futures: Sequence[asyncio.Future[Any]]) -> Sequence[asyncio.Future[
     if not isinstance(futures, Tolerated):
         return futures
     return [future for future in futures if future not in futures.tolerated]
+
+
+def is_tolerated(future: asyncio.Future[Any], futures: Sequence[asyncio.Future[Any]]) -> bool:
+    """Return whether one of the futures that `find_futures` returned may fail."""
+    return isinstance(futures, Tolerated) and future in futures.tolerated
 
 
 def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:

@@ -294,6 +294,7 @@ class Component(asyncio.Future[Any]):
         arguments: The `(args, kwargs)` of the call, if they contain futures, until no attempt
             needs them.
         dependencies: The futures among the arguments.
+        dependents: The components of its engine that wait for its end. None: there are none.
         waiting: The number of dependencies that are not done.
         stage: Its stage.
         attempt: The number of attempts that failed.
@@ -315,6 +316,7 @@ class Component(asyncio.Future[Any]):
         "attempt",
         "context",
         "dependencies",
+        "dependents",
         "description",
         "function",
         "kind",
@@ -354,6 +356,7 @@ class Component(asyncio.Future[Any]):
         self.options = options
         self.arguments: tuple[Any, ...] = ()
         self.dependencies: Sequence[asyncio.Future[Any]] = ()
+        self.dependents: list[Component] | None = None
         self.waiting = 0
         self.stage = FIRST_STAGE
         self.attempt = 0

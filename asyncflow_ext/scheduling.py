@@ -10,7 +10,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from asyncflow_ext.arguments import find_futures, required
+from asyncflow_ext.arguments import find_futures, is_tolerated
 from asyncflow_ext.component import Component, Event
 from asyncflow_ext.execution import OwnedTasks
 from rhapsody.errors import BackendInUseError, TaskTimeoutError
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 MOST_PER_PASS = 250
 """Components that are launched or submitted in one pass of the loop, which is held meanwhile."""
+
+MOST_EDGES_PER_PASS = 1000
+"""Dependents that learn of the end of a dependency in one pass of the loop."""
 
 
 class ReadyQueue:
@@ -37,6 +40,8 @@ class ReadyQueue:
         self._loop = loop
         self._context = context
         self._ready: deque[Component] = deque()
+        self._ended: deque[Component] = deque()  # whose dependents are not resolved
+        self._is_due = False
 
     def find_dependencies(self, component: Component) -> None:
         """Set the dependencies of a component: the futures among its arguments.
@@ -65,32 +70,77 @@ class ReadyQueue:
     def add(self, component: Component) -> None:
         """Launch a component when its dependencies are done."""
         for dependency in component.dependencies:
-            if not dependency.done():
-                component.waiting += 1
+            if dependency.done():
+                continue
+            component.waiting += 1
+            if isinstance(dependency, Component) and dependency.machine is component.machine:
+                # A done callback would cost several objects, and a call by the loop.
+                if dependency.dependents is None:
+                    dependency.dependents = [component]
+                else:
+                    dependency.dependents.append(component)
+            else:
                 dependency.add_done_callback(
                     partial(self._on_dependency, component), context=self._context
                 )
         if not component.waiting:
             self.launch_soon(component)
 
-    def _on_dependency(self, component: Component, dependency: asyncio.Future[object]) -> None:
+    def _on_dependency(self, component: Component, dependency: asyncio.Future[Any]) -> None:
         component.waiting -= 1
-        if dependency.cancelled() and dependency in required(component.dependencies):
+        if dependency.cancelled() and not is_tolerated(dependency, component.dependencies):
             component.handle(Event.ABANDON)
         elif not component.waiting:
             self.launch_soon(component)
 
     def launch_soon(self, component: Component) -> None:
         """Launch a component in the next pass of the loop."""
-        if not self._ready:
-            self._loop.call_soon(self._launch_all, context=self._context)
         self._ready.append(component)
+        self._run_soon()
 
-    def _launch_all(self) -> None:
-        ready = _first_of(self._ready)
-        if self._ready:
-            self._loop.call_soon(self._launch_all, context=self._context)
-        for component in ready:
+    def resolve_soon(self, dependency: Component) -> None:
+        """Launch or abandon the dependents of a component that ended, in the next pass."""
+        if dependency.dependents is None:
+            return
+        if self._loop.is_closed():  # the engine's shutdown abandons them
+            dependency.dependents = None
+            return
+        dependency.dependents.reverse()  # they are taken from the end
+        self._ended.append(dependency)
+        self._run_soon()
+
+    def _run_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._run, context=self._context)
+
+    def _run(self) -> None:
+        # Components that end meanwhile only join the queue: a chain of cancelled components may be
+        # longer than the recursion limit.
+        try:
+            self._resolve_dependents()
+            self._launch_ready()
+        finally:
+            self._is_due = False
+            if self._ended or self._ready:
+                self._run_soon()
+
+    def _resolve_dependents(self) -> None:
+        ended = self._ended
+        for _ in range(MOST_EDGES_PER_PASS):
+            if not ended:
+                return
+            dependency = ended[0]
+            dependents = dependency.dependents
+            assert dependents
+            component = dependents.pop()
+            if not dependents:
+                dependency.dependents = None
+                ended.popleft()
+            self._on_dependency(component, dependency)
+
+    def _launch_ready(self) -> None:
+        for component in _first_of(self._ready):
             machine = component.machine
             if machine is None:  # the component has ended
                 continue

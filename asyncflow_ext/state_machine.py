@@ -144,6 +144,7 @@ class StateMachine:
             self.walltime.ended(component)
         if component.kind == BLOCK:
             engine._block_asyncio_tasks.pop(uid, None)
+        self.ready.resolve_soon(component)
 
     # Actions of `TRANSITIONS`, called with the outcome of the event.
 

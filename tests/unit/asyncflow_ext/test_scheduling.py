@@ -5,14 +5,15 @@ import gc
 import sys
 import time
 import tracemalloc
+import weakref
 from typing import Any
 
 import pytest
 from radical.asyncflow.errors import DependencyFailureError
 
-from asyncflow_ext import WorkflowEngine
+from asyncflow_ext import WorkflowEngine, allow_failures
 from asyncflow_ext.component import Stage
-from asyncflow_ext.scheduling import MOST_PER_PASS
+from asyncflow_ext.scheduling import MOST_EDGES_PER_PASS, MOST_PER_PASS
 from rhapsody.backends import (
     BaseBackend,
     ConcurrentExecutionBackend,
@@ -68,6 +69,62 @@ async def test_dependents_ready_together_are_submitted_in_one_batch() -> None:
         first = task()
         await asyncio.gather(*(task(first) for _ in range(20)))
     assert [len(batch) for batch in backend.batches] == [1, 20]
+
+
+async def test_dependents_of_one_task_are_submitted_in_their_order() -> None:
+    backend = ScriptedBackend()
+    async with WorkflowEngine.create(backend=backend) as flow:
+        task = make_task(flow)
+        first = task()
+        futures = [task(first) for _ in range(MOST_EDGES_PER_PASS + 1)]
+        await asyncio.gather(*futures)
+    submitted = [task["uid"] for batch in backend.batches for task in batch]
+    assert submitted == [first.uid, *(future.uid for future in futures)]
+
+
+async def test_cancelled_dependency_ends_dependent_before_its_others_finish() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        task = make_task(flow)
+        running, withdrawn = task(), task()
+        dependent, tolerant = task(running, withdrawn), task(running, allow_failures(withdrawn))
+        withdrawn.cancel()
+        await until(dependent.cancelled)
+        assert not running.done()
+        assert not tolerant.done()
+
+
+async def test_cancel_ends_chain_longer_than_stack() -> None:
+    backend = ScriptedBackend(on_task=lambda task: None)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        task = make_task(flow)
+        first = last = task()
+        for _ in range(2 * sys.getrecursionlimit()):
+            last = task(last)
+        first.cancel()
+        await until(last.cancelled)
+
+
+async def test_result_is_released_with_its_last_user(engine: WorkflowEngine, number: Any) -> None:
+    class Result:
+        """Takes weak references."""
+
+    @engine.block
+    async def make() -> Result:
+        return Result()
+
+    @engine.block
+    async def use(result: Result) -> weakref.ref[Result]:
+        return weakref.ref(result)
+
+    gc.collect()
+    gc.disable()  # a cycle would keep large results until the next collection
+    try:
+        end = await asyncio.gather(*(use(make()) for _ in range(2)))
+        await asyncio.sleep(0)  # the loop still refers to the last of them
+        assert [result() for result in end] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_slow_submit_of_one_backend_delays_no_other() -> None:
