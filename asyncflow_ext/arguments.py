@@ -16,7 +16,9 @@ __all__ = [
     "AllowFailures",
     "Tolerated",
     "allow_failures",
+    "call_with_values",
     "find_futures",
+    "find_in_call",
     "is_tolerated",
     "required",
     "with_values",
@@ -105,6 +107,44 @@ def find_futures(value: Any) -> tuple[Any, list[asyncio.Future[Any]]]:
     return new, futures
 
 
+def find_in_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], Sequence[asyncio.Future[Any]]]:
+    """Find the futures in the arguments of a call, as `find_futures` does.
+
+    Returns:
+        `(args, kwargs)`, with copies of containers with futures; and the futures.
+    """
+    futures = []
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if type(argument) in PLAIN:
+            continue
+        if not _is_future(argument):
+            return find_futures((args, kwargs))
+        futures.append(argument)
+    return (args, kwargs), futures if len(futures) < 2 else list(dict.fromkeys(futures))
+
+
+def call_with_values(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call in which every future is replaced, as by `with_values`."""
+    values = tuple([_value_of(argument) for argument in args])
+    if kwargs:
+        kwargs = {name: _value_of(argument) for name, argument in kwargs.items()}
+    return values, kwargs
+
+
+def _value_of(argument: Any) -> Any:
+    if type(argument) in PLAIN:
+        return argument
+    return argument.result() if _is_future(argument) else with_values(argument)
+
+
+def _is_future(value: Any) -> bool:
+    return isinstance(value, asyncio.Future) or asyncio.isfuture(value)
+
+
 class _Search:
     # Not functions inside of `find_futures`: one that calls itself is a reference cycle, which
     # would keep the futures, and the data of their results, until the next garbage collection.
@@ -174,7 +214,7 @@ def _replace_each(
         if kind in PLAIN or not (built_in or _may_contain(kind)):
             new.append(value)
             continue
-        if not built_in and (isinstance(value, asyncio.Future) or asyncio.isfuture(value)):
+        if not built_in and _is_future(value):
             changed = True
             new.append(new_for(value))
             continue

@@ -10,7 +10,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from asyncflow_ext.arguments import find_futures, is_tolerated
+from asyncflow_ext.arguments import find_in_call, is_tolerated
 from asyncflow_ext.component import Component, Event
 from asyncflow_ext.execution import OwnedTasks
 from rhapsody.errors import BackendInUseError, TaskTimeoutError
@@ -51,14 +51,14 @@ class ReadyQueue:
             TypeError: An argument is a coroutine, or a container that cannot be copied.
         """
         description = component.description
-        arguments = (description["args"], description["kwargs"])
+        args, kwargs = description["args"], description["kwargs"]
         try:
-            found, component.dependencies = find_futures(arguments)
+            found, component.dependencies = find_in_call(args, kwargs)
         except TypeError as error:
             raise TypeError(f"cannot call '{component.name}': {error}") from error
         if component.dependencies:
             component.arguments = found
-        elif found is not arguments:  # `allow_failures` without futures
+        else:  # changed by `allow_failures` without futures
             description["args"], description["kwargs"] = found
         for dependency in component.dependencies:
             if dependency.get_loop() is not self._loop:

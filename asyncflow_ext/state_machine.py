@@ -10,7 +10,7 @@ from typing import Any
 
 from radical.asyncflow import WorkflowEngine as StockEngine
 
-from asyncflow_ext.arguments import required, with_values
+from asyncflow_ext.arguments import call_with_values, required
 from asyncflow_ext.component import (
     AI,
     BLOCK,
@@ -113,15 +113,16 @@ class StateMachine:
             self.events.resolved(component)
         if component.dependencies:
             dependencies = required(component.dependencies)
-            if any(dependency.cancelled() for dependency in dependencies):
-                self.handle(component, Event.ABANDON)
-                return
+            for dependency in dependencies:
+                if dependency.cancelled():
+                    self.handle(component, Event.ABANDON)
+                    return
             failure = dependency_failure(component.name, dependencies)
             if failure is not None:
                 self.handle(component, Event.FAIL_DEPENDENCY, failure)
                 return
             description = component.description
-            description["args"], description["kwargs"] = with_values(component.arguments)
+            description["args"], description["kwargs"] = call_with_values(*component.arguments)
         if component.kind == FUNCTION:
             self.handle(component, QUEUE)
         elif component.kind in (BLOCK, AI):
