@@ -498,5 +498,7 @@ def loop_error(fault: str, loop: asyncio.AbstractEventLoop) -> EngineError:
 
 def description_of(future: asyncio.Future[Any]) -> dict[str, Any] | None:
     """Return the description of a component of any engine; None for another future."""
+    if isinstance(future, Component):
+        return future.description
     description = getattr(future, "task", None) or getattr(future, "block", None)
     return description if isinstance(description, dict) else None

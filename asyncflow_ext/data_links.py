@@ -11,6 +11,8 @@ from asyncflow_ext.component import Component, description_of
 
 __all__ = ["link_data", "metadata"]
 
+FILES = (InputFile, OutputFile)
+
 NONE: dict[str, tuple[Any, ...]] = {"dependencies": (), "input_files": (), "output_files": ()}
 """The metadata of a call without dependencies and files. Shared: backends do not change it."""
 
@@ -21,19 +23,16 @@ def metadata(component: Component) -> dict[str, tuple[Any, ...]]:
     A dependency is given by uid and name only: whole descriptions would keep every earlier
     component of a chain in memory. Tuples, because an empty tuple takes no memory.
     """
-    description = component.description
-    if not (description["args"] or description["kwargs"]):
+    args, kwargs = component.description["args"], component.description["kwargs"]
+    arguments = (*args, *kwargs.values()) if kwargs else args
+    files = [argument for argument in arguments if isinstance(argument, FILES)]
+    if not files and not component.dependencies:
         return NONE
-    arguments = (*description["args"], *description["kwargs"].values())
-    others = filter(None, map(description_of, component.dependencies))
-    if not component.dependencies and not any(
-        isinstance(argument, (InputFile, OutputFile)) for argument in arguments
-    ):
-        return NONE
+    others = [d for f in component.dependencies if (d := description_of(f)) is not None]
     return {
-        "dependencies": tuple({"uid": other["uid"], "name": other["name"]} for other in others),
-        "input_files": tuple(a.filename for a in arguments if isinstance(a, InputFile)),
-        "output_files": tuple(a.filename for a in arguments if isinstance(a, OutputFile)),
+        "dependencies": tuple([{"uid": other["uid"], "name": other["name"]} for other in others]),
+        "input_files": tuple([file.filename for file in files if isinstance(file, InputFile)]),
+        "output_files": tuple([file.filename for file in files if isinstance(file, OutputFile)]),
     }
 
 
