@@ -377,13 +377,16 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         Raises:
             EngineError: The engine's loop is closed, another loop runs, or this is another thread.
         """
+        in_its_thread = threading.get_ident() == self._thread
+        if in_its_thread and self.loop.is_running():
+            return  # faster than `get_running_loop`, which asks for the process id
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is self.loop:
             return
-        if not self.loop.is_closed() and threading.get_ident() != self._thread:
+        if not self.loop.is_closed() and not in_its_thread:
             raise EngineError(
                 f"{what} must be {use} in the thread of its engine; to call tasks "
                 "inside a task, decorate it with @flow.block, which runs in that thread; from "
