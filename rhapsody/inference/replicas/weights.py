@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import weakref
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import aiohttp
@@ -90,7 +92,8 @@ class Weights:
     ) -> str:
         """Load weights on all servers, one after the other; the others take prompts meanwhile.
 
-        If one does not load them, the servers that have them start again with the former ones.
+        If one does not load them, the servers that have them start again with the former ones. A
+        server that dies meanwhile loads them when it has started again, if another one has them.
 
         Args:
             pool: The servers.
@@ -120,11 +123,9 @@ class Weights:
             if not await asyncio.to_thread(os.path.exists, path):
                 raise ConfigurationError(f"there are no weights at {path}")
             changed: list[Replica] = []
+            loading = partial(_switch, path=path, version=version, timeout=timeout, changed=changed)
             try:
-                # Servers may start meanwhile, with the former weights.
-                while outdated := [one for one in self._servers() if one.version != version]:
-                    async with pool.paused(outdated[0], drain_seconds):
-                        await _switch(outdated[0], path, version, timeout, changed)
+                await self._switch_all(pool, version, drain_seconds, loading)
                 self._served.path, self._served.version = path, version
                 self._note_number(version)
             except BaseException as error:
@@ -137,8 +138,30 @@ class Weights:
                 raise ReplicaError(
                     f"{error.reason}; the model keeps its weights of version '{former}'"
                 ) from error
-        logger.info("all model servers have the weights of version %s, from %s", version, path)
+        logger.info("the model has the weights of version %s, from %s", version, path)
         return version
+
+    async def _switch_all(
+        self,
+        pool: Pool,
+        version: str,
+        drain_seconds: float | None,
+        switch: Callable[[Replica], Awaitable[None]],
+    ) -> None:
+        lost: dict[Replica, _LostError] = {}
+        # Servers may start meanwhile, with the former weights.
+        while outdated := [one for one in self._servers() if one.version != version]:
+            replica = outdated[0]
+            try:
+                async with pool.paused(replica, drain_seconds):
+                    await switch(replica)
+            except _LostError as error:
+                if replica in lost:
+                    raise
+                lost[replica] = error
+                self._prepared.pop(replica, None)  # until it has started again
+        if lost and not any(one.version == version for one in self._prepared):
+            raise next(iter(lost.values()))  # the weights may be the reason
 
     def _note_number(self, version: str) -> None:
         if version.isdecimal():
@@ -174,6 +197,10 @@ async def _switch(
     except _RefusedError:
         changed.remove(replica)
         raise
+    except _LostError:
+        changed.remove(replica)
+        _start_again(replica)
+        raise
     replica.version = version
 
 
@@ -181,11 +208,18 @@ class _RefusedError(ReplicaError):
     """A server has refused weights, and keeps those that it had."""
 
 
+class _LostError(ReplicaError):
+    """The connection to a server was lost while it loaded weights, most likely by its end."""
+
+
 async def _load(replica: Replica, path: str) -> None:
     try:
         status, text = await replica.connection.exchange(WEIGHTS_PATH, {"path": path})
     except (aiohttp.ClientError, OSError) as error:
-        status, text = 500, str(error)
+        raise _LostError(
+            f"the connection to model server {replica.index} was lost while it loaded the weights "
+            f"of {path}: {error}"
+        ) from error
     if status != 200:
         kind = _RefusedError if status == 400 else ReplicaError
         raise kind(f"model server {replica.index} did not load the weights of {path}: {text}")
@@ -193,6 +227,6 @@ async def _load(replica: Replica, path: str) -> None:
 
 def _start_again(replica: Replica) -> None:
     """Have a server restarted, which may have weights that it must not have."""
-    logger.warning("model server %d starts again with the former weights", replica.index)
+    logger.warning("model server %d starts again because of its weights", replica.index)
     replica.suspect()
     replica.kill()

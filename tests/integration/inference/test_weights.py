@@ -69,6 +69,21 @@ async def test_restarted_server_has_the_weights(start: Any, weights: Path) -> No
     assert result["model_version"] == "penguins"
 
 
+async def test_server_that_dies_during_a_reload_gets_the_weights(start: Any, weights: Path) -> None:
+    backend = await start(replicas=2, health_interval=0.1)
+    pid = backend.replicas[1]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    reloading = asyncio.ensure_future(backend.reload_weights(weights))
+    await until(lambda: backend.replicas[1]["state"] == "DRAINING")
+    os.kill(pid, signal.SIGKILL)
+    assert await reloading == "1"
+    await until(lambda: states(backend) == ["READY"] * 2 and backend.replicas[1]["pid"] != pid)
+    results = await asyncio.gather(
+        *(backend.run_one({"prompt": "heat", "max_tokens": 3}) for _ in range(8))
+    )
+    assert {result["model_version"] for result in results} == {"1"}
+
+
 async def start_at_work(start: Any, folder: Path) -> tuple[Any, asyncio.Future[Any]]:
     """Start a backend, and return it with the result of a prompt that it works on."""
     backend = await start(config_file=slow(folder, 5))
