@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Callable, Collection, Mapping
+from math import isnan
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 from pydantic import (
@@ -38,6 +40,7 @@ __all__ = [
     "ZeroOrMore",
     "brief",
     "checked_path",
+    "is_number",
     "must_be",
     "plain_number",
     "plain_numbers",
@@ -112,6 +115,16 @@ def _find_fault(
     if not fields[field].repr:  # a secret
         return Fault(field, None, f"'{field}' must be {expected}")
     return Fault(field, value, must_be(field, str(expected), value))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number that a float can hold; NaN is none, infinity is one."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return not isnan(value)
+    except OverflowError:
+        return False
 
 
 def plain_number(value: Any) -> Any:

@@ -10,12 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from math import isnan
-from numbers import Real
 from typing import Any, NamedTuple
 
 from rhapsody.errors import ConfigurationError
-from rhapsody.validation import must_be
+from rhapsody.validation import is_number, must_be
 
 __all__ = [
     "END_VARIABLE",
@@ -58,16 +56,12 @@ def check_walltime(walltime: Any, margin: Any) -> None:
     Raises:
         ConfigurationError: One of them is not a number of seconds, or the margin is negative.
     """
-    if walltime is not None and not _is_number(walltime):
+    if walltime is not None and not is_number(walltime):
         raise ConfigurationError(must_be("walltime", "a number of seconds", walltime))
-    if not _is_number(margin) or margin < 0:
+    if not is_number(margin) or margin < 0:
         raise ConfigurationError(
             must_be("walltime_margin", "a number of seconds that is not negative", margin)
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
 
 
 def find_end(walltime: float | None = None) -> WalltimeEnd | None:

@@ -17,6 +17,7 @@ from rhapsody.validation import (
     StrictModel,
     ZeroOrMore,
     checked_path,
+    is_number,
     must_be,
     plain_numbers,
 )
@@ -142,3 +143,13 @@ def test_path_is_checked() -> None:
     assert checked_path("journal", b"a") == "a"
     with pytest.raises(ConfigurationError, match="'journal' must be a path, got 5"):
         checked_path("journal", 5)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, float("inf"), 10**300])
+def test_number_fits_a_float(value: float) -> None:
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [None, "1", True, 1j, float("nan"), 10**400])
+def test_what_is_no_number(value: object) -> None:
+    assert not is_number(value)

@@ -8,7 +8,6 @@ import inspect
 import time
 from collections.abc import Hashable, Mapping, Set
 from contextvars import Context
-from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +26,7 @@ from rhapsody.backends.protocol import (
 from rhapsody.errors import TaskTimeoutError, UnsupportedTaskError, as_exception, message_of
 from rhapsody.resources import MAX_PRIORITY, Resources, is_priority
 from rhapsody.suggest import did_you_mean
+from rhapsody.validation import is_number
 
 __all__ = ["Work", "failure_fields", "is_async", "refuse_resources", "refuse_unknown"]
 
@@ -152,7 +152,7 @@ class Work:
     def _seconds(self, field: str, limit: Any) -> float | None:
         if limit is None:
             return None
-        if not _is_number(limit) or not limit > 0:
+        if not is_number(limit) or not limit > 0:
             raise UnsupportedTaskError(
                 self.uid, f"'{field}' must be a positive number of seconds, got {limit!r}"
             )
@@ -188,10 +188,6 @@ class Work:
         for timer in (self.timer, self.queue_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def failure_fields(work: Work, error: BaseException) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rhapsody.errors import (
 )
 from rhapsody.scratch import Scratch
 from rhapsody.suggest import suggest_parameters
-from rhapsody.validation import must_be, plain_number
+from rhapsody.validation import is_number, must_be, plain_number
 
 if TYPE_CHECKING:
     from distributed import KilledWorker
@@ -118,9 +118,7 @@ class DaskExecutionBackend(BaseBackend):
                 "or its address"
             )
         timeout = plain_number(resource_timeout)
-        if timeout is not None and not (
-            isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0
-        ):
+        if timeout is not None and not (is_number(timeout) and timeout >= 0):
             expected = "a number of seconds of at least 0"
             raise ConfigurationError(must_be("resource_timeout", expected, resource_timeout))
         if refused := {"asynchronous", "loop"} & set(resources or ()):

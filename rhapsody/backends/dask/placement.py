@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from rhapsody.backends.core.work import Work
 from rhapsody.errors import ResourceError
+from rhapsody.validation import is_number
 
 __all__ = ["Placement", "is_sendable"]
 
@@ -44,7 +45,7 @@ class Placement:
         """
         resources = options.get("resources") or {}
         if not isinstance(resources, Mapping) or not all(
-            is_sendable(name) and _is_number(amount) and amount > 0
+            is_sendable(name) and _is_sendable_number(amount) and amount > 0
             for name, amount in resources.items()
         ):
             raise ValueError(
@@ -62,7 +63,7 @@ class Placement:
         retries, priority = options.get("retries") or 0, options.get("priority") or 0
         if not isinstance(retries, Integral) or not 0 <= int(retries) <= MAX_INTEGER:
             raise ValueError(f"'retries' must be a whole number of at least 0, got {retries!r}")
-        if not _is_number(priority):
+        if not _is_sendable_number(priority):
             raise ValueError(f"'priority' must be a finite number, got {priority!r}")
         return cls(
             tuple(sorted((name, _plain(amount)) for name, amount in resources.items())),
@@ -148,11 +149,8 @@ def is_sendable(text: Any) -> bool:
         return False
 
 
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    magnitude: Any = abs(value)
-    return bool(magnitude <= MAX_INTEGER)  # False for NaN, which cannot be ordered
+def _is_sendable_number(value: Any) -> bool:
+    return is_number(value) and abs(value) <= MAX_INTEGER
 
 
 def _plain(number: Any) -> float:

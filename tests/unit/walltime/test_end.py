@@ -104,7 +104,7 @@ def test_exit_code_is_the_one_for_temporary_failures() -> None:
     assert EXIT_RESUBMIT == os.EX_TEMPFAIL
 
 
-@pytest.mark.parametrize("walltime", ["1:00:00", True, float("nan")])
+@pytest.mark.parametrize("walltime", ["1:00:00", True, float("nan"), 10**400])
 def test_walltime_must_be_seconds(walltime: Any) -> None:
     with pytest.raises(ConfigurationError, match="'walltime' must be a number of seconds, got"):
         check_walltime(walltime, 60.0)

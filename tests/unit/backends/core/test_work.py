@@ -54,7 +54,7 @@ def test_timeout_is_read_from_options_first(fields: dict[str, Any], timeout: flo
     assert work(**fields).timeout == timeout
 
 
-@pytest.mark.parametrize("timeout", [0, -1, True, "2", float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, True, "2", float("nan"), 10**400])
 def test_invalid_timeout_is_refused(timeout: Any) -> None:
     with pytest.raises(UnsupportedTaskError, match="must be a positive number of seconds, got"):
         work(timeout=timeout).timeout  # noqa: B018

@@ -223,7 +223,7 @@ async def test_server_that_dies_twice_fails_the_reload(tmp_path: Path) -> None:
     weights, (bad, good) = served()
     await prepare(weights, bad, good)
     bad.gone = True
-    with pytest.raises(ReplicaError, match="server 0 was lost .*; the model keeps its weights"):
+    with pytest.raises(ReplicaError, match=r"server 0 was lost .*; the model keeps its weights"):
         await reload(weights, tmp_path, pool=RestartingPool())
     assert (weights.version, good.killed) == ("0", True)
 
