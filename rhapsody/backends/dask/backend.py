@@ -128,7 +128,7 @@ class DaskExecutionBackend(BaseBackend):
         self._resources = dict(resources or {})
         self._given = cluster if cluster is not None else client
         self._given_client = client
-        self._resource_timeout = timeout
+        self._resource_timeout: float | None = timeout
         self._cluster: DaskCluster | None = None
         self._dask_client: DaskClient | None = None
         self._watcher: asyncio.Task[None] | None = None
