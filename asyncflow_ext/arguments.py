@@ -115,14 +115,16 @@ def find_in_call(
     Returns:
         `(args, kwargs)`, with copies of containers with futures; and the futures.
     """
-    futures = []
-    for argument in (*args, *kwargs.values()) if kwargs else args:
+    arguments = (*args, *kwargs.values()) if kwargs else args
+    futures: dict[asyncio.Future[Any], None] = {}
+    for argument in arguments:
         if type(argument) in PLAIN:
             continue
         if not _is_future(argument):
             return find_futures((args, kwargs))
-        futures.append(argument)
-    return (args, kwargs), futures if len(futures) < 2 else list(dict.fromkeys(futures))
+        futures[argument] = None
+    # Many calls have futures only: another tuple for each would take memory.
+    return (args, kwargs), arguments if len(futures) == len(arguments) else tuple(futures)
 
 
 def call_with_values(
