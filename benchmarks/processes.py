@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from rhapsody.inference.protocol.shared_memory import remove_segments, segments_of
+from rhapsody.inference.protocol.shared_memory import PREFIXES, remove_segments, segments_of
 from rhapsody.processes import GROUP
 
 __all__ = ["ROOT", "dragon_command", "program"]
@@ -24,6 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # In the environment of every process that a program starts. It identifies a child after its parent
 # has ended. A program that is started by a program extends the value.
 MARK = "RHAPSODY_BENCHMARK"
+
+
+DRAGON_PREFIX = "DD"
+"""How the names of Dragon's shared memory begin. A runtime's own files continue with the end of its
+launcher's pid, those of its distributed dictionaries with an identifier."""
 
 
 @contextlib.contextmanager
@@ -66,10 +71,11 @@ def _kill_all(mark: str) -> None:
     while found := _all_of(mark):
         for process in found:
             with contextlib.suppress(psutil.Error, OSError):
-                segments |= segments_of(os.getpgid(process.pid))
+                segments |= segments_of(os.getpgid(process.pid), (*PREFIXES, DRAGON_PREFIX))
                 process.kill()
         psutil.wait_procs(found, timeout=1)
-    remove_segments(segments)  # model servers remove theirs later, if they are not killed
+    # Model servers and Dragon remove theirs later, if they are not killed.
+    remove_segments(segments)
 
 
 def _all_of(mark: str) -> set[psutil.Process]:
@@ -93,5 +99,7 @@ def _has_mark(process: psutil.Process, mark: str) -> bool:
 
 def _remove_segments(launcher: int) -> None:
     """Remove the shared memory of a killed Dragon runtime, given the pid of its launcher."""
-    for segment in Path("/dev/shm").glob(f"DD{str(os.getuid())[-3:]}{str(launcher)[-3:]}*"):
+    for segment in Path("/dev/shm").glob(
+        f"{DRAGON_PREFIX}{str(os.getuid())[-3:]}{str(launcher)[-3:]}*"
+    ):
         segment.unlink(missing_ok=True)

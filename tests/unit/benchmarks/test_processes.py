@@ -1,8 +1,11 @@
 """Programs of benchmarks: their environment, and the clean-up after them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from benchmarks.processes import dragon_command, program
 from tests.support.processes import wait_gone
@@ -36,6 +39,24 @@ def test_program_gets_variables_and_temporary_folder(tmp_path: Path) -> None:
         assert extra == "value"
         assert Path(folder).is_dir()
     assert not Path(folder).exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs Linux")
+def test_exit_removes_the_shared_memory_that_the_program_uses(tmp_path: Path) -> None:
+    # As the pool of a dictionary of Dragon: its name does not say which runtime made it.
+    code = (
+        "import mmap, sys, time; file = open(sys.argv[1], 'w+b'); file.truncate(4096)\n"
+        "memory = mmap.mmap(file.fileno(), 4096); open('made', 'w').close(); time.sleep(60)"
+    )
+    own, other = (Path(f"/dev/shm/DD-rhapsody-{os.getpid()}-{name}") for name in ("own", "other"))
+    other.touch()
+    try:
+        with program([sys.executable, "-c", code, str(own)], cwd=tmp_path):
+            until_blocking(lambda: (tmp_path / "made").exists())
+        assert not own.exists()
+        assert other.exists()
+    finally:
+        other.unlink()
 
 
 def test_dragon_command_is_beside_interpreter() -> None:
