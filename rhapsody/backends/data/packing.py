@@ -13,10 +13,13 @@ from rhapsody.backends.data.segments import Segments, Span
 from rhapsody.backends.data.tensors import reduce_tensor
 from rhapsody.backends.data.writer import SegmentWriter
 
-__all__ = ["THRESHOLD", "Packed", "Packer"]
+__all__ = ["THRESHOLD", "Packed", "Packer", "is_plain"]
 
 THRESHOLD = 256 * 1024
 """Bytes from which a value goes into a segment; smaller ones are copied faster through a socket."""
+
+PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
+"""Types whose pickling runs no user code."""
 
 SHARED_BYTES = 64 * 1024
 """Bytes from which a buffer that lies in a segment already is left there."""
@@ -37,6 +40,13 @@ class Packed(NamedTuple):
     def segments(self) -> set[str]:
         """The names of its segments."""
         return {span.segment for span in (self.stream, *self.buffers) if isinstance(span, Span)}
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether pickling a value runs no user code, and the pickle travels in a message."""
+    return type(value) in PLAIN_TYPES and (
+        type(value) not in (str, bytes) or len(value) < THRESHOLD
+    )
 
 
 class _Pieces(list[Any]):

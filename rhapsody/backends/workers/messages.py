@@ -13,13 +13,12 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-from rhapsody.backends.data.packing import Packed
+from rhapsody.backends.data.packing import Packed, is_plain
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.workers.pickling import (
     Pack,
     dump_function,
     dump_value,
-    is_plain,
     load_error,
 )
 

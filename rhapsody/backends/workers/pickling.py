@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from types import FunctionType, TracebackType
 from typing import Any, TypeAlias
 
-from rhapsody.backends.data.packing import THRESHOLD, Packed
+from rhapsody.backends.data.packing import Packed, is_plain
+from rhapsody.backends.data.pickled_functions import PickledFunctions
 from rhapsody.backends.data.pickler import dump_by_value
 from rhapsody.errors import TaskExecutionError, describe_error, own_args
 
@@ -25,15 +26,11 @@ __all__ = [
     "dump_function",
     "dump_outcome",
     "dump_value",
-    "is_plain",
     "load_error",
     "load_outcome",
     "not_rebuilt",
     "pickles_quickly",
 ]
-
-PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
-"""Types whose pickling runs no user code."""
 
 Pack: TypeAlias = Callable[[Any], bytes | Packed]
 """Pickles a value, a large one into a segment: `Packer.pack`."""
@@ -46,6 +43,8 @@ QUICK_SECONDS = 0.001
 
 _importable: MutableMapping[FunctionType, bytes] = weakref.WeakKeyDictionary()
 """Functions that are pickled as a name to import; cloudpickle takes long to find this out."""
+
+_by_value = PickledFunctions()
 
 _quick: MutableMapping[FunctionType, None] = weakref.WeakKeyDictionary()
 """Functions that were pickled quickly the last time."""
@@ -70,7 +69,7 @@ def dump_function(uid: str, function: Any) -> bytes:
     if data is None:
         _quick.pop(function, None)
         began = time.perf_counter()
-        data = _dump_here(uid, function, "its function")
+        data = _by_value.get(function, lambda: _dump_here(uid, function, "its function"))
         if len(data) < SMALL_BYTES and time.perf_counter() - began < QUICK_SECONDS:
             _quick[function] = None
         with contextlib.suppress(pickle.PicklingError, AttributeError):  # not importable
@@ -235,13 +234,6 @@ def pickles_quickly(task: Mapping[str, Any]) -> bool:
         return False
     return _are_plain(values) and all(
         len(value) < SMALL_BYTES for value in values if type(value) in (str, bytes)
-    )
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether pickling a value runs no user code, and the pickle travels in a message."""
-    return type(value) in PLAIN_TYPES and (
-        type(value) not in (str, bytes) or len(value) < THRESHOLD
     )
 
 
