@@ -107,7 +107,7 @@ class LocalWorkers(WorkerManager):
         node = Node(platform.node() or "localhost", limits.workers, is_head=True)
         super().__init__(name, [node], limits, mode_of, reports)
         self._command = worker_process.command()
-        self._own_connections = self._connections = Connections(node.name, None, self._on_batches)
+        self._own_connections = self._connections = Connections(node.name, None, self._on_unread)
         self._processes: dict[int, _Process] = {}
         self._stopped = False
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rhapsody.backends.dragon.worker_process import node_address
 from rhapsody.backends.workers.connections import Connections
-from rhapsody.backends.workers.messages import MessageBatch
+from rhapsody.backends.workers.messages import MessageBatch, WorkerMessage
 
 __all__ = ["serve"]
 
@@ -46,8 +46,14 @@ def serve(run: str, node: str, outbox: Any, program_pid: int, head_id: int) -> N
 async def _serve(node: str, address: str, outbox: Any) -> None:
     from dragon.native.queue import Queue
 
-    def on_batches(batches: list[MessageBatch]) -> None:
+    def on_messages(number: int, messages: list[WorkerMessage]) -> None:
+        if not batches:  # one put for all messages of a pass of the loop
+            loop.call_soon(put_batches)
+        batches.append((number, messages))
+
+    def put_batches() -> None:
         outbox.put(pickle.dumps(batches, protocol=5))
+        batches.clear()
 
     def receive() -> None:
         while (message := inbox.get()) != b"":
@@ -55,7 +61,8 @@ async def _serve(node: str, address: str, outbox: Any) -> None:
         loop.call_soon_threadsafe(ended.set)
 
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    connections = Connections(node, address, on_batches)
+    batches: list[MessageBatch] = []
+    connections = Connections(node, address, on_messages)
     inbox = Queue(maxsize=1024, block_size=1024)
     threading.Thread(target=receive, name="rhapsody-inbox", daemon=True).start()
     outbox.put(pickle.dumps((node, inbox), protocol=5))

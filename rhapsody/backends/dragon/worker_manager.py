@@ -83,7 +83,7 @@ class DragonWorkers(WorkerManager):
         await self._agent_links.start()
         for node in self._local:
             address = worker_process.node_address(self._run)
-            self._connections = Connections(node.name, address, self._on_batches)
+            self._connections = Connections(node.name, address, self._on_unread)
         await super().start()
 
     async def stop(self) -> None:

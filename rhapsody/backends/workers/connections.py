@@ -21,7 +21,6 @@ from rhapsody.backends.workers.messages import (
     DISCONNECTED,
     READY,
     RUNNING,
-    MessageBatch,
     WorkerMessage,
     WorkerMessageDecoder,
     frame,
@@ -57,23 +56,27 @@ class Connections:
         address: Unix socket to listen on. An abstract one, since a killed process would leave a
             file behind; instead of checking file permissions, both ends check the peer's user.
             None: connections are given to `adopt`.
-        on_batches: Called on the loop with the messages that arrived since the last call.
+        on_messages: Called on the loop with the number of a worker and the messages that arrived
+            from it.
 
     Attributes:
         node: The node's name.
+        on_messages: As given.
         by_number: Connections of the workers that have sent READY, by the worker's number.
         open: All connections.
     """
 
     def __init__(
-        self, node: str, address: str | None, on_batches: Callable[[list[MessageBatch]], None]
+        self,
+        node: str,
+        address: str | None,
+        on_messages: Callable[[int, list[WorkerMessage]], None],
     ) -> None:
         self.node = node
+        self.on_messages = on_messages
         self.by_number: dict[int, _WorkerConnection] = {}
         self.open: set[_WorkerConnection] = set()
-        self._on_batches = on_batches
         self._loop = asyncio.get_running_loop()
-        self._with_messages: dict[_WorkerConnection, None] = {}
         self._with_new_calls: dict[_WorkerConnection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -134,12 +137,6 @@ class Connections:
         if connection is not None:
             connection.write(frame(message))
 
-    def flush_soon(self, connection: _WorkerConnection) -> None:
-        """Pass on a connection's messages, together with all others of this pass of the loop."""
-        if not self._with_messages:
-            self._loop.call_soon(self._flush)
-        self._with_messages[connection] = None
-
     def report_running_later(self, connection: _WorkerConnection) -> None:
         """Report the connection's new calls as running, if they still run after a moment."""
         self._with_new_calls[connection] = None
@@ -150,17 +147,7 @@ class Connections:
         self._timer = None
         connections, self._with_new_calls = self._with_new_calls, {}
         for connection in connections:
-            if connection.add_running():
-                self.flush_soon(connection)
-
-    def _flush(self) -> None:
-        connections, self._with_messages = self._with_messages, {}
-        batches = [batch for connection in connections if (batch := connection.take())]
-        for number, messages in batches:
-            if messages[-1][1] == DISCONNECTED:
-                del self.by_number[number]
-        if batches:
-            self._on_batches(batches)
+            connection.report_running()
 
     def close_in_child(self) -> None:
         """Close the copies in a forked child; workers would not notice the end of its parent."""
@@ -209,10 +196,10 @@ class _WorkerConnection:
         if not data:
             self.close()
             if self._number is not None:
-                self.add_running()
+                self._add_running()
                 self._messages.append((0, DISCONNECTED, 0.0, b""))
-        if self._messages:
-            self._connections.flush_soon(self)
+                del self._connections.by_number[self._number]
+        self._pass_on()
         if self._new_calls:
             self._connections.report_running_later(self)
 
@@ -233,18 +220,19 @@ class _WorkerConnection:
         """Close the copy in a forked child."""
         _close_in_child(self._socket)
 
-    def add_running(self) -> bool:
-        """Add a RUNNING message for each new call; return whether there are any."""
+    def report_running(self) -> None:
+        """Report the new calls as running."""
+        self._add_running()
+        self._pass_on()
+
+    def _add_running(self) -> None:
         new_calls, self._new_calls = self._new_calls, {}
         self._messages += [(call_id, RUNNING, 0.0, b"") for call_id in new_calls]
-        return bool(new_calls)
 
-    def take(self) -> MessageBatch | None:
-        """Remove and return the messages that were not passed on yet."""
-        if self._number is None or not self._messages:
-            return None
-        messages, self._messages = self._messages, []
-        return self._number, messages
+    def _pass_on(self) -> None:
+        if self._number is not None and self._messages:
+            messages, self._messages = self._messages, []
+            self._connections.on_messages(self._number, messages)
 
     def write(self, message: bytes) -> None:
         """Send a message; what the socket does not take at once is sent from the loop."""

@@ -284,15 +284,13 @@ class WorkerManager:
 
     # -- messages from workers --------------------------------------------------------------------
 
-    def _on_batches(self, batches: list[MessageBatch]) -> None:
-        # From workers of the head node, on the loop.
-        if self._reads_pending or not all(
-            loads_quickly(message) for _, messages in batches for message in messages
-        ):
+    def _on_unread(self, number: int, messages: list[WorkerMessage]) -> None:
+        # From a worker of the head node, on the loop.
+        if self._reads_pending or not all(map(loads_quickly, messages)):
             self._reads_pending += 1
-            self._unread.put(batches)
+            self._unread.put([(number, messages)])
         else:
-            self._dispatch([self._loaded(*batch) for batch in batches])
+            self._dispatch([self._loaded(number, messages)])
 
     def _read_unread(self) -> None:
         while (batches := self._unread.get()) is not None:

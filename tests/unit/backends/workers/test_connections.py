@@ -23,7 +23,6 @@ from rhapsody.backends.workers.messages import (
     PLAIN_VALUE,
     READY,
     RUNNING,
-    MessageBatch,
     WorkerMessage,
     encode_worker_message,
     frame,
@@ -40,9 +39,9 @@ class Received:
         self.messages: list[tuple[int, WorkerMessage]] = []
         self.passes = 0
 
-    def __call__(self, batches: list[MessageBatch]) -> None:
+    def __call__(self, number: int, messages: list[WorkerMessage]) -> None:
         self.passes += 1
-        self.messages += [(number, message) for number, many in batches for message in many]
+        self.messages += [(number, message) for message in messages]
 
     def kinds(self, number: int) -> list[int]:
         return [message[1] for sender, message in self.messages if sender == number]

@@ -34,8 +34,8 @@ from rhapsody.backends.workers.messages import (
     STOP,
     VALUE,
     Call,
-    MessageBatch,
     RunMessage,
+    WorkerMessage,
     encode_message,
     load_payload,
 )
@@ -59,7 +59,7 @@ class Worker:
     def __init__(self, *path: str) -> None:
         address = f"\0rhapsody-test-{uuid.uuid4().hex}"
         self.messages: dict[int, list[tuple[int, Any]]] = {}
-        self._connections = Connections("here", address, self._on_batches)
+        self._connections = Connections("here", address, self._on_messages)
         self._last_id = 0
         # A NUL cannot be passed in an argument.
         program = textwrap.dedent(PROGRAM).replace("sys.argv[1]", repr(address))
@@ -68,11 +68,10 @@ class Worker:
             [sys.executable, "-c", program, "-", *path], env=environment, stdout=subprocess.PIPE
         )
 
-    def _on_batches(self, batches: list[MessageBatch]) -> None:
-        for _, messages in batches:
-            for message in messages:
-                call_id, kind, _, payload = load_payload(*message)
-                self.messages.setdefault(call_id, []).append((kind, payload))
+    def _on_messages(self, _number: int, messages: list[WorkerMessage]) -> None:
+        for message in messages:
+            call_id, kind, _, payload = load_payload(*message)
+            self.messages.setdefault(call_id, []).append((kind, payload))
 
     def kinds(self, call_id: int) -> list[int]:
         return [kind for kind, _ in self.messages.get(call_id, [])]
@@ -306,6 +305,8 @@ async def test_worker_exits_with_its_children_when_the_connection_closes(
     await until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     child = psutil.Process(int((tmp_path / "pid").read_text()))
     worker._connections.close()
-    worker._connections = Connections("here", f"\0{uuid.uuid4().hex}", lambda batches: None)
+    worker._connections = Connections(
+        "here", f"\0{uuid.uuid4().hex}", lambda number, messages: None
+    )
     assert worker.process.wait(20) == 1
     await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
