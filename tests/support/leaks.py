@@ -43,7 +43,7 @@ def look() -> Seen:
     return dict([*_processes(), *_inet_sockets(), *_unix_sockets(), *_threads(), *_files()])
 
 
-def left_behind(before: Seen, wait: float = 5.0) -> list[str]:
+def left_behind(before: Seen, wait: float = 20.0) -> list[str]:
     """Return descriptions of what exists now and did not exist before.
 
     Args:
@@ -131,8 +131,10 @@ def _files() -> Iterator[tuple[Hashable, str]]:
     # The session has its own temporary folder (see conftest), but shared memory is global.
     for folder in {Path(tempfile.gettempdir()), Path("/dev/shm")}:
         for path in folder.glob(f"{PREFIX}*"):
-            if not _is_used_by_another_process(path):
-                yield ("file", path), f"file {path}"
+            # Another Rhapsody may remove its directory in shared memory while it is looked at.
+            with contextlib.suppress(FileNotFoundError):
+                if not _is_used_by_another_process(path):
+                    yield ("file", path), f"file {path}"
 
 
 def _is_used_by_another_process(path: Path) -> bool:
