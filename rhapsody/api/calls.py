@@ -68,7 +68,7 @@ class Calls:
     def _task(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> ComputeTask:
-        return ComputeTask(function=function, args=args, kwargs=kwargs, **self._options)
+        return ComputeTask(function=function, args=args, kwargs=kwargs or None, **self._options)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ComputeTask:
         """Submit the call of a function as a task; see `Session.submit`."""

@@ -118,7 +118,8 @@ class ComputeTask(BaseTask, described_by=("function", "executable")):
         if function is not None:
             fields["function"] = function
             fields["args"] = () if args is None else args
-            fields["kwargs"] = {} if kwargs is None else kwargs
+            if kwargs is not None:
+                fields["kwargs"] = kwargs
         if executable is not None:
             fields["executable"] = executable
             fields["arguments"] = [] if arguments is None else arguments
@@ -142,6 +143,12 @@ class ComputeTask(BaseTask, described_by=("function", "executable")):
                 Resources.of(resources)
             except ValueError as error:
                 self._refuse("resources", resources, str(error))
+
+    def __missing__(self, field: str) -> Any:
+        if field == "kwargs" and "function" in self:
+            # Made when it is asked for: most tasks have none, and many tasks may wait.
+            return self.setdefault(field, {})
+        return super().__missing__(field)
 
     def _check_kind(
         self, executable: Any, function: Any, arguments: Any, args: Any, kwargs: Any

@@ -113,3 +113,11 @@ def test_function_as_executable_is_refused_with_hint(
 ) -> None:
     with pytest.raises(TaskValidationError, match=r"ComputeTask\(function=work, args=\[\.\.\.\]\)"):
         ComputeTask(work, *arguments)  # type: ignore[arg-type]
+
+
+def test_kwargs_are_made_when_they_are_asked_for() -> None:
+    task = ComputeTask(function=work)
+    assert "kwargs" not in task
+    task["kwargs"]["a"] = 5
+    assert task.kwargs == task["kwargs"] == {"a": 5}
+    assert ComputeTask(executable="true")["kwargs"] is None
