@@ -40,12 +40,15 @@ class TaskChecks:
         self._active = active
         # The uids of submissions whose tasks are being checked.
         self._entering: list[set[str]] = []
-        # Tasks that the user still holds. Their uids stay taken after the tasks have ended.
+        # Tasks that have ended and that the user still holds. Their uids stay taken.
         self._held: weakref.WeakValueDictionary[str, BaseTask] = weakref.WeakValueDictionary()
 
     def hold(self, task: BaseTask) -> None:
-        """Keep the uid of a submitted task taken for as long as the user holds the task."""
+        """Keep the uid of a task that ends taken for as long as the user holds the task."""
         self._held[task["uid"]] = task
+
+    def _is_submitted(self, uid: str) -> bool:
+        return uid in self._active or uid in self._held
 
     @contextmanager
     def reserve(self, number: int = 1) -> Iterator[set[str]]:
@@ -85,8 +88,7 @@ class TaskChecks:
                 raise TaskValidationError(uid, "it was submitted before; make a new task")
             if (
                 uid in uids
-                or uid in self._active
-                or uid in self._held
+                or self._is_submitted(uid)
                 or any(uid in entering for entering in others)
             ):
                 raise TaskValidationError(
@@ -100,7 +102,7 @@ class TaskChecks:
             # A turn repeats what tools returned, such as a list of the tasks that run.
             for field in () if is_turn(task) else TEXTS:
                 if text := task.get(field):
-                    refuse_formatted_tasks(uid, text, lambda uid: uid in self._held)
+                    refuse_formatted_tasks(uid, text, self._is_submitted)
             if task.get("retries") and task.get("on_text") is not None:
                 message = "'on_text' would get the text of every attempt; leave out 'retries'"
                 raise TaskValidationError(uid, message, "retries", task["retries"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.api.agents import SessionAgents, is_agent
 from rhapsody.api.journaling import SessionJournal
 from rhapsody.api.submissions.checks import TaskChecks
-from rhapsody.api.submissions.parts import AT_ONCE, after_part, in_parts
+from rhapsody.api.submissions.parts import after_part, in_parts
 from rhapsody.api.submissions.submission import AnyTask, Submission
 from rhapsody.api.submissions.unseen_failures import UnseenFailures
 from rhapsody.api.tasks import BaseTask
@@ -142,14 +142,14 @@ class Submissions:
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
-        left: list[Submission] = []
         for part in in_parts(tasks):
-            left += [found for task in part if (found := self.find(task)) is not None]
+            for task in part:
+                self.find(task)
             await after_part(tasks)
         pending = 0
-        for begin in range(0, len(left), AT_ONCE):
-            waiting = [s.ended for s in left[begin : begin + AT_ONCE] if not s.is_settled]
-            if waiting:
+        for part in in_parts(tasks):
+            active = [self.active.get(task["uid"]) for task in part]
+            if waiting := [submission.ended for submission in active if submission is not None]:
                 seconds = None if deadline is None else max(0.0, deadline - loop.time())
                 pending += len((await asyncio.wait(waiting, timeout=seconds))[1])
             await after_part(tasks)
@@ -212,7 +212,6 @@ class Submissions:
         """Count a task as active, before its backend gets it."""
         if isinstance(task, BaseTask):
             task.bind_future(future)
-            self.checks.hold(task)
         task["backend"] = backend.name
         task["state"] = TaskStates.PENDING
         self.active[task["uid"]] = Submission(task, backend, future)
@@ -337,14 +336,21 @@ class Submissions:
 
     def _end(self, submission: Submission, state: str) -> None:
         task = submission.task
-        del self.active[task["uid"]]
+        self._remove(submission)
         self.agents.stop(task["uid"])
-        if self.walltime is not None:
-            self.walltime.ended(submission)
         if submission.pause is not None:
             submission.pause.cancel()
         task["state"] = state
         submission.settle(state)
+
+    def _remove(self, submission: Submission) -> None:
+        """Count a task as active no more."""
+        task = submission.task
+        if isinstance(task, BaseTask):
+            self.checks.hold(task)
+        del self.active[task["uid"]]
+        if self.walltime is not None:
+            self.walltime.ended(submission)
 
     def _repeat(self, submission: Submission) -> bool:
         """Start another attempt of a task that failed, after a pause; False if none follows."""
@@ -380,9 +386,7 @@ class Submissions:
             context = copy_context() if submission.context is None else submission.context.copy()
             context.run(self._start_again, submission)
             return
-        del self.active[task["uid"]]
-        if self.walltime is not None:
-            self.walltime.ended(submission)
+        self._remove(submission)
         task.pop(CONTEXT_KEY, None)
         task.update(fields, from_journal=True, state=TaskStates.DONE)
         on_text = task.get("on_text")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rhapsody import ComputeTask
-from rhapsody.api import SessionError
+from rhapsody.api import SessionError, TaskValidationError
 from rhapsody.api.submissions.parts import AT_ONCE
 from rhapsody.api.submissions.submissions import Submissions
 from tests.support.sessions import good, work
@@ -45,6 +45,16 @@ async def test_report_after_the_end_is_ignored() -> None:
     submissions.on_state(task, "FAILED")
     assert (await future).state == "DONE"
     assert submissions.active == {}
+
+
+async def test_uid_stays_taken_as_long_as_the_user_holds_the_ended_task() -> None:
+    submissions, task = Submissions(), good()
+    await submit(submissions, task)
+    submissions.on_state(task, "DONE")
+    with pytest.raises(TaskValidationError, match="another task has this uid"):
+        submissions.checks.check([good()], set())
+    del task
+    submissions.checks.check([good()], set())
 
 
 async def test_report_of_unknown_task_is_ignored() -> None:
