@@ -62,6 +62,18 @@ def test_nothing_is_put_aside_for_few_tasks(collections: FullCollections, owner:
     assert gc.get_freeze_count() == 0
 
 
+def test_objects_are_put_aside_before_an_operation_on_many_tasks(
+    collections: FullCollections, owner: Owner
+) -> None:
+    collections.prepare_for(MANY - 1)
+    owner.active = MANY - 1
+    collections.prepare_for(MANY)
+    assert gc.get_freeze_count() == 0
+    owner.active = MANY
+    collections.prepare_for(MANY)
+    assert gc.get_freeze_count() > 0
+
+
 def test_objects_of_a_steady_number_of_tasks_are_collected(
     collections: FullCollections, owner: Owner
 ) -> None:

@@ -15,6 +15,7 @@ from rhapsody.api.tasks import BaseTask
 from rhapsody.api.tasks.fields import UID_DESCRIPTION, is_uid
 from rhapsody.api.tasks.formatted import refuse_formatted_tasks
 from rhapsody.errors import TaskValidationError
+from rhapsody.garbage import prepare_for
 from rhapsody.validation import brief, must_be
 
 __all__ = ["TaskChecks", "refuse_tasks_as_arguments"]
@@ -60,6 +61,7 @@ class TaskChecks:
         uids: set[str] = set()
         self._entering.append(uids)
         self.entering += number
+        prepare_for(number)
         try:
             yield uids
         finally:

@@ -29,7 +29,7 @@ from rhapsody.backends.protocol import (
     main_state,
 )
 from rhapsody.errors import QueueTimeoutError, SessionError, WalltimeReached
-from rhapsody.garbage import watch_tasks
+from rhapsody.garbage import prepare_for, watch_tasks
 from rhapsody.report.runs import OwnerHistory
 from rhapsody.streaming import TextCallback
 from rhapsody.validation import brief
@@ -142,6 +142,7 @@ class Submissions:
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
+        prepare_for(len(tasks))
         for part in in_parts(tasks):
             for task in part:
                 self.find(task)
