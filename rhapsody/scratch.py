@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rhapsody.processes import SOCKET_DIRECTORY_BYTES
 
-__all__ = ["Scratch", "remove_abandoned"]
+__all__ = ["Scratch", "is_shared", "remove_abandoned"]
 
 PREFIX = "rhapsody-"
 
@@ -100,6 +100,15 @@ def remove_abandoned(directory: Path, seconds: float = 0.0) -> bool:
             return False
         else:
             return True
+
+
+def is_shared(directory: Path) -> bool:
+    """Return whether this process can use a directory that a `Scratch` of another one created.
+
+    False on another host, and for another user.
+    """
+    access = os.R_OK | os.W_OK | os.X_OK
+    return (directory / _lock_name()).exists() and os.access(directory, access)
 
 
 def _lock_and_remove(directory: Path) -> None:

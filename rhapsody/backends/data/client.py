@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.data.packing import Packed, Packer
-from rhapsody.backends.data.segments import Folders, Segments
+from rhapsody.backends.data.segments import KEPT_BYTES, Folders, Segments
 from rhapsody.backends.data.writer import SegmentWriter
 from rhapsody.scratch import remove_abandoned
 
@@ -26,13 +26,21 @@ class DataClient:
         number: The worker's number.
         on_dropped: Called when `take_dropped` has something to return. May be called in any thread
             and at any time, also during garbage collection.
+        kept_bytes: Maximum memory of the unused segments, and of the unused mappings, that it keeps
+            for later data.
     """
 
-    def __init__(self, folders: Folders, number: int, on_dropped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folders: Folders,
+        number: int,
+        on_dropped: Callable[[], None],
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
         self._folders = folders
         self._segments = Segments(folders)
-        self._writer = SegmentWriter(self._segments, number)
-        self._packer = Packer(self._segments, self._writer, self._on_unmapped)
+        self._writer = SegmentWriter(self._segments, number, kept_bytes)
+        self._packer = Packer(self._segments, self._writer, self._on_unmapped, kept_bytes)
         self._on_dropped = on_dropped
         self._dropped: deque[tuple[str, bool]] = deque()
 
@@ -48,6 +56,11 @@ class DataClient:
         """Do without arguments that were not loaded."""
         for segment in packed.segments:
             self._on_unmapped(segment, True)
+
+    def close(self) -> None:
+        """Close what this object holds open. Values that were loaded stay valid."""
+        self._packer.close()
+        self._segments.close()
 
     def take_back(self, name: str, reusable: bool) -> None:
         """Take a segment back that nobody uses."""

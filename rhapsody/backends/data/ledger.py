@@ -14,7 +14,8 @@ PROGRAM = 0
 class Ledger:
     """Counts the users of each segment. Used on one loop.
 
-    A user is a process, the program or a worker, once for each value that it holds.
+    A user is a process, the program or a worker, once for each value that it holds; or a call that
+    will use its arguments, in whichever process.
 
     Args:
         on_unused: Called with the name of a segment that nobody uses any more, and with whether it
@@ -70,10 +71,18 @@ class Ledger:
 
         A child that it forked may still see its segments, so they are not written again.
         """
-        self._processes.discard(process)
+        self._end_uses(process, reusable=False)
+
+    def release(self, call: int) -> None:
+        """End all uses by a call, which has ended."""
+        self._end_uses(call, reusable=True)
+
+    def _end_uses(self, user: int, reusable: bool) -> None:
+        self._processes.discard(user)
         for segment, users in tuple(self._users.items()):
-            if users.pop(process, 0):
-                self._fixed.add(segment)
+            if users.pop(user, 0):
+                if not reusable:
+                    self._fixed.add(segment)
                 self._end_if_unused(segment)
 
     def _end_if_unused(self, segment: str) -> None:

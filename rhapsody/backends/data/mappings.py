@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from rhapsody.backends.data.segments import MEMORY, Segments, Span
+from rhapsody.backends.data.segments import KEPT_BYTES, MEMORY, Segments, Span
 
 __all__ = ["Mappings"]
 
@@ -28,9 +28,6 @@ PAGES_AT_ONCE = 1 << 20
 
 KEPT_MAPPINGS = 4
 """Maximum number of mappings that are kept after their end."""
-
-KEPT_BYTES = 1 << 30
-"""Maximum size of them together."""
 
 LENGTH_UNIT = 1 << 20
 """The lengths of mappings are multiples of this, so that few types of arrays are made."""
@@ -91,9 +88,16 @@ class Mappings:
         on_end: Called with a segment's name when a mapping of it has ended, and with whether the
             segment may be written again: a forked child may still see it. May be called in any
             thread and at any time, also during garbage collection, so it must not take a lock.
+        kept_bytes: Maximum size of the mappings that are kept.
     """
 
-    def __init__(self, segments: Segments, on_end: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        segments: Segments,
+        on_end: Callable[[str, bool], None],
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self._kept_bytes = kept_bytes
         self._segments = segments
         self._on_end = on_end
         self._live: dict[int, _Mapping] = {}
@@ -150,7 +154,7 @@ class Mappings:
     def _keep(self, mapping: _Mapping) -> None:
         if (
             not mapping.reusable
-            or mapping.length > KEPT_BYTES
+            or mapping.length > self._kept_bytes
             or not mapping.segment.startswith(MEMORY)
             or any(mapping.segment == kept.segment for kept in list(self._kept))
         ):
@@ -169,7 +173,7 @@ class Mappings:
 
     def _are_few(self) -> bool:
         kept = list(self._kept)
-        return len(kept) <= KEPT_MAPPINGS and sum(each.length for each in kept) <= KEPT_BYTES
+        return len(kept) <= KEPT_MAPPINGS and sum(each.length for each in kept) <= self._kept_bytes
 
     def trim(self) -> None:
         """End the mappings that nobody has used since the last call."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rhapsody.backends.data.mappings import Mappings
 from rhapsody.backends.data.pickler import FunctionPickler
-from rhapsody.backends.data.segments import Segments, Span
+from rhapsody.backends.data.segments import KEPT_BYTES, Segments, Span
 from rhapsody.backends.data.tensors import reduce_tensor
 from rhapsody.backends.data.writer import SegmentWriter
 
-__all__ = ["THRESHOLD", "Packed", "Packer", "is_plain"]
+__all__ = ["THRESHOLD", "DataPickler", "MakePickler", "Packed", "Packer", "is_plain"]
 
 THRESHOLD = 256 * 1024
 """Bytes from which a value goes into a segment; smaller ones are copied faster through a socket."""
@@ -55,10 +55,16 @@ class _Pieces(list[Any]):
     write = list.append
 
 
-class _Pickler(FunctionPickler):
+class DataPickler(FunctionPickler):
+    """Pickles functions by value, and the data of tensors out of band."""
+
     def reducer_override(self, obj: Any) -> Any:
+        """Return how an object is pickled; see `pickle.Pickler`."""
         reduced = reduce_tensor(obj)
         return super().reducer_override(obj) if reduced is None else reduced
+
+
+MakePickler: TypeAlias = Callable[..., DataPickler]
 
 
 class Packer:
@@ -69,20 +75,29 @@ class Packer:
         writer: Writes the segments of this process.
         on_unused: Called with the name of a segment that a loaded value no longer uses, and with
             whether the segment may be written again; see `Mappings`.
+        kept_bytes: Maximum size of the mappings that are kept.
     """
 
     def __init__(
-        self, segments: Segments, writer: SegmentWriter, on_unused: Callable[[str, bool], None]
+        self,
+        segments: Segments,
+        writer: SegmentWriter,
+        on_unused: Callable[[str, bool], None],
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._segments = segments
         self._writer = writer
         self._on_unused = on_unused
-        self._mappings = Mappings(segments, on_unused)
+        self._mappings = Mappings(segments, on_unused, kept_bytes)
 
-    def pack(self, value: Any) -> bytes | Packed:
+    def pack(self, value: Any, make_pickler: MakePickler = DataPickler) -> bytes | Packed:
         """Pickle a value.
 
         Data that an earlier value brought in a segment, and that nobody has changed, stays there.
+
+        Args:
+            value: The value.
+            make_pickler: Creates the pickler, a `DataPickler`; takes its arguments.
 
         Returns:
             The pickle of a small value.
@@ -92,7 +107,7 @@ class Packer:
             Exception: The value cannot be pickled.
         """
         pieces, buffers = _Pieces(), list[pickle.PickleBuffer]()
-        _Pickler(pieces, protocol=5, buffer_callback=buffers.append).dump(value)
+        make_pickler(pieces, protocol=5, buffer_callback=buffers.append).dump(value)
         if not buffers and len(pieces) == 1 and len(pieces[0]) < THRESHOLD:
             return bytes(pieces[0])
         views = [buffer.raw() for buffer in buffers]

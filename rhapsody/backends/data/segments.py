@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 from rhapsody.backends.data.account import Account
 
-__all__ = ["DISK", "MEMORY", "Folders", "Segments", "Span", "writer_of"]
+__all__ = ["DISK", "KEPT_BYTES", "MEMORY", "Folders", "Segments", "Span", "writer_of"]
 
 MEMORY, DISK = "memory", "disk"
 """Where a segment is; the first word of its name."""
+
+KEPT_BYTES = 1 << 30
+"""Maximum size of the unused segments, and of the unused mappings, that a process keeps for later
+data."""
 
 
 class Span(NamedTuple):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rhapsody.backends.data.ledger import PROGRAM, Ledger
-from rhapsody.backends.data.packing import Packed, Packer
+from rhapsody.backends.data.packing import MakePickler, Packed, Packer
 from rhapsody.backends.data.segments import Folders, Segments, writer_of
 from rhapsody.backends.data.writer import SegmentWriter
 from rhapsody.scratch import Scratch
@@ -90,6 +90,10 @@ class DataStore:
                 self._call(self._ledger.hold, segment, worker)
         return packed
 
+    def pack_for_call(self, value: Any, make_pickler: MakePickler) -> bytes | Packed:
+        """Pickle a value for a call; see `Packer.pack`. The caller has the call hold it."""
+        return self._packer.pack(value, make_pickler)
+
     def load(self, packed: Packed) -> Any:
         """Load a worker's value; see `Packer.load`."""
         for segment in packed.segments:
@@ -109,7 +113,23 @@ class DataStore:
         """Count a new worker, before it gets its first value."""
         self._call(self._ledger.admit, worker)
 
-    # -- workers: on the loop ---------------------------------------------------------------------
+    # -- users: on the loop -----------------------------------------------------------------------
+
+    def hold(self, user: int, segments: Iterable[str]) -> None:
+        """Note that a process, or a call, uses segments.
+
+        Args:
+            user: The number of a worker that was admitted; or that of a call, below zero.
+            segments: Names of segments.
+        """
+        if user < PROGRAM:
+            self._ledger.admit(user)
+        for segment in segments:
+            self._ledger.hold(segment, user)
+
+    def release(self, call: int) -> None:
+        """Note that a call has ended, and uses no segments any more."""
+        self._ledger.release(call)
 
     def drop(self, process: int, segments: Iterable[tuple[str, bool]]) -> None:
         """Note that a process uses segments no longer, and whether each may be written again."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from rhapsody.backends.data.segments import DISK, MEMORY, Segments
+from rhapsody.backends.data.segments import DISK, KEPT_BYTES, MEMORY, Segments
 
 __all__ = ["SegmentWriter"]
 
@@ -29,9 +29,6 @@ WRITE_BYTES = 256 << 20
 
 KEPT_SEGMENTS = 2
 """Maximum number of unused segments that are kept."""
-
-KEPT_BYTES = 1 << 30
-"""Maximum size of them together."""
 
 OVERSIZE = 4
 """How many times larger than the data a segment that is used again may be."""
@@ -74,12 +71,14 @@ class SegmentWriter:
     Args:
         segments: The segments.
         number: The number of this process.
+        kept_bytes: Maximum size of the unused segments that are kept.
 
     Attributes:
         mapped_bytes: Resident memory of this process in segments.
     """
 
-    def __init__(self, segments: Segments, number: int) -> None:
+    def __init__(self, segments: Segments, number: int, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
         self._segments = segments
         self._number = number
         self._lock = threading.Lock()
@@ -140,9 +139,8 @@ class SegmentWriter:
 
     def _may_keep(self, kept: _Kept) -> bool:
         size = kept.size + sum(other.size for other in self._kept)
-        return (
-            len(self._kept) < KEPT_SEGMENTS and size <= KEPT_BYTES and kept.name.startswith(MEMORY)
-        )
+        few = len(self._kept) < KEPT_SEGMENTS and size <= self._kept_bytes
+        return few and kept.name.startswith(MEMORY)
 
     def trim(self) -> None:
         """Remove the segments that nobody has used since the last call."""

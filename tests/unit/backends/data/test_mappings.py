@@ -235,11 +235,11 @@ def test_few_mappings_are_kept_and_one_of_each_segment(
 def test_kept_bytes_are_bounded(
     mapped: Mappings, segments: Segments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mappings_module, "KEPT_BYTES", 2 * mappings_module.LENGTH_UNIT)
+    monkeypatch.setattr(mapped, "_kept_bytes", 2 * mappings_module.LENGTH_UNIT)
     for _ in range(3):
         use(mapped, create(segments))
     assert len(mapped._kept) == 2
-    monkeypatch.setattr(mappings_module, "KEPT_BYTES", mappings_module.LENGTH_UNIT - 1)
+    monkeypatch.setattr(mapped, "_kept_bytes", mappings_module.LENGTH_UNIT - 1)
     use(mapped, create(segments))
     assert len(mapped._kept) == 2
 
