@@ -25,6 +25,12 @@ class Owner:
         await self._backend.submit_tasks(tasks)
         await self._ended.wait()
 
+    async def result(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run one function and return its result."""
+        task: dict[str, Any] = {"uid": "task.0", "function": function, "args": args}
+        await self.run([task])
+        return task["return_value"]
+
     def _callback(self, task: Any, state: str) -> None:
         if state == "RUNNING":
             return

@@ -12,6 +12,7 @@ from rhapsody.backends.base import BaseBackend
 from rhapsody.backends.core.service_loop import service_loop
 from rhapsody.backends.core.work import Work, refuse_unknown
 from rhapsody.backends.dask.placement import Placement, is_sendable
+from rhapsody.backends.data.store import checked_memory_limit
 from rhapsody.backends.executables.executable import OPTIONS as EXECUTABLE_OPTIONS
 from rhapsody.backends.protocol import EXECUTABLE
 from rhapsody.backends.workers.pickling import load_error
@@ -82,6 +83,9 @@ class DaskExecutionBackend(BaseBackend):
         name: Name of the backend.
         resource_timeout: Seconds that a task waits for workers that have the resources it asks
             for. None: 300 while the cluster is growing (adaptive, or jobs not yet started), else 0.
+        memory_limit: Maximum number of bytes of large arguments and results in shared memory; more
+            goes to files in the temporary folder. None: half of the shared memory of this machine.
+            0: they travel through Dask, as those of workers on other machines always do.
 
     Raises:
         MissingExtraError: The package `distributed` is not installed.
@@ -103,6 +107,7 @@ class DaskExecutionBackend(BaseBackend):
         name: str = "dask",
         *,
         resource_timeout: float | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         super().__init__(name)
         if importlib.util.find_spec("distributed") is None:
@@ -129,6 +134,7 @@ class DaskExecutionBackend(BaseBackend):
         self._given = cluster if cluster is not None else client
         self._given_client = client
         self._resource_timeout: float | None = timeout
+        self._memory_limit = checked_memory_limit(memory_limit)
         self._cluster: DaskCluster | None = None
         self._dask_client: DaskClient | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -187,12 +193,12 @@ class DaskExecutionBackend(BaseBackend):
 
         cluster = await DaskCluster.open(self.name, self._resources, self._given)
         self._scratch = Scratch("dask") if cluster.is_own else None
-        client = DaskClient(
-            cluster.client, self.name, self, self._scratch.path if self._scratch else None
-        )
+        marks = self._scratch.path if self._scratch else None
+        client = DaskClient(cluster.client, self.name, self, marks, self._memory_limit)
         try:
             await client.open()
         except BaseException as error:
+            await client.close()
             await cluster.close()
             self._remove_scratch()
             if not isinstance(error, Exception):
@@ -295,12 +301,16 @@ class DaskExecutionBackend(BaseBackend):
             await asyncio.gather(run, return_exceptions=True)
 
     async def _run(self, work: Work) -> dict[str, Any]:
+        from rhapsody.backends.dask.remote_call import DataOutOfReachError
+
         client = self._dask_client
         assert client is not None
         deaths = 0
         while True:
             try:
                 return await self._run_once(work, client)
+            except DataOutOfReachError as error:
+                client.on_out_of_reach(error)
             except _WorkersDied as error:
                 # Dask counts the deaths of all workers that had the task, also of those that had
                 # not begun to run it.
@@ -346,8 +356,8 @@ class DaskExecutionBackend(BaseBackend):
             if work.options.get("keep_on_cluster"):
                 return {"return_value": future}
             try:
-                value = await client.fetch(future)
-            except BackendError:
+                value = await client.fetch(work.uid, future)
+            except (BackendError, TaskExecutionError):
                 raise
             except Exception as error:
                 raise TaskExecutionError(

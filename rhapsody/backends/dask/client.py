@@ -11,7 +11,7 @@ import pickle
 import time
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -25,15 +25,24 @@ from rhapsody.backends.core.work import Work
 from rhapsody.backends.dask.batches import BatchQueue
 from rhapsody.backends.dask.call_marks import collect_marks
 from rhapsody.backends.dask.placement import Placement
-from rhapsody.backends.dask.remote_call import RemoteCall, dump
+from rhapsody.backends.dask.remote_call import (
+    DataOutOfReachError,
+    RemoteCall,
+    dump,
+    pickler_for,
+)
+from rhapsody.backends.dask.shared_data import SharedData
 from rhapsody.backends.dask.worker_plugin import (
     INTERRUPT_SECONDS,
+    PICKLED,
     RemoteCallPlugin,
     interrupt_calls,
     run_call,
 )
+from rhapsody.backends.data.packing import Packed
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.backends.workers.pickling import not_rebuilt
 from rhapsody.errors import TaskExecutionError, UnsupportedTaskError
 
 __all__ = ["LOST", "DaskClient"]
@@ -70,6 +79,9 @@ COLLECT_SECONDS = 0.5
 DEAD_WORKERS = 1000
 """Number of dead workers that are remembered."""
 
+IN_PROCESS = "inproc:"
+"""Begins the addresses of clusters whose workers are threads of the program."""
+
 LOST: Any = object()
 """Returned by `fetch` if the result was lost with its worker: Dask runs the task again."""
 
@@ -82,6 +94,8 @@ class DaskClient:
         name: The backend's name.
         reports: Takes the reports that tasks are running.
         marks_directory: Directory for the marks of running calls, if all workers are on this host.
+        memory_limit: Maximum number of bytes of large data in shared memory; 0: it travels through
+            Dask; None: half of the shared memory.
     """
 
     def __init__(
@@ -90,6 +104,7 @@ class DaskClient:
         name: str,
         reports: TaskReports,
         marks_directory: Path | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self._client = client
         self._reports = reports
@@ -99,7 +114,9 @@ class DaskClient:
         self._works: defaultdict[str, list[Work]] = defaultdict(list)
         self._workers: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        self._results: dict[str, tuple[bytes, bool]] = {}
+        self._results: dict[str, tuple[bytes, str]] = {}
+        self._memory_limit = memory_limit
+        self._data: SharedData | None = None
         self._marks_directory = marks_directory
         self._deaths: dict[str, int] = {}
         self._dead_workers: OrderedDict[str, None] = OrderedDict()
@@ -116,9 +133,22 @@ class DaskClient:
 
     async def open(self) -> None:
         """Install the plugin on the workers and subscribe to the events that report starts."""
-        plugin = RemoteCallPlugin(self._plugin, self._marks_directory)
-        await self._client.register_plugin(plugin, name=self._plugin)
+        folders = None
+        if self._memory_limit != 0 and not self._client.scheduler.address.startswith(IN_PROCESS):
+            self._data = data = await asyncio.to_thread(
+                SharedData,
+                asyncio.get_running_loop(),
+                self._client,
+                self._plugin,
+                self._memory_limit,
+            )
+            folders = data.folders
+            self._client.subscribe_topic("all", data.on_cluster_event)
+        plugin = RemoteCallPlugin(self._plugin, self._marks_directory, folders)
         self._client.subscribe_topic(self._plugin, self._on_event)
+        await self._client.register_plugin(plugin, name=self._plugin)
+        if self._data is not None:
+            await self._data.find_workers()
 
     async def fail(self, error: Exception) -> None:
         """Raise an error to all callers that wait for the scheduler, now and later."""
@@ -128,9 +158,19 @@ class DaskClient:
     async def close(self) -> None:
         """Remove the plugin from the cluster. No task may be active."""
         await asyncio.gather(*self._withdrawals, return_exceptions=True)
+        try:
+            await self._remove_plugin()
+        finally:
+            data, self._data = self._data, None
+            if data is not None:
+                await data.close()
+
+    async def _remove_plugin(self) -> None:
         if self._client.status != "running":
             return
         try:
+            if self._data is not None:
+                self._client.unsubscribe_topic("all")
             self._client.unsubscribe_topic(self._plugin)
             removal = self._client.unregister_worker_plugin(self._plugin)
             await asyncio.wait_for(removal, INTERRUPT_SECONDS)
@@ -153,6 +193,8 @@ class DaskClient:
             elif not work.interrupted:  # it may have been cancelled in the meantime
                 call, futures = item
                 placement = Placement.of(work)
+                if self._data is not None and isinstance(call.arguments, Packed):
+                    self._data.hold(call.token, call.arguments.segments)
                 if futures or _has_own_key(work):
                     future = self._submit_one(call, futures, placement)
                     outcomes[position] = self._register(work, call, future)
@@ -180,6 +222,8 @@ class DaskClient:
             # If several tasks share a key, the call of the first one runs.
             token = self._tokens.setdefault(future.key, call.token)
             self._deaths.setdefault(token, 0)
+        elif self._data is not None:
+            self._data.release(call.token)
         return future
 
     def _submit_graph(self, calls: list[RemoteCall], placement: Placement) -> Sequence[Any]:
@@ -226,12 +270,19 @@ class DaskClient:
             key = self._key(work, executable)
             return RemoteCall(work.uid, key, self._new_token(), self._plugin, executable), []
         futures: list[Any] = []
-        arguments = dump((task.get("args") or (), task.get("kwargs") or {}), Future, futures)
+        make_pickler = pickler_for(Future, futures)
+        values = (task.get("args") or (), task.get("kwargs") or {})
+        share = self._data is not None and not _has_own_key(work)  # others may use the key
+        arguments: bytes | Packed
+        if share and self._data is not None and self._data.takes_arguments:
+            arguments = self._data.pack(values, make_pickler)
+        else:
+            arguments = dump(values, make_pickler)
         function = task["function"]
         code = functions.get(id(function))
         if code is None:
             found = len(futures)
-            code = dump(function, Future, futures)
+            code = dump(function, make_pickler)
             if found == len(futures) and isinstance(function, FunctionType):
                 functions[id(function)] = code
         key = self._key(work, code, arguments, [future.key for future in futures])
@@ -243,6 +294,7 @@ class DaskClient:
             function=code,
             arguments=arguments,
             keep=bool(work.options.get("keep_on_cluster")),
+            share=share,
         )
         return call, [self._bound(work, future) for future in futures]
 
@@ -286,9 +338,18 @@ class DaskClient:
                 work.location = location
                 self._workers[key] = message["worker"]
                 self._reports.report_running(work)
-        for key, result, is_plain, seconds in message.get("ended", ()):
+        if self._data is not None:
+            self._data.on_event(message)
+        for key, result, form, seconds, segments in message.get("ended", ()):
+            if segments and self._data is not None:
+                # The call may have ended, if Dask ran it twice or somebody cancelled it.
+                token = self._tokens.get(key, "")
+                self._data.hold(token, segments)
+                if not token:
+                    self._data.release(token)
             if key in self._works:
-                self._results[key] = result, is_plain
+                if result is not None:
+                    self._results[key] = result, form
                 for work in self._works[key]:
                     work.location = location
                     if work.started is None:  # too short for a report of its start
@@ -296,13 +357,34 @@ class DaskClient:
 
     # -- results --------------------------------------------------------------------------------
 
-    async def fetch(self, future: Any) -> Any:
-        """Return the result of a finished task, or `LOST`."""
+    async def fetch(self, uid: str, future: Any) -> Any:
+        """Return the result of a finished task, or `LOST`.
+
+        Args:
+            uid: The task's uid, for errors.
+            future: Its future.
+
+        Raises:
+            TaskExecutionError: The result cannot be rebuilt in this process.
+            Exception: It cannot be fetched.
+        """
         reported = self._results.get(future.key)
         if reported is None:
-            return await self._fetches.put(future)
-        data, is_plain = reported
-        return pickle.loads(data) if is_plain else await asyncio.to_thread(pickle.loads, data)
+            value, form = await self._fetches.put(future), ""
+        else:
+            data, form = reported
+            value = data if form == PICKLED else pickle.loads(data)
+        if form == PICKLED:
+            return await asyncio.to_thread(_rebuilt, uid, pickle.loads, value)
+        if isinstance(value, Packed):
+            assert self._data is not None  # until all tasks have ended
+            return await asyncio.to_thread(_rebuilt, uid, self._data.load, value)
+        return value
+
+    def on_out_of_reach(self, error: DataOutOfReachError) -> None:
+        """Note that a worker cannot use shared memory; later calls do without."""
+        if self._data is not None:
+            self._data.on_out_of_reach(error.worker)
 
     async def _fetch_batch(self, futures: list[Any]) -> list[Any]:
         try:
@@ -365,7 +447,10 @@ class DaskClient:
             self._works.pop(future.key, None)
             self._workers.pop(future.key, None)
             self._results.pop(future.key, None)
-            self._deaths.pop(self._tokens.pop(future.key, ""), None)
+            token = self._tokens.pop(future.key, "")
+            self._deaths.pop(token, None)
+            if self._data is not None:
+                self._data.release(token)
 
     async def cancel(self, work: Work, future: Any) -> None:
         """Cancel a task and interrupt its call, unless another task of the same key needs it."""
@@ -416,6 +501,13 @@ async def _all_cancelled(futures: list[Any]) -> None:
         await asyncio.sleep(0.002)
 
 
+def _rebuilt(uid: str, load: Callable[[Any], Any], data: Any) -> Any:
+    try:
+        return load(data)
+    except BaseException as failure:  # unpickling runs user code, which may even exit
+        raise not_rebuilt(uid, failure) from failure
+
+
 def _has_own_key(work: Work) -> bool:
     return bool(work.options.get("key") or work.options.get("pure"))
 
@@ -434,7 +526,8 @@ def _label(work: Work) -> str:
 
 
 def _size(call: RemoteCall) -> int:
-    return len(call.function) + len(call.arguments)
+    arguments = call.arguments
+    return len(call.function) + (len(arguments) if isinstance(arguments, bytes) else 0)
 
 
 def _split(positions: list[int], sizes: Iterable[int]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from tblib import pickling_support
 from rhapsody.backends.workers.pickling import dump_error
 from rhapsody.errors import as_exception, describe_error
 
-__all__ = ["FailedExecutable", "FailedFunction", "sendable"]
+__all__ = ["FailedExecutable", "FailedFunction", "dump_failure"]
 
 MAX_TEXT = 1000
 """Characters of an exception's text that Dask gets if it cannot send the exception itself."""
@@ -61,8 +61,12 @@ class FailedFunction(Exception):
         return FailedFunction, (self.outcome, str(self))
 
 
-def sendable(uid: str, error: BaseException) -> Exception:
-    """Return an exception as it is if Dask can send it, and otherwise a `FailedFunction`."""
+def dump_failure(uid: str, error: BaseException) -> bytes:
+    """Pickle an exception if Dask can send it, and otherwise a `FailedFunction`.
+
+    Dask keeps what a call raises until a garbage collection. What is unpickled does not refer to
+    the arguments of the call, which may be large.
+    """
     with contextlib.suppress(BaseException):  # the user's own exceptions may raise, and even exit
         exception = as_exception(error, uid)
         _limit_depth(exception)
@@ -71,10 +75,11 @@ def sendable(uid: str, error: BaseException) -> Exception:
         # Dask shortens longer texts, and makes another exception of them.
         if len(text) <= config.get("distributed.admin.max-error-length"):
             pickling_support.install(exception)  # as Dask does: pickles have tracebacks and causes
-            pickle.loads(cloudpickle.dumps(exception))
-            return exception
+            pickled: bytes = cloudpickle.dumps(exception)
+            pickle.loads(pickled)
+            return pickled
     text = describe_error(error).encode(errors="backslashreplace").decode()
-    return FailedFunction(dump_error(uid, error), text[:MAX_TEXT])
+    return pickle.dumps(FailedFunction(dump_error(uid, error), text[:MAX_TEXT]))
 
 
 def _limit_depth(error: BaseException) -> None:

@@ -17,10 +17,10 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import cloudpickle
 from dask.sizeof import sizeof
@@ -29,17 +29,28 @@ from distributed.threadpoolexecutor import ThreadPoolExecutor, thread_state, thr
 from distributed.worker_state_machine import SecedeEvent
 
 from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
-from rhapsody.backends.dask.failures import FailedExecutable, sendable
-from rhapsody.backends.dask.remote_call import RemoteCall
+from rhapsody.backends.dask.failures import FailedExecutable, dump_failure
+from rhapsody.backends.dask.remote_call import DataOutOfReachError, RemoteCall
+from rhapsody.backends.dask.worker_data import WorkerData, number_of
+from rhapsody.backends.data.packing import Packed, is_plain
+from rhapsody.backends.data.segments import Folders
 from rhapsody.backends.executables.blocking_child import Interruption
 from rhapsody.backends.executables.descriptors import executables_within_limit
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.backends.workers.limits import ResourceLimits
-from rhapsody.errors import TaskExecutionError
+from rhapsody.backends.workers.pickling import dump_value
 from rhapsody.processes import SECRET_VARIABLES, end_if_forked
 
-__all__ = ["INTERRUPT_SECONDS", "RemoteCallPlugin", "interrupt_calls", "run_call"]
+__all__ = [
+    "INTERRUPT_SECONDS",
+    "PICKLED",
+    "RemoteCallPlugin",
+    "follow_orders",
+    "interrupt_calls",
+    "number_for_data",
+    "run_call",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +78,13 @@ MAX_CHECKED_BYTES = 1024 * 1024
 REPORTED_BYTES = 8 * 1024
 """A result up to this size is reported with the end of its call, and need not be fetched. The
 scheduler keeps the latest 1,000 reports."""
+
+PLAIN, PICKLED, PACKED = "plain", "pickled", "packed"
+"""The form of a reported result: a pickle that runs no user code, any other, a pickled `Packed`."""
+
+Ended: TypeAlias = tuple[str, bytes | None, str, float, list[str]]
+"""The report of an end: key, result, its form, seconds, and the segments of the result. The result
+is None if it has to be fetched."""
 
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 """Types whose pickling runs no user code."""
@@ -127,11 +145,15 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         name: The plugin's name, and the topic of the Dask events by which it reports.
         marks_directory: Directory for the marks of running calls. None: one beside the worker's
             own directory.
+        folders: The directories of the store for large data. None: it travels through Dask.
     """
 
-    def __init__(self, name: str, marks_directory: Path | None = None) -> None:
+    def __init__(
+        self, name: str, marks_directory: Path | None = None, folders: Folders | None = None
+    ) -> None:
         self.name = name
         self._marks_directory = marks_directory
+        self._folders = folders
         self._head_pid = os.getpid()
 
     def setup(self, worker: Any) -> None:
@@ -142,7 +164,10 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         self._interrupted: dict[str, None] = {}
         self._started: list[RemoteCall] = []
         self._report_pending = False
-        self._ended: list[tuple[str, bytes, bool, float]] = []
+        self._ended: list[Ended] = []
+        self.data: WorkerData | None = None
+        """The worker's part in the store for large data, if it sees the store."""
+        self._data_report_pending = False
         self.children = GuardedGroups()
         self._marks: CallMarks | None = None
         self._limits: ResourceLimits | None = None
@@ -157,6 +182,7 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
             executables_within_limit(worker.state.nthreads)  # raises the limit of open files
             self._limits = ResourceLimits()
             self._open_marks()
+            self._open_data()
 
     def _open_marks(self) -> None:
         directory = self._marks_directory or Path(self._worker.local_directory).parent / self.name
@@ -165,13 +191,21 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
             self._marks = CallMarks(directory, self._worker.address)
         except OSError as error:  # for example a full disk
             logger.warning("calls on a Dask worker are not marked as running: %s", error)
-        # By a request: a worker that is just starting has no stream to the scheduler yet.
         if died := collect_marks(directory):
-            self._worker.loop.add_callback(self._report_died, died)
+            self._worker.loop.add_callback(self._request_event, {"died": died})
 
-    async def _report_died(self, died: dict[str, list[str]]) -> None:
+    def _open_data(self) -> None:
+        if self._folders is None:
+            return
+        memory = self._worker.memory_manager.memory_limit
+        self.data = WorkerData.open(self._folders, memory, self._report_data_soon)
+        number = {"worker": self._worker.address, "number": number_of(self.data)}
+        self._worker.loop.add_callback(self._request_event, number)
+
+    async def _request_event(self, event: dict[str, Any]) -> None:
+        # By a request: a worker that is just starting has no stream to the scheduler yet.
         with contextlib.suppress(Exception):  # the scheduler has gone, or this worker ends already
-            await self._worker.scheduler.log_event(topic=self.name, msg={"died": died})
+            await self._worker.scheduler.log_event(topic=self.name, msg=event)
 
     async def teardown(self, worker: Any) -> None:
         """Interrupt all calls, as the worker closes or the plugin is removed; called by Dask."""
@@ -180,6 +214,9 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         marks, self._marks = self._marks, None
         if marks is not None:
             marks.close()
+        data, self.data = self.data, None
+        if data is not None:
+            data.close()
 
     @contextlib.contextmanager
     def running(self, call: RemoteCall) -> Iterator[_ActiveCall]:
@@ -252,25 +289,55 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         }
         self._worker.log_event(self.name, message)
 
-    def report_end(self, call: RemoteCall, result: bytes, is_plain: bool, seconds: float) -> None:
-        """Report the pickled result of a call, before Dask learns of its end.
+    def report_end(self, call: RemoteCall, result: bytes, form: str, seconds: float) -> None:
+        """Report the result of a call, before Dask learns of its end; a large one is fetched.
 
         Args:
             call: The call.
             result: Its result, pickled.
-            is_plain: Whether unpickling it runs no user code.
+            form: `PLAIN` or `PICKLED`.
             seconds: How long the call took.
         """
+        if len(result) <= REPORTED_BYTES:
+            self._report_end_soon((call.key, result, form, seconds, []))
+
+    def report_packed(self, call: RemoteCall, packed: Packed, seconds: float) -> None:
+        """Report a result with data in segments, which the program holds from then on."""
+        data = pickle.dumps(packed, protocol=5)
+        sent = data if len(data) <= REPORTED_BYTES else None
+        self._report_end_soon((call.key, sent, PACKED, seconds, sorted(packed.segments)))
+
+    def _report_end_soon(self, ended: Ended) -> None:
         with self._lock:
             first = not self._ended
-            self._ended.append((call.key, result, is_plain, seconds))
+            self._ended.append(ended)
         if first:
             self._worker.loop.add_callback(self._report_ended)
 
     def _report_ended(self) -> None:
         with self._lock:
             ended, self._ended = self._ended, []
-        self._log_event(ended=ended)
+        self._log_event(ended=ended, **self._data_report())
+
+    def _data_report(self) -> dict[str, Any]:
+        data = self.data
+        if data is None:
+            return {}
+        held, dropped = data.take_report()
+        return {"number": data.number, "held": held, "dropped": dropped}
+
+    def _report_data_soon(self) -> None:
+        # May be called during garbage collection, so it takes no lock.
+        if not self._data_report_pending:
+            self._data_report_pending = True
+            with contextlib.suppress(RuntimeError):  # the worker ends, and its loop is closed
+                self._worker.loop.asyncio_loop.call_soon_threadsafe(self._report_data)
+
+    def _report_data(self) -> None:
+        self._data_report_pending = False
+        report = self._data_report()
+        if report.get("held") or report.get("dropped"):
+            self._log_event(**report)
 
     async def interrupt(self, tokens: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Interrupt calls and wait for their ends. A call that starts later is interrupted too.
@@ -337,6 +404,36 @@ async def interrupt_calls(
     return {} if plugin is None else await plugin.interrupt(tokens)
 
 
+def number_for_data(name: str, dask_worker: Any) -> int:
+    """Return the number of a worker among the users of large data; passed to `Client.run`.
+
+    Args:
+        name: The plugin's name.
+        dask_worker: Set by Dask.
+
+    Returns:
+        0 if the worker does not see the store.
+    """
+    plugin: RemoteCallPlugin | None = dask_worker.plugins.get(name)
+    return number_of(None if plugin is None else plugin.data)
+
+
+async def follow_orders(
+    name: str, orders: Mapping[int, Sequence[tuple[Any, ...]]], dask_worker: Any
+) -> None:
+    """Follow orders about large data; passed to `Client.run`.
+
+    Args:
+        name: The plugin's name.
+        orders: The orders for each worker, by its number.
+        dask_worker: Set by Dask.
+    """
+    plugin: RemoteCallPlugin | None = dask_worker.plugins.get(name)
+    data = None if plugin is None else plugin.data
+    if data is not None:  # in a thread: removing a large segment takes milliseconds
+        await asyncio.to_thread(data.follow, orders.get(data.number, ()))
+
+
 def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
     """Run one call to its end, in a thread of a worker.
 
@@ -364,18 +461,20 @@ def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:
             began = time.perf_counter()
             result = _result(call, data, active, plugin)
             end_if_forked(pid)
-            if not active.is_interrupted:
-                _report_small(call, result, plugin, time.perf_counter() - began)
-            return result
+            if active.is_interrupted:
+                return result
+            return _report(call, result, plugin, time.perf_counter() - began)
         except BaseException as error:
             end_if_forked(pid, error)
             if active.is_interrupted:
                 # The result is dropped. An exception would make Dask retry the task if it arrived
                 # before the cancellation.
                 return None
-            failure = error if isinstance(error, FailedExecutable) else sendable(call.uid, error)
+            if isinstance(error, (FailedExecutable, DataOutOfReachError)):
+                raise
+            failure = dump_failure(call.uid, error)
         # Not in the handler: the original exception would be its context, which Dask pickles, too.
-        raise failure
+        raise pickle.loads(failure)
 
 
 def _result(
@@ -388,25 +487,32 @@ def _result(
         if "exception" in fields:
             raise FailedExecutable(fields)
         return fields
-    function, args, kwargs = call.load(data)
+    function, args, kwargs = call.load(data, None if plugin.data is None else plugin.data.load)
     result = function(*args, **kwargs)
     if inspect.isawaitable(result):
         result = active.run_awaitable(result)
     return result
 
 
-def _report_small(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, seconds: float) -> None:
-    """Report a small result, and refuse one that cannot be pickled."""
+def _report(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, seconds: float) -> Any:
+    """Report the end of a call, and refuse a result that cannot be pickled.
+
+    Returns:
+        What Dask keeps: the result, or a large one as a `Packed`, whose data is in a segment.
+    """
+    if call.keep:
+        return result
+    if plugin.data is not None and call.share and not is_plain(result):
+        packed = dump_value(call.uid, result, plugin.data.pack)
+        if isinstance(packed, Packed):
+            plugin.report_packed(call, packed, seconds)
+            return packed
+        plugin.report_end(call, packed, PICKLED, seconds)
     # One result that cannot be pickled fails the transfer of all results that are fetched with
     # it. Large ones are not checked, since that would pickle them twice.
-    if call.keep or sizeof(result) > MAX_CHECKED_BYTES:
-        return
-    is_plain = call.executable is not None or type(result) in PLAIN_TYPES
-    try:
-        data = pickle.dumps(result, protocol=5) if is_plain else cloudpickle.dumps(result)
-    except Exception as error:
-        raise TaskExecutionError(
-            call.uid, f"its result, a {type(result).__name__}, cannot be pickled: {error}"
-        ) from error
-    if len(data) <= REPORTED_BYTES:
-        plugin.report_end(call, data, is_plain, seconds)
+    elif sizeof(result) <= MAX_CHECKED_BYTES:
+        plain = call.executable is not None or type(result) in PLAIN_TYPES
+        pickled = dump_value(call.uid, result, pickle.dumps if plain else cloudpickle.dumps)
+        assert isinstance(pickled, bytes)
+        plugin.report_end(call, pickled, PLAIN if plain else PICKLED, seconds)
+    return result

@@ -1,5 +1,6 @@
 """Failures that Dask sends: as they are, shortened, or pickled by this package."""
 
+import pickle
 import traceback
 
 import pytest
@@ -9,6 +10,13 @@ from tests.support.functions import LockedError
 pytestmark = pytest.mark.dask
 
 
+def sendable(uid: str, error: BaseException) -> Exception:
+    from rhapsody.backends.dask.failures import dump_failure
+
+    exception: Exception = pickle.loads(dump_failure(uid, error))
+    return exception
+
+
 def descend(depth: int) -> None:
     if not depth:
         raise ValueError("at the bottom")
@@ -16,15 +24,19 @@ def descend(depth: int) -> None:
 
 
 def test_exception_is_sent_as_it_is() -> None:
-    from rhapsody.backends.dask.failures import sendable
+    sent = sendable("task.1", ValueError("no"))
+    assert type(sent) is ValueError
+    assert str(sent) == "no"
 
-    error = ValueError("no")
-    assert sendable("task.1", error) is error
+
+def test_exception_that_is_sent_refers_to_no_values_of_the_call() -> None:
+    with pytest.raises(AttributeError) as raised:
+        [].no_such_attribute  # type: ignore[attr-defined]  # noqa: B018
+    assert raised.value.obj == []
+    assert sendable("task.1", raised.value).obj is None  # type: ignore[attr-defined]
 
 
 def test_long_traceback_keeps_its_ends() -> None:
-    from rhapsody.backends.dask.failures import sendable
-
     with pytest.raises(ValueError, match="at the bottom") as raised:
         descend(400)
     sent = sendable("task.1", raised.value)
@@ -34,8 +46,6 @@ def test_long_traceback_keeps_its_ends() -> None:
 
 
 def test_long_chain_of_causes_is_cut() -> None:
-    from rhapsody.backends.dask.failures import sendable
-
     error = ValueError("0")
     for number in range(1, 50):
         following = ValueError(str(number))
@@ -49,7 +59,7 @@ def test_long_chain_of_causes_is_cut() -> None:
 
 
 def test_exception_that_cannot_be_pickled_is_described() -> None:
-    from rhapsody.backends.dask.failures import FailedFunction, sendable
+    from rhapsody.backends.dask.failures import FailedFunction
 
     sent = sendable("task.1", LockedError())
     assert isinstance(sent, FailedFunction)

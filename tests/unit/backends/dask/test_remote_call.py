@@ -15,15 +15,15 @@ class StandIn:
 
 
 def test_load_replaces_futures_at_any_depth() -> None:
-    from rhapsody.backends.dask.remote_call import RemoteCall, dump
+    from rhapsody.backends.dask.remote_call import RemoteCall, dump, pickler_for
 
     def function(values: Any) -> Any:
         return values, outside
 
     outside, inside = StandIn(), StandIn()
     futures: list[Any] = []
-    arguments = dump((([{"a": inside}],), {}), StandIn, futures)
-    code = dump(function, StandIn, futures)
+    arguments = dump((([{"a": inside}],), {}), pickler_for(StandIn, futures))
+    code = dump(function, pickler_for(StandIn, futures))
     assert futures == [inside, outside]
     sent = RemoteCall("task.1", "key", "token", "plugin", function=code, arguments=arguments)
     loaded, args, kwargs = pickle.loads(pickle.dumps(sent)).load(["in", "out"])

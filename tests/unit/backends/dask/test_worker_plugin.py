@@ -55,15 +55,15 @@ async def worker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeWorker]:
 
 
 def call(function: Callable[..., Any], *args: Any, token: str = "token") -> Any:
-    from rhapsody.backends.dask.remote_call import RemoteCall, dump
+    from rhapsody.backends.dask.remote_call import RemoteCall, dump, pickler_for
 
     return RemoteCall(
         "task.1",
         f"key-{token}",
         token,
         "rhapsody-test",
-        function=dump(function, StandIn, []),
-        arguments=dump((args, {}), StandIn, []),
+        function=dump(function, pickler_for(StandIn, [])),
+        arguments=dump((args, {}), pickler_for(StandIn, [])),
     )
 
 
@@ -90,6 +90,7 @@ async def test_finished_call_is_not_reported_as_started(worker: FakeWorker) -> N
         running = asyncio.ensure_future(run(call(hold_async, *gate.address, "held")))
         await until(lambda: reported(worker, "started"))
         assert reported(worker, "started") == [["key-token"]]
+        await gate.started("held")
         gate.release("held")
         await running
 
@@ -101,8 +102,8 @@ def reported(worker: FakeWorker, kind: str) -> list[Any]:
 async def test_small_result_is_reported_with_the_end_of_its_call(worker: FakeWorker) -> None:
     assert await run(call(abs, -1)) == 1
     await until(lambda: reported(worker, "ended"))
-    [[(key, data, is_plain, seconds)]] = reported(worker, "ended")
-    assert (key, pickle.loads(data), is_plain) == ("key-token", 1, True)
+    [[(key, data, form, seconds, segments)]] = reported(worker, "ended")
+    assert (key, pickle.loads(data), form, segments) == ("key-token", 1, "plain", [])
     assert seconds >= 0
 
 
@@ -117,8 +118,8 @@ async def test_large_result_is_not_reported(worker: FakeWorker) -> None:
 async def test_result_that_needs_user_code_to_load_is_marked(worker: FakeWorker) -> None:
     await run(call(StandIn))
     await until(lambda: reported(worker, "ended"))
-    [[(_, _, is_plain, _)]] = reported(worker, "ended")
-    assert not is_plain
+    [[(_, _, form, *_)]] = reported(worker, "ended")
+    assert form == "pickled"
 
 
 async def test_call_is_sent_back_while_its_worker_restarts(worker: FakeWorker) -> None:
@@ -169,7 +170,7 @@ async def test_interrupt_does_not_wait_for_sync_call(
         assert released.wait(20)
         return "result"
 
-    monkeypatch.setattr(RemoteCall, "load", lambda self, data: (wait, (), {}))
+    monkeypatch.setattr(RemoteCall, "load", lambda self, *data: (wait, (), {}))
     running = asyncio.ensure_future(run(call(abs)))
     assert await asyncio.to_thread(started.wait, 20)
     await asyncio.wait_for(worker.plugins["rhapsody-test"].interrupt(["token"]), 2)
