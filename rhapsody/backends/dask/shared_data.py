@@ -138,7 +138,7 @@ class SharedData:
         self._numbers[address] = number
         if number and number not in self._addresses:
             self._addresses[number] = address
-            self._store.admit(number)
+            self._store.admit_now(number)
 
     def on_out_of_reach(self, address: str) -> None:
         """Note that a worker does not see the store."""

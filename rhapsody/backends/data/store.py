@@ -111,9 +111,13 @@ class DataStore:
 
     def admit(self, worker: int) -> None:
         """Count a new worker, before it gets its first value."""
-        self._call(self._ledger.admit, worker)
+        self._call(self.admit_now, worker)
 
     # -- users: on the loop -----------------------------------------------------------------------
+
+    def admit_now(self, worker: int) -> None:
+        """Count a new worker from now on."""
+        self._ledger.admit(worker)
 
     def hold(self, user: int, segments: Iterable[str]) -> None:
         """Note that a process, or a call, uses segments.

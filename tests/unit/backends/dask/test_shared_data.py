@@ -89,6 +89,18 @@ async def test_arguments_are_freed_with_their_call_and_their_worker(program: Pro
     await until(lambda: program.segments() == [])
 
 
+async def test_first_report_of_a_worker_counts(program: Program) -> None:
+    event = {"worker": "tcp://127.0.0.1:2", "number": 2}
+    packed = program.result()
+    program.data.hold("call", packed.segments)
+    program.data.on_event({**event, "held": sorted(packed.segments)})
+    program.data.release("call")
+    await asyncio.sleep(0.1)
+    assert program.segments()
+    program.data.on_event({**event, "dropped": [(name, True) for name in packed.segments]})
+    await until(lambda: program.segments() == [])
+
+
 async def test_result_is_freed_with_its_call_and_its_value(program: Program) -> None:
     packed = program.result()
     program.data.hold("call", packed.segments)
