@@ -61,7 +61,7 @@ class SharedData:
         self._calls: dict[str, int] = {}
         self._new_call = itertools.count(-1, -1)
         self._orders: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        self._sender: asyncio.Task[None] | None = None
+        self._senders: dict[int, asyncio.Task[None]] = {}
 
     @property
     def folders(self) -> Folders:
@@ -76,9 +76,9 @@ class SharedData:
 
     async def close(self) -> None:
         """Remove the store. Values that were loaded stay valid."""
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
+        for sender in self._senders.values():
+            sender.cancel()
+        await asyncio.gather(*self._senders.values(), return_exceptions=True)
         await self._store.close()
         if self._guard is not None:
             await asyncio.to_thread(self._guard.stop)
@@ -161,19 +161,22 @@ class SharedData:
 
     def _order(self, worker: int, *order: Any) -> None:
         self._orders[worker].append(order)
-        if self._sender is None:
-            self._sender = self._loop.create_task(self._send_orders())
+        if worker not in self._senders:
+            self._senders[worker] = self._loop.create_task(self._send_orders(worker))
 
-    async def _send_orders(self) -> None:
-        while self._orders:
-            orders, self._orders = dict(self._orders), defaultdict(list)
-            workers = [self._addresses[n] for n in orders if n in self._addresses]
-            if not workers:
-                continue
+    async def _send_orders(self, worker: int) -> None:
+        # For each worker on its own: Dask tries for half a minute to reach a worker that was killed
+        # or whose task does not let other threads run.
+        while orders := self._orders.pop(worker, None):
             try:
                 await self._client.run(
-                    follow_orders, self._plugin, orders, workers=workers, on_error="ignore"
+                    follow_orders,
+                    self._plugin,
+                    worker,
+                    orders,
+                    workers=[self._addresses[worker]],
+                    on_error="ignore",
                 )
-            except Exception as error:  # the scheduler or the workers have gone
-                logger.debug("orders for large data did not reach the workers: %r", error)
-        self._sender = None
+            except Exception as error:  # the scheduler or the worker has gone
+                logger.debug("orders for large data did not reach a worker: %r", error)
+        del self._senders[worker]

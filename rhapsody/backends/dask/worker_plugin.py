@@ -17,7 +17,7 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -419,19 +419,21 @@ def number_for_data(name: str, dask_worker: Any) -> int:
 
 
 async def follow_orders(
-    name: str, orders: Mapping[int, Sequence[tuple[Any, ...]]], dask_worker: Any
+    name: str, number: int, orders: Sequence[tuple[Any, ...]], dask_worker: Any
 ) -> None:
     """Follow orders about large data; passed to `Client.run`.
 
     Args:
         name: The plugin's name.
-        orders: The orders for each worker, by its number.
+        number: The number of the worker that the orders are for.
+        orders: The orders.
         dask_worker: Set by Dask.
     """
     plugin: RemoteCallPlugin | None = dask_worker.plugins.get(name)
     data = None if plugin is None else plugin.data
-    if data is not None:  # in a thread: removing a large segment takes milliseconds
-        await asyncio.to_thread(data.follow, orders.get(data.number, ()))
+    if data is not None and data.number == number:
+        # In a thread: removing a large segment takes milliseconds.
+        await asyncio.to_thread(data.follow, orders)
 
 
 def run_call(call: RemoteCall, data: Sequence[Any] = ()) -> Any:

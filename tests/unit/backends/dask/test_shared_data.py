@@ -32,9 +32,12 @@ class FakeClient:
             raise OSError("the scheduler has gone")
         if not args:
             return {WORKER: 0 if self.worker is None else self.worker.number}
-        assert options["workers"] == [WORKER]
+        number, orders = args
+        if options["workers"] != [WORKER]:  # Dask tries to reach it
+            await asyncio.Event().wait()
         assert self.worker is not None
-        self.worker.follow(args[0].get(self.worker.number, ()))
+        assert self.worker.number == number
+        self.worker.follow(orders)
         return {}
 
 
@@ -143,8 +146,19 @@ async def test_lost_scheduler_stops_no_order(program: Program) -> None:
     packed = program.result()
     program.data.hold("call", packed.segments)
     program.data.release("call")
-    await until(lambda: program.data._sender is None)
+    await until(lambda: not program.data._senders)
     program.client.is_lost = False
     program.data.hold("later", program.result().segments)
     program.data.release("later")
     await until(lambda: len(program.segments()) == 1)
+
+
+async def test_worker_that_cannot_be_reached_delays_no_orders_of_others(program: Program) -> None:
+    program.data.on_event({"worker": "tcp://127.0.0.1:2", "number": 2, "held": ["memory-2-1"]})
+    program.data.on_event(
+        {"worker": "tcp://127.0.0.1:2", "number": 2, "dropped": [("memory-2-1", True)]}
+    )
+    await until(lambda: 2 in program.data._senders)
+    program.data.hold("call", program.result().segments)
+    program.data.release("call")
+    await until(lambda: program.segments() == [])
