@@ -338,15 +338,12 @@ class DaskClient:
                 work.location = location
                 self._workers[key] = message["worker"]
                 self._reports.report_running(work)
+        ended = message.get("ended", ())
         if self._data is not None:
-            self._data.on_event(message)
-        for key, result, form, seconds, segments in message.get("ended", ()):
-            if segments and self._data is not None:
-                # The call may have ended, if Dask ran it twice or somebody cancelled it.
-                token = self._tokens.get(key, "")
-                self._data.hold(token, segments)
-                if not token:
-                    self._data.release(token)
+            # A call is not known if it was cancelled, or if Dask ran it twice.
+            results = [(self._tokens.get(key, ""), names) for key, *_, names in ended if names]
+            self._data.on_event(message, results)
+        for key, result, form, seconds, _ in ended:
             if key in self._works:
                 if result is not None:
                     self._results[key] = result, form

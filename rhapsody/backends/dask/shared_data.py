@@ -125,14 +125,26 @@ class SharedData:
 
     # -- workers ----------------------------------------------------------------------------------
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """Note what a worker has reported: its number, and the segments that it uses."""
+    def on_event(
+        self, event: Mapping[str, Any], results: Iterable[tuple[str, Iterable[str]]] = ()
+    ) -> None:
+        """Note what a worker has reported.
+
+        Args:
+            event: Has the worker's number, and the segments that it uses and uses no longer.
+            results: The calls of the event that have ended, and the segments of their results. The
+                token of a call that is not waited for is empty.
+        """
         number = event.get("number")
-        if number is None:
-            return
-        self._note_worker(event["worker"], number)
-        self._store.hold(number, event.get("held", ()))
-        self._store.drop(number, event.get("dropped", ()))
+        if number is not None:
+            self._note_worker(event["worker"], number)
+            self._store.hold(number, event.get("held", ()))
+        for token, segments in results:  # they may be among those that the worker has dropped
+            self.hold(token, segments)
+            if not token:
+                self.release(token)
+        if number is not None:
+            self._store.drop(number, event.get("dropped", ()))
 
     def _note_worker(self, address: str, number: int) -> None:
         self._numbers[address] = number

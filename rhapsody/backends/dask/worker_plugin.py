@@ -167,7 +167,7 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         self._ended: list[Ended] = []
         self.data: WorkerData | None = None
         """The worker's part in the store for large data, if it sees the store."""
-        self._data_report_pending = False
+        self._ends_report_pending = False
         self.children = GuardedGroups()
         self._marks: CallMarks | None = None
         self._limits: ResourceLimits | None = None
@@ -198,7 +198,7 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         if self._folders is None:
             return
         memory = self._worker.memory_manager.memory_limit
-        self.data = WorkerData.open(self._folders, memory, self._report_data_soon)
+        self.data = WorkerData.open(self._folders, memory, self._report_ends_soon)
         number = {"worker": self._worker.address, "number": number_of(self.data)}
         self._worker.loop.add_callback(self._request_event, number)
 
@@ -309,35 +309,33 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def _report_end_soon(self, ended: Ended) -> None:
         with self._lock:
-            first = not self._ended
             self._ended.append(ended)
-        if first:
-            self._worker.loop.add_callback(self._report_ended)
+        self._report_ends_soon()
 
-    def _report_ended(self) -> None:
+    def _report_ends_soon(self) -> None:
+        # May be called during garbage collection, so it takes no lock.
+        if not self._ends_report_pending:
+            self._ends_report_pending = True
+            with contextlib.suppress(RuntimeError):  # the worker ends, and its loop is closed
+                self._worker.loop.asyncio_loop.call_soon_threadsafe(self._report_ends)
+
+    def _report_ends(self) -> None:
+        """Report calls that have ended, and which segments are used and used no longer."""
+        self._ends_report_pending = False
+        report: dict[str, Any] = {}
+        data = self.data
+        if data is not None:
+            # Before the ends: a result may be the last use of a segment that is dropped after it.
+            held, dropped = data.take_report()
+            if held or dropped:
+                report = {"held": held, "dropped": dropped}
         with self._lock:
             ended, self._ended = self._ended, []
-        self._log_event(ended=ended, **self._data_report())
-
-    def _data_report(self) -> dict[str, Any]:
-        data = self.data
-        if data is None:
-            return {}
-        held, dropped = data.take_report()
-        return {"number": data.number, "held": held, "dropped": dropped}
-
-    def _report_data_soon(self) -> None:
-        # May be called during garbage collection, so it takes no lock.
-        if not self._data_report_pending:
-            self._data_report_pending = True
-            with contextlib.suppress(RuntimeError):  # the worker ends, and its loop is closed
-                self._worker.loop.asyncio_loop.call_soon_threadsafe(self._report_data)
-
-    def _report_data(self) -> None:
-        self._data_report_pending = False
-        report = self._data_report()
-        if report.get("held") or report.get("dropped"):
-            self._log_event(**report)
+        if ended:
+            report["ended"] = ended
+        if report:
+            number = {} if data is None else {"number": data.number}
+            self._log_event(**number, **report)
 
     async def interrupt(self, tokens: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Interrupt calls and wait for their ends. A call that starts later is interrupted too.

@@ -219,6 +219,26 @@ async def test_view_that_a_task_keeps_never_changes(program: Program, cluster: A
     await program.is_empty()
 
 
+def keep_all(array: Any) -> None:
+    np.kept = array  # type: ignore[attr-defined]
+
+
+def give_up() -> Any:
+    return vars(np).pop("kept")
+
+
+async def test_kept_argument_that_is_returned_later_is_there(
+    program: Program, cluster: Any
+) -> None:
+    where = {"workers": [cluster.workers[0].worker_address]}
+    for fill in range(20):
+        await program.run(keep_all, np.full(LENGTH, float(fill)), **where)
+        result = await program.run(give_up, **where)
+        assert result.sum() == fill * LENGTH
+        del result
+    await program.is_empty()
+
+
 class CannotBeRebuilt:
     def __init__(self, by: type[BaseException] = ValueError) -> None:
         self.data, self.by = np.zeros(LENGTH), by

@@ -117,6 +117,21 @@ async def test_result_is_freed_with_its_call_and_its_value(program: Program) -> 
     await until(lambda: program.segments() == [])
 
 
+async def test_result_that_its_worker_drops_in_the_same_report_stays(program: Program) -> None:
+    packed = program.data.pack(ARRAY, DataPickler)
+    assert isinstance(packed, Packed)
+    program.data.hold("earlier", packed.segments)
+    worker = {"worker": WORKER, "number": program.worker.number}
+    program.data.on_event({**worker, "held": sorted(packed.segments)})
+    program.data.release("earlier")
+    dropped = [(name, True) for name in packed.segments]
+    program.data.on_event({**worker, "dropped": dropped}, [("call", packed.segments)])
+    await asyncio.sleep(0.1)
+    assert (program.data.load(packed) == ARRAY).all()
+    program.data.release("call")
+    await until(lambda: program.segments() == [])
+
+
 async def test_arguments_go_into_segments_only_if_all_workers_see_them(program: Program) -> None:
     assert program.data.takes_arguments
     program.data.on_event({"worker": "tcp://127.0.0.1:2", "number": 0})

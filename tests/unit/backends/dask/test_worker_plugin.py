@@ -31,10 +31,10 @@ class FakeWorker:
         self.events: list[tuple[str, Any]] = []
         self.loop = self
         self.executors: dict[str, Any] = {"default": None}
-        self._loop = asyncio.get_running_loop()
+        self.asyncio_loop = asyncio.get_running_loop()
 
     def add_callback(self, callback: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(callback)
+        self.asyncio_loop.call_soon_threadsafe(callback)
 
     def log_event(self, topic: str, message: Any) -> None:
         self.events.append((topic, message))
