@@ -140,7 +140,13 @@ def call_with_values(
 def _value_of(argument: Any) -> Any:
     if type(argument) in PLAIN:
         return argument
-    return argument.result() if _is_future(argument) else with_values(argument)
+    return _result_of(argument) if _is_future(argument) else with_values(argument)
+
+
+def _result_of(future: asyncio.Future[Any]) -> Any:
+    """Return the result of a future that is done, or what stands for one that its backend keeps."""
+    kept = getattr(future, "kept", None)
+    return future.result() if kept is None else kept.argument
 
 
 def _is_future(value: Any) -> bool:
@@ -180,7 +186,7 @@ def with_values(value: Any) -> Any:
     Inside of `AllowFailures` a future that failed is replaced by its exception. Containers without
     futures are not copied.
     """
-    return _replace(value, lambda future: future.result(), _with_outcomes)
+    return _replace(value, _result_of, _with_outcomes)
 
 
 def _with_outcomes(value: Any) -> Any:
@@ -188,6 +194,8 @@ def _with_outcomes(value: Any) -> Any:
 
 
 def _outcome(future: asyncio.Future[Any]) -> Any:
+    if getattr(future, "kept", None) is not None:
+        return _result_of(future)
     if future.cancelled():
         return TaskCancelledError(str(getattr(future, "uid", future)))
     error = future.exception()

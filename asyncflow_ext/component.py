@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextvars import copy_context
+from contextlib import suppress
+from contextvars import Context, copy_context
 from enum import IntEnum, auto
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BeforeValidator, Field, InstanceOf
 
 from rhapsody.backends.core.retries import RetryPolicy
-from rhapsody.backends.protocol import Attempt
+from rhapsody.backends.protocol import Attempt, KeptResult
 from rhapsody.errors import EngineError, TaskTimeoutError
 from rhapsody.resources import MAX_PRIORITY, Resources
 from rhapsody.validation import Fault, StrictModel, ZeroOrMore
@@ -26,6 +27,7 @@ __all__ = [
     "TASK",
     "Component",
     "Event",
+    "KeptComponent",
     "Options",
     "Stage",
     "Timers",
@@ -68,6 +70,10 @@ class Stage(IntEnum):
     """Timed out, and the backend was asked to stop it."""
     STOPPING_BODY = auto()
     """Timed out, and its body on the caller's loop was interrupted."""
+    KEPT = auto()
+    """Its task is done, and the backend keeps the result, which nobody has asked for."""
+    FETCHING = auto()
+    """The result that the backend has kept is on its way."""
     DONE = auto()
     """It has a result."""
     FAILED = auto()
@@ -104,6 +110,10 @@ class Event(IntEnum):
     """The backend reported that it runs."""
     SUCCEED = auto()
     """The attempt succeeded; the outcome is the value."""
+    KEEP = auto()
+    """The attempt succeeded; the outcome is the `KeptResult`."""
+    FETCH = auto()
+    """Somebody asks for the result that its backend keeps."""
     REJECT = auto()
     """`submit_tasks` raised; the outcome is the error."""
     FAIL = auto()
@@ -224,11 +234,13 @@ class TaskQueue(Protocol):
         reports_running: Whether the backend reports the start of every function and executable.
         carries_contexts: Whether the backend runs functions in the context of their calls.
         keeps_history: Whether the backend records its tasks, and does not count attempts.
+        keeps_results: Whether the backend may keep large results until they are fetched.
     """
 
     reports_running: bool
     keeps_history: bool
     carries_contexts: bool
+    keeps_results: bool
 
     def cancel(self, component: Component) -> None:
         """Ask the backend to stop a component."""
@@ -302,6 +314,9 @@ class Component(asyncio.Future[Any]):
         queue: The queue of its backend. None: it has not been queued.
         timers: The timers of the current attempt. None: no timer was started.
         cancel_message: The argument of `cancel`.
+        kept: The result that its backend keeps. None: it keeps none.
+        uses_kept: Whether its arguments stand for results that its backend keeps.
+        siblings: The unfinished components of the block that called it. None: no block did.
         context: The context of its call, in which its body or its function runs. None: a function
             task without context variables, or whose backends run functions in processes.
         members: The unfinished components called by its body. None: it has no body.
@@ -333,6 +348,9 @@ class Component(asyncio.Future[Any]):
     job: asyncio.Task[None] | None = None
     timers: Timers | None = None
     cancel_message: Any = None
+    kept: KeptResult | None = None
+    uses_kept = False
+    siblings: set[Component] | None = None
     members: set[Component] | None = None
     call: Any = None
     conversation: Any = None
@@ -442,6 +460,22 @@ class Component(asyncio.Future[Any]):
         self.machine.handle(self, Event.CANCEL)
         return True
 
+    def keep(self, result: KeptResult) -> bool:
+        """Become a `KeptComponent`.
+
+        Returns:
+            Whether somebody waits for the result.
+        """
+        self.kept = result
+        self.arguments = self.dependencies = ()
+        self.__class__ = KeptComponent  # so that other components need no check
+        return bool(getattr(self, "_callbacks", None))  # which the `repr` of a future shows, too
+
+    def end_kept(self) -> None:
+        """Become an ordinary component again, which is about to end."""
+        self.kept = None
+        self.__class__ = Component
+
     def end_cancelled(self) -> None:
         """Cancel the future itself, even if the work does not stop."""
         try:
@@ -480,6 +514,53 @@ class Component(asyncio.Future[Any]):
         if self.timers is not None:
             self.timers = None
         self.arguments = self.dependencies = ()
+
+
+class KeptComponent(Component):
+    """A component whose task is done and whose backend keeps the result.
+
+    The result is fetched when the program waits for the component or looks at it. As a future the
+    component is done when the result is there. Later tasks of the same backend do without.
+    """
+
+    # Not `super()`: the class may change while another thread is in a method.
+
+    __slots__ = ()
+
+    def _ask(self) -> None:
+        loop = self.get_loop()
+        if asyncio._get_running_loop() is loop:
+            self.handle(Event.FETCH)
+        else:  # in another thread, or between two runs of the loop
+            with suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self.handle, Event.FETCH)
+
+    def done(self) -> bool:
+        """Ask for the result; return whether it is there."""
+        self._ask()
+        return asyncio.Future.done(self)
+
+    def result(self) -> Any:
+        """Ask for the result, and return it if it is there."""
+        self._ask()
+        return asyncio.Future.result(self)
+
+    def exception(self) -> BaseException | None:
+        """Ask for the result, and return the exception if it could not be fetched."""
+        self._ask()
+        return asyncio.Future.exception(self)
+
+    def add_done_callback(
+        self, callback: Callable[[Any], object], /, *, context: Context | None = None
+    ) -> None:
+        """Ask for the result, and call a function when it is there."""
+        self._ask()
+        asyncio.Future.add_done_callback(self, callback, context=context)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Drop the result. Tasks that use it already are not affected."""
+        self.cancel_message = msg
+        return self.handle(Event.CANCEL)
 
 
 def loop_error(fault: str, loop: asyncio.AbstractEventLoop) -> EngineError:

@@ -50,7 +50,13 @@ from asyncflow_ext.state_machine import STOP_SECONDS, StateMachine
 from rhapsody.api.tasks.fields import check_folder_uid
 from rhapsody.backends.core.history import STATES
 from rhapsody.backends.core.html import as_html, state_cells
-from rhapsody.backends.protocol import REPORTED_STATES, Attempt, TaskStates, main_state
+from rhapsody.backends.protocol import (
+    REPORTED_STATES,
+    Attempt,
+    KeptResult,
+    TaskStates,
+    main_state,
+)
 from rhapsody.errors import ConfigurationError, EngineError, JournalError, WalltimeReached
 from rhapsody.garbage import watch_tasks
 from rhapsody.journal.recorder import Journal, open_journal
@@ -406,7 +412,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         block = machine.bodies.current.get()
         if block is not None and block.members is not None:
             block.members.add(component)
-            component.add_done_callback(block.members.discard, context=self._context)
+            component.siblings = block.members
         if self._telemetry is not None:
             machine.events.created(component)
         machine.ready.add(component)
@@ -451,7 +457,9 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
             machine = self._machine
             if key in fields:
                 value = fields[key]
-                if machine.journal is None or not machine.journal.hold(component, fields, value):
+                if type(value) is KeptResult:
+                    machine.handle(component, Event.KEEP, value)
+                elif machine.journal is None or not machine.journal.hold(component, fields, value):
                     machine.handle(component, SUCCEED, value)
             else:
                 message = f"the backend reported '{component.name}' DONE without its '{key}'"
@@ -536,6 +544,7 @@ class WorkflowEngine(StockEngine):  # type: ignore[misc]
         for component in list(self._components.active.values()):
             if isinstance(component, Component):  # users may put other objects there
                 self._machine.handle(component, Event.ABANDON)
+        await self._machine.fetch_all_kept()
         queues = self._machine.queues.values()
         await asyncio.gather(*(queue.stop(STOP_SECONDS) for queue in queues))
         await asyncio.sleep(0)  # bodies and members are cancelled in this pass of the loop

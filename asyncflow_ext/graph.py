@@ -14,6 +14,7 @@ __all__ = ["ComponentGraph", "stock_graph"]
 
 ENDS = {
     Stage.DONE: TaskStates.DONE,
+    Stage.KEPT: TaskStates.DONE,
     Stage.FAILED: TaskStates.FAILED,
     Stage.CANCELLED: TaskStates.CANCELED,
 }

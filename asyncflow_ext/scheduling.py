@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 from asyncflow_ext.arguments import find_in_call, is_tolerated
-from asyncflow_ext.component import Component, Event
+from asyncflow_ext.component import Component, Event, KeptComponent
 from asyncflow_ext.execution import OwnedTasks
 from rhapsody.errors import BackendInUseError, TaskTimeoutError
 
@@ -34,9 +34,17 @@ class ReadyQueue:
     Args:
         loop: The engine's loop.
         context: The context in which callbacks run.
+        takes_kept: Returns whether a component takes a result that the backend of another one
+            keeps.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        takes_kept: Callable[[Component, KeptComponent], bool],
+    ) -> None:
+        self._takes_kept = takes_kept
         self._loop = loop
         self._context = context
         self._ready: deque[Component] = deque()
@@ -70,6 +78,8 @@ class ReadyQueue:
     def add(self, component: Component) -> None:
         """Launch a component when its dependencies are done."""
         for dependency in component.dependencies:
+            if type(dependency) is KeptComponent and self._takes_kept(component, dependency):
+                continue
             if dependency.done():
                 continue
             component.waiting += 1
@@ -92,6 +102,11 @@ class ReadyQueue:
             component.handle(Event.ABANDON)
         elif not component.waiting:
             self.launch_soon(component)
+
+    def resolve_kept(self, dependency: Component, dependents: Sequence[Component]) -> None:
+        """Launch components that take a result which their backend keeps."""
+        for component in dependents:
+            self._on_dependency(component, dependency)
 
     def launch_soon(self, component: Component) -> None:
         """Launch a component in the next pass of the loop."""
@@ -167,6 +182,7 @@ class BackendQueue:
         reports_running: Whether the backend reports the start of every function and executable.
         carries_contexts: Whether the backend runs functions in the context of their calls.
         keeps_history: Whether the backend records its tasks, and does not count attempts.
+        keeps_results: Whether the backend may keep large results until they are fetched.
     """
 
     def __init__(
@@ -181,6 +197,7 @@ class BackendQueue:
         self.reports_running = bool(getattr(backend, "reports_running", False))
         self.carries_contexts = bool(getattr(backend, "carries_contexts", False))
         self.keeps_history = hasattr(backend, "active_records")
+        self.keeps_results = bool(getattr(backend, "keeps_results", False))
         self._time_out = getattr(backend, "time_out_task", None)
         self._reattach = reattach
         self._loop = loop

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -19,6 +20,7 @@ from asyncflow_ext.component import (
     PROMPT,
     Component,
     Event,
+    KeptComponent,
     Stage,
     Timers,
 )
@@ -30,8 +32,14 @@ from asyncflow_ext.recovery.walltime import EngineWalltime
 from asyncflow_ext.retries import Retries
 from asyncflow_ext.scheduling import BackendQueue, ReadyQueue
 from asyncflow_ext.telemetry import TaskEvents
-from rhapsody.backends.protocol import ATTEMPT_KEY, CONTEXT_KEY
-from rhapsody.errors import ConfigurationError, QueueTimeoutError, TaskTimeoutError, as_exception
+from rhapsody.backends.protocol import ATTEMPT_KEY, CONTEXT_KEY, KEEP_KEY, KeptResult
+from rhapsody.errors import (
+    ConfigurationError,
+    EngineError,
+    QueueTimeoutError,
+    TaskTimeoutError,
+    as_exception,
+)
 
 __all__ = ["TRANSITIONS", "StateMachine"]
 
@@ -42,6 +50,9 @@ QUEUE = Event.QUEUE
 
 CONFIRM_SECONDS = 2.0
 """How long a backend may take to confirm that it stopped a task."""
+
+FETCH_SECONDS = 10.0
+"""How long the shutdown waits for results that backends have kept."""
 
 STOP_SECONDS = 2.0
 """How long an interrupted body may take to end."""
@@ -70,12 +81,13 @@ class StateMachine:
     ) -> None:
         self.queues: dict[str, BackendQueue] = {}
         self.tasks = OwnedTasks()
-        self.ready = ReadyQueue(loop, context)
+        self.ready = ReadyQueue(loop, context, self.takes_kept)
         self.bodies = Bodies(engine, loop, self.tasks)
         self.events = TaskEvents(engine)
         self.journal: ComponentJournal | None = None
         self.walltime: EngineWalltime | None = None
         self._retries = Retries(loop, context, self.bodies)
+        self._kept: weakref.WeakSet[Component] = weakref.WeakSet()
         self._engine = engine
         self._loop = loop
         self._context = context
@@ -117,6 +129,8 @@ class StateMachine:
                 if dependency.cancelled():
                     self.handle(component, Event.ABANDON)
                     return
+            if self._kept:
+                dependencies = self._without_kept(component, dependencies)
             failure = dependency_failure(component.name, dependencies)
             if failure is not None:
                 self.handle(component, Event.FAIL_DEPENDENCY, failure)
@@ -134,6 +148,16 @@ class StateMachine:
 
     def release(self, component: Component) -> None:
         """Forget a component that has ended; stop its timers and its body."""
+        self._leave(component)
+        self.ready.resolve_soon(component)
+
+    def _leave(self, component: Component) -> None:
+        """Forget a component whose task has ended."""
+        if component.uses_kept:
+            component.description.update(args=(), kwargs={})
+        if component.siblings is not None:
+            component.siblings.discard(component)
+            component.siblings = None
         if component.timers is not None:
             component.timers.stop()
         if component.job is not None:
@@ -145,7 +169,88 @@ class StateMachine:
             self.walltime.ended(component)
         if component.kind == BLOCK:
             engine._block_asyncio_tasks.pop(uid, None)
-        self.ready.resolve_soon(component)
+
+    # Results that a backend keeps.
+
+    def takes_kept(self, component: Component, dependency: Component) -> bool:
+        """Return whether a component takes a result that the backend of another one keeps."""
+        name = component.options.backend or self._engine._default_backend_name
+        return (
+            component.kind == FUNCTION
+            and dependency.kept is not None
+            and dependency.machine is self
+            and self.queues.get(name) is dependency.queue
+        )
+
+    def _without_kept(
+        self, component: Component, dependencies: Sequence[asyncio.Future[Any]]
+    ) -> Sequence[asyncio.Future[Any]]:
+        ended = [one for one in dependencies if type(one) is not KeptComponent]
+        component.uses_kept = len(ended) < len(component.dependencies)
+        return ended
+
+    async def fetch_all_kept(self) -> None:
+        """Fetch the kept results that the program still refers to, as the engine shuts down."""
+        kept = [component for component in self._kept if component.kept is not None]
+        if not kept or self._loop is not asyncio.get_running_loop():
+            return
+        for component in kept:
+            self.handle(component, Event.FETCH)
+        await asyncio.wait(kept, timeout=FETCH_SECONDS)
+        for component in kept:
+            if component.kept is not None:
+                error = EngineError(
+                    f"the result of '{component.name}' was kept by its backend, and could not be "
+                    f"fetched within {FETCH_SECONDS:g} s of the shutdown; await it before"
+                )
+                self.handle(component, Event.FAIL, error)
+
+    def _keep(self, component: Component, result: KeptResult) -> None:
+        component.state = "DONE"
+        dependents = component.dependents or ()
+        is_wanted = component.keep(result)
+        self._kept.add(component)
+        if self._engine._telemetry is not None:
+            self.events.ended("TaskCompleted", component)
+        self._leave(component)
+        takers = [one for one in dependents if self.takes_kept(one, component)]
+        component.dependents = [one for one in dependents if one not in set(takers)] or None
+        self.ready.resolve_kept(component, takers)
+        if is_wanted or component.dependents:
+            self.handle(component, Event.FETCH)
+
+    def _fetch(self, component: Component, _: Any) -> None:
+        assert component.kept is not None
+        job = self._fetch_kept(component, component.kept)
+        self.tasks.add(asyncio.Task(job, loop=self._loop))
+
+    async def _fetch_kept(self, component: Component, kept: KeptResult) -> None:
+        try:
+            value = await kept.fetch()
+        except BaseException as error:
+            self.handle(component, Event.FAIL, as_exception(error))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self.handle(component, Event.SUCCEED, value)
+
+    def _finish_kept(self, component: Component, value: Any) -> None:
+        component.end_kept()
+        component.description["return_value"] = value
+        component.set_result(value)
+
+    def _fail_kept(self, component: Component, error: BaseException) -> None:
+        component.end_kept()
+        component.description.pop("return_value", None)
+        component.state = "FAILED"
+        component.set_exception(error)
+        component.exception()  # mark it as retrieved: nobody may wait for it
+
+    def _cancel_kept(self, component: Component, _: Any) -> None:
+        component.end_kept()
+        component.description.pop("return_value", None)
+        component.state = "CANCELLED"
+        component.end_cancelled()
 
     # Actions of `TRANSITIONS`, called with the outcome of the event.
 
@@ -187,6 +292,8 @@ class StateMachine:
             self.events.queued(component)
         if component.kind == FUNCTION and component.context is not None and queue.carries_contexts:
             component.description[CONTEXT_KEY] = component.context
+        if queue.keeps_results and component.kind == FUNCTION and self.journal is None:
+            component.description[KEEP_KEY] = True
         if options.retries and queue.keeps_history:
             component.description[ATTEMPT_KEY] = component.current_attempt()
         if options.queue_timeout is not None:
@@ -407,6 +514,9 @@ Transition = tuple[Stage, Action | None]
 RETRY: Transition = (Stage.PAUSING, StateMachine._retry)
 TIME_OUT: Transition = (Stage.PAUSING, StateMachine._time_out)
 
+KEEP: Transition = (Stage.KEPT, StateMachine._keep)
+FAIL_KEPT: Transition = (Stage.FAILED, StateMachine._fail_kept)
+CANCEL_KEPT: Transition = (Stage.CANCELLED, StateMachine._cancel_kept)
 FINISH: Transition = (Stage.DONE, StateMachine._finish)
 CANCEL: Transition = (Stage.CANCELLED, StateMachine._cancel)
 CANCEL_FINISHED: Transition = (Stage.CANCELLED, StateMachine._cancel_finished)
@@ -444,7 +554,17 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.TIMEOUT_PENDING: FINISH,
         Stage.TIMING_OUT: FINISH,
         Stage.STOPPING_BODY: TIME_OUT,
+        Stage.FETCHING: (Stage.DONE, StateMachine._finish_kept),
     },
+    Event.KEEP: {
+        Stage.SUBMITTING: KEEP,
+        Stage.SUBMITTED: KEEP,
+        Stage.CANCEL_PENDING: CANCEL,
+        Stage.CANCELLING: CANCEL,
+        Stage.TIMEOUT_PENDING: KEEP,
+        Stage.TIMING_OUT: KEEP,
+    },
+    Event.FETCH: {Stage.KEPT: (Stage.FETCHING, StateMachine._fetch)},
     Event.FAIL: {
         Stage.WAITING: RETRY,
         Stage.PREPARING: RETRY,
@@ -457,9 +577,11 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.TIMEOUT_PENDING: RETRY,
         Stage.TIMING_OUT: RETRY,
         Stage.STOPPING_BODY: TIME_OUT,
+        Stage.KEPT: FAIL_KEPT,
+        Stage.FETCHING: FAIL_KEPT,
     },
     Event.END: {
-        stage: (Stage.CANCELLED, StateMachine._end) for stage in Stage if stage < Stage.DONE
+        stage: (Stage.CANCELLED, StateMachine._end) for stage in Stage if stage < Stage.KEPT
     }
     | {Stage.PAUSING: (Stage.CANCELLED, StateMachine._end_pause)},
     Event.RECALL: {Stage.QUEUED: (Stage.DONE, StateMachine._recall)},
@@ -486,6 +608,8 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.TIMEOUT_PENDING: (Stage.CANCEL_PENDING, None),
         Stage.TIMING_OUT: (Stage.CANCELLING, None),
         Stage.STOPPING_BODY: CANCEL,
+        Stage.KEPT: CANCEL_KEPT,
+        Stage.FETCHING: CANCEL_KEPT,
     },
     Event.TIMEOUT: {
         Stage.PREPARING: TIME_OUT,
@@ -502,7 +626,7 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
         Stage.STOPPING_BODY: FAIL_TIMED_OUT,
     },
     Event.RESUME: {Stage.PAUSING: (Stage.WAITING, StateMachine._resume)},
-    Event.ABANDON: {stage: CANCEL for stage in Stage if stage < Stage.DONE}
+    Event.ABANDON: {stage: CANCEL for stage in Stage if stage < Stage.KEPT}
     | {Stage.PAUSING: CANCEL_PAUSE},
 }
 """The transition for each event and each stage that allows the event."""

@@ -71,6 +71,9 @@ class BaseBackend(Attachable, Lifecycle, RenamedMethods):
     timeouts of Rhapsody's engine start when the backend receives the task, and `queue_timeout` is
     refused."""
 
+    keeps_results = False
+    """Whether the backend may report a `KeptResult` for a task that has `KEEP_KEY`."""
+
     prints_to = ""
     """Where the functions print to, for the page of a run; "" if the backend runs no functions."""
 

@@ -7,7 +7,7 @@ An owner is AsyncFlow's `WorkflowEngine` or Rhapsody's `Session`. The protocol i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from rhapsody.inference.kinds import GENERATE
@@ -19,11 +19,13 @@ __all__ = [
     "CONTEXT_KEY",
     "EXECUTABLE",
     "FUNCTION",
+    "KEEP_KEY",
     "PROMPT",
     "PROMPT_KINDS",
     "REPORTED_STATES",
     "Attempt",
     "Backend",
+    "KeptResult",
     "Task",
     "TaskCallback",
     "TaskStates",
@@ -54,6 +56,24 @@ ATTEMPT_KEY = "_attempt"
 
 CONTEXT_KEY = "_context"
 """The key of a description with the `contextvars.Context` of the call until a backend has it."""
+
+
+KEEP_KEY = "_keep"
+"""The key of a description whose owner accepts a `KeptResult`, until a backend has it."""
+
+
+class KeptResult(NamedTuple):
+    """A large result that its backend keeps until the owner fetches it.
+
+    The result is freed with the last reference to `argument`.
+
+    Attributes:
+        argument: Stands for the result among the arguments of later tasks of the backend.
+        fetch: Returns the result. Raises an exception if it is lost.
+    """
+
+    argument: Any
+    fetch: Callable[[], Awaitable[Any]]
 
 
 class Attempt(NamedTuple):

@@ -18,6 +18,7 @@ from rhapsody.backends.core.history import ErrorText, TaskHistory
 from rhapsody.backends.protocol import (
     ATTEMPT_KEY,
     CONTEXT_KEY,
+    KEEP_KEY,
     Attempt,
     Task,
     TaskStates,
@@ -78,6 +79,7 @@ class Work:
     # memory while many wait.
     attempt: Attempt | None = None
     interrupted = False
+    may_keep = False
     output: Mapping[str, Any] = NO_OUTPUT
     peak_memory: int | None = None
     queue_timer: asyncio.TimerHandle | None = None
@@ -91,6 +93,8 @@ class Work:
         self.uid: str = task.get("uid") or ""
         self.kind = task_kind(task)
         self.context: Context | None = task.pop(CONTEXT_KEY, None)
+        if task.pop(KEEP_KEY, False):
+            self.may_keep = True
         attempt = task.pop(ATTEMPT_KEY, None)
         if attempt is not None:
             self.attempt = attempt

@@ -10,6 +10,7 @@ import pytest
 from asyncflow_ext import WorkflowEngine
 from asyncflow_ext.component import Component, Event, Options, Stage
 from asyncflow_ext.state_machine import TRANSITIONS, StateMachine
+from rhapsody.backends.protocol import KeptResult
 from rhapsody.errors import TaskTimeoutError
 from tests.support.engines import make_task
 from tests.support.scripted import ScriptedBackend
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.asyncflow
 ENDED = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
 
 # A row for each event: the stages that follow WAITING, PAUSING, PREPARING, QUEUED, SUBMITTING,
-# SUBMITTED, RUNNING, CANCEL_PENDING, CANCELLING, TIMEOUT_PENDING, TIMING_OUT and STOPPING_BODY.
+# SUBMITTED, RUNNING, CANCEL_PENDING, CANCELLING, TIMEOUT_PENDING, TIMING_OUT, STOPPING_BODY, KEPT
+# and FETCHING.
 # A dot: the event is not allowed in that stage.
 NAMES = {
     ".": None,
@@ -36,30 +38,34 @@ NAMES = {
     "tpend": Stage.TIMEOUT_PENDING,
     "ting": Stage.TIMING_OUT,
     "stop": Stage.STOPPING_BODY,
+    "kept": Stage.KEPT,
+    "fetch": Stage.FETCHING,
     "done": Stage.DONE,
     "fail": Stage.FAILED,
     "canc": Stage.CANCELLED,
 }
 ROWS = """
-                WAIT  PAUSE PREP  QUEUE SUBM  HAS   RUN   CPEND CING  TPEND TING  STOP
-PREPARE         prep  .     .     .     .     .     .     .     .     .     .     .
-RUN             run   .     .     .     .     .     .     .     .     .     .     .
-QUEUE           queue .     queue .     .     .     .     .     .     .     .     .
-SUBMIT          .     .     .     subm  .     .     .     .     .     .     .     .
-ACCEPT          .     .     .     .     has   .     .     cing  .     ting  .     .
-START           .     .     .     .     subm  has   .     .     .     .     .     .
-REJECT          .     .     .     .     pause .     .     canc  .     pause .     .
-SUCCEED         .     .     .     .     done  done  done  canc  canc  done  done  pause
-FAIL            pause .     pause pause pause pause pause canc  canc  pause pause pause
-FAIL_DEPENDENCY fail  .     .     .     .     .     .     .     .     .     .     .
-STOP            .     .     canc  .     canc  canc  canc  canc  canc  pause pause pause
-CANCEL          canc  canc  canc  canc  cpend cing  canc  .     .     cpend cing  canc
-TIMEOUT         .     .     pause pause tpend ting  stop  .     .     .     .     .
-GIVE_UP         .     .     .     .     .     .     .     canc  canc  fail  fail  fail
-RESUME          .     wait  .     .     .     .     .     .     .     .     .     .
-RECALL          .     .     .     done  .     .     .     .     .     .     .     .
-END             canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc
-ABANDON         canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc
+                WAIT  PAUSE PREP  QUEUE SUBM  HAS   RUN   CPEND CING  TPEND TING  STOP  KEPT  FETCH
+PREPARE         prep  .     .     .     .     .     .     .     .     .     .     .     .     .
+RUN             run   .     .     .     .     .     .     .     .     .     .     .     .     .
+QUEUE           queue .     queue .     .     .     .     .     .     .     .     .     .     .
+SUBMIT          .     .     .     subm  .     .     .     .     .     .     .     .     .     .
+ACCEPT          .     .     .     .     has   .     .     cing  .     ting  .     .     .     .
+START           .     .     .     .     subm  has   .     .     .     .     .     .     .     .
+REJECT          .     .     .     .     pause .     .     canc  .     pause .     .     .     .
+SUCCEED         .     .     .     .     done  done  done  canc  canc  done  done  pause .     done
+KEEP            .     .     .     .     kept  kept  .     canc  canc  kept  kept  .     .     .
+FETCH           .     .     .     .     .     .     .     .     .     .     .     .     fetch .
+FAIL            pause .     pause pause pause pause pause canc  canc  pause pause pause fail  fail
+FAIL_DEPENDENCY fail  .     .     .     .     .     .     .     .     .     .     .     .     .
+STOP            .     .     canc  .     canc  canc  canc  canc  canc  pause pause pause .     .
+CANCEL          canc  canc  canc  canc  cpend cing  canc  .     .     cpend cing  canc  canc  canc
+TIMEOUT         .     .     pause pause tpend ting  stop  .     .     .     .     .     .     .
+GIVE_UP         .     .     .     .     .     .     .     canc  canc  fail  fail  fail  .     .
+RESUME          .     wait  .     .     .     .     .     .     .     .     .     .     .     .
+RECALL          .     .     .     done  .     .     .     .     .     .     .     .     .     .
+END             canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  .     .
+ABANDON         canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  canc  .     .
 """
 
 
@@ -85,7 +91,9 @@ class Parts:
         self.queue = flow._machine.queues[backend.name]
         self.machine.queues[backend.name] = self.queue
 
-    def component(self, stage: Stage, retries: int = 0, kind: str = "prompt") -> Component:
+    def component(
+        self, stage: Stage, retries: int = 0, kind: str = "prompt", observed: bool = True
+    ) -> Component:
         """Make a component in a stage, with a body, as if it had come there by itself."""
         component = Component(
             self.machine,
@@ -95,8 +103,11 @@ class Parts:
             options=Options(retries=retries, backoff=60.0, timeout=60.0),
             description={"uid": "task.1", "name": "forever", "args": (), "kwargs": {}},
         )
-        component.add_done_callback(lambda future: future.cancelled() or future.exception())
+        if observed:
+            component.add_done_callback(lambda future: future.cancelled() or future.exception())
         component.stage = stage
+        if stage in (Stage.KEPT, Stage.FETCHING):
+            component.kept = KEPT
         component.queue = self.queue
         component.description["metadata"] = {"dependencies": (), "output_files": ()}
         if stage in (Stage.PREPARING, Stage.RUNNING, Stage.STOPPING_BODY):
@@ -108,6 +119,9 @@ class Parts:
 async def forever() -> str:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+KEPT = KeptResult("argument", forever)
 
 
 @pytest.fixture
@@ -122,6 +136,8 @@ async def parts() -> AsyncIterator[Parts]:
 def outcome_of(event: Event) -> Any:
     if event is Event.SUCCEED:
         return "value"
+    if event is Event.KEEP:
+        return KEPT
     if event is Event.RECALL:
         return {"return_value": "value", "stdout": "value"}
     failing = (Event.END, Event.FAIL, Event.REJECT, Event.FAIL_DEPENDENCY)
@@ -142,7 +158,7 @@ def test_table_has_no_further_transition() -> None:
 async def test_event_moves_component_to_next_stage(
     parts: Parts, event: Event, stage: Stage
 ) -> None:
-    component = parts.component(stage, retries=1)
+    component = parts.component(stage, retries=1, observed=event is not Event.KEEP)
     allowed = parts.machine.handle(component, event, outcome_of(event))
     following = EXPECTED[event, stage]
     assert allowed is (following is not None)
