@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from rhapsody.backends.core.work import Work, refuse_unknown
 from rhapsody.backends.dask.placement import Placement, is_sendable
 from rhapsody.backends.data.store import checked_memory_limit
 from rhapsody.backends.executables.executable import OPTIONS as EXECUTABLE_OPTIONS
-from rhapsody.backends.protocol import EXECUTABLE
+from rhapsody.backends.protocol import EXECUTABLE, KeptResult
 from rhapsody.backends.workers.pickling import load_error
 from rhapsody.errors import (
     BackendError,
@@ -96,6 +97,7 @@ class DaskExecutionBackend(BaseBackend):
     prints_to = "the standard output and error of their Dask workers"
     resource_names = frozenset({"cpus", "gpus", "memory", "nodes"})
     reports_running = True
+    keeps_results = True
     timeout_from_start = True
 
     @suggest_parameters
@@ -352,9 +354,12 @@ class DaskExecutionBackend(BaseBackend):
             if error is not None:
                 raise error.with_traceback(await future.traceback())
             if future.status == "cancelled":
-                raise self._cancelled_error(work)
+                raise self._cancelled_error(work.uid)
             if work.options.get("keep_on_cluster"):
                 return {"return_value": future}
+            if client.is_kept(future):
+                fetch = functools.partial(self._fetch_kept, work.uid, future)
+                return {"return_value": KeptResult(future, fetch)}
             try:
                 value = await client.fetch(work.uid, future)
             except (BackendError, TaskExecutionError):
@@ -366,11 +371,32 @@ class DaskExecutionBackend(BaseBackend):
             if value is not LOST:
                 return value if work.kind == EXECUTABLE else {"return_value": value}
 
-    def _cancelled_error(self, work: Work) -> Exception:
+    async def _fetch_kept(self, uid: str, future: Any) -> Any:
+        """Return a result that has stayed on the cluster; called on any loop."""
+        return await service_loop().run(self._fetch(uid, future))
+
+    async def _fetch(self, uid: str, future: Any) -> Any:
+        from rhapsody.backends.dask.client import LOST
+
+        client = self._dask_client
+        while client is not None:
+            error = await future.exception()  # Dask runs a task again whose worker has died
+            if error is not None:
+                raise TaskExecutionError(
+                    uid, f"its result was lost with its worker, and it failed again: {error!r}"
+                ) from error
+            if future.status == "cancelled":
+                break
+            value = await client.fetch(uid, future)
+            if value is not LOST:
+                return value
+        raise self._cancelled_error(uid)
+
+    def _cancelled_error(self, uid: str) -> Exception:
         if self._cluster is None or self._cluster.is_lost:
             return self._lost_error()
         return TaskExecutionError(
-            work.uid,
+            uid,
             "it was cancelled on the cluster by another client, or by a restart of the workers",
         )
 

@@ -32,8 +32,10 @@ from rhapsody.backends.dask.remote_call import (
     pickler_for,
 )
 from rhapsody.backends.dask.shared_data import SharedData
+from rhapsody.backends.dask.snapshot import Snapshot
 from rhapsody.backends.dask.worker_plugin import (
     INTERRUPT_SECONDS,
+    KEPT,
     PICKLED,
     RemoteCallPlugin,
     interrupt_calls,
@@ -115,6 +117,7 @@ class DaskClient:
         self._workers: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
         self._results: dict[str, tuple[bytes, str]] = {}
+        self._kept: set[str] = set()
         self._memory_limit = memory_limit
         self._data: SharedData | None = None
         self._marks_directory = marks_directory
@@ -295,6 +298,7 @@ class DaskClient:
             arguments=arguments,
             keep=bool(work.options.get("keep_on_cluster")),
             share=share,
+            may_keep=work.may_keep and not _has_own_key(work),
         )
         return call, [self._bound(work, future) for future in futures]
 
@@ -345,6 +349,8 @@ class DaskClient:
             self._data.on_event(message, results)
         for key, result, form, seconds, _ in ended:
             if key in self._works:
+                if form == KEPT:
+                    self._kept.add(key)
                 if result is not None:
                     self._results[key] = result, form
                 for work in self._works[key]:
@@ -353,6 +359,10 @@ class DaskClient:
                         work.started = max(work.submitted, time.monotonic() - seconds)
 
     # -- results --------------------------------------------------------------------------------
+
+    def is_kept(self, future: Any) -> bool:
+        """Return whether the result of a finished task stays on its worker."""
+        return future.key in self._kept
 
     async def fetch(self, uid: str, future: Any) -> Any:
         """Return the result of a finished task, or `LOST`.
@@ -371,6 +381,8 @@ class DaskClient:
         else:
             data, form = reported
             value = data if form == PICKLED else pickle.loads(data)
+        if isinstance(value, Snapshot):
+            return await asyncio.to_thread(_rebuilt, uid, Snapshot.load, value)
         if form == PICKLED:
             return await asyncio.to_thread(_rebuilt, uid, pickle.loads, value)
         if isinstance(value, Packed):
@@ -444,6 +456,7 @@ class DaskClient:
             self._works.pop(future.key, None)
             self._workers.pop(future.key, None)
             self._results.pop(future.key, None)
+            self._kept.discard(future.key)
             token = self._tokens.pop(future.key, "")
             self._deaths.pop(token, None)
             if self._data is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from distributed import get_worker
 
+from rhapsody.backends.dask.snapshot import Snapshot
 from rhapsody.backends.data.packing import DataPickler, MakePickler, Packed
 from rhapsody.backends.executables.executable import Executable
 from rhapsody.errors import TaskExecutionError
@@ -45,6 +46,7 @@ class RemoteCall:
         arguments: The pickled `(args, kwargs)` of the function, with large data in segments.
         keep: Whether the result stays on the worker.
         share: Whether a large result goes into a segment.
+        may_keep: Whether a large result that does not stays on the worker, as a `Snapshot`.
     """
 
     uid: str
@@ -56,6 +58,7 @@ class RemoteCall:
     arguments: bytes | Packed = b""
     keep: bool = False
     share: bool = False
+    may_keep: bool = False
 
     def load(
         self, data: Sequence[Any], load_packed: Callable[[Packed], Any] | None = None
@@ -72,7 +75,7 @@ class RemoteCall:
         """
         if load_packed is None and isinstance(self.arguments, Packed):
             raise DataOutOfReachError(get_worker().address)
-        _loading.data = data
+        _loading.data = [one.copy() if isinstance(one, Snapshot) else one for one in data]
         try:
             if isinstance(self.arguments, Packed):
                 assert load_packed is not None

@@ -31,8 +31,9 @@ from distributed.worker_state_machine import SecedeEvent
 from rhapsody.backends.dask.call_marks import CallMarks, collect_marks, private_directory
 from rhapsody.backends.dask.failures import FailedExecutable, dump_failure
 from rhapsody.backends.dask.remote_call import DataOutOfReachError, RemoteCall
+from rhapsody.backends.dask.snapshot import Snapshot
 from rhapsody.backends.dask.worker_data import WorkerData, number_of
-from rhapsody.backends.data.packing import Packed, is_plain
+from rhapsody.backends.data.packing import THRESHOLD, Packed, is_plain
 from rhapsody.backends.data.segments import Folders
 from rhapsody.backends.executables.blocking_child import Interruption
 from rhapsody.backends.executables.descriptors import executables_within_limit
@@ -40,10 +41,12 @@ from rhapsody.backends.executables.executable import Executable
 from rhapsody.backends.executables.guard import GuardedGroups
 from rhapsody.backends.workers.limits import ResourceLimits
 from rhapsody.backends.workers.pickling import dump_value
+from rhapsody.errors import TaskExecutionError
 from rhapsody.processes import SECRET_VARIABLES, end_if_forked
 
 __all__ = [
     "INTERRUPT_SECONDS",
+    "KEPT",
     "PICKLED",
     "RemoteCallPlugin",
     "follow_orders",
@@ -79,7 +82,7 @@ REPORTED_BYTES = 8 * 1024
 """A result up to this size is reported with the end of its call, and need not be fetched. The
 scheduler keeps the latest 1,000 reports."""
 
-PLAIN, PICKLED, PACKED = "plain", "pickled", "packed"
+PLAIN, PICKLED, PACKED, KEPT = "plain", "pickled", "packed", "kept"
 """The form of a reported result: a pickle that runs no user code, any other, a pickled `Packed`."""
 
 Ended: TypeAlias = tuple[str, bytes | None, str, float, list[str]]
@@ -307,6 +310,10 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
         sent = data if len(data) <= REPORTED_BYTES else None
         self._report_end_soon((call.key, sent, PACKED, seconds, sorted(packed.segments)))
 
+    def report_kept(self, call: RemoteCall, seconds: float) -> None:
+        """Report the end of a call whose result stays on the worker."""
+        self._report_end_soon((call.key, None, KEPT, seconds, []))
+
     def _report_end_soon(self, ended: Ended) -> None:
         with self._lock:
             self._ended.append(ended)
@@ -508,6 +515,13 @@ def _report(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, seconds: fl
             plugin.report_packed(call, packed, seconds)
             return packed
         plugin.report_end(call, packed, PICKLED, seconds)
+    elif call.may_keep and not is_plain(result):
+        snapshot = _snapshot(call.uid, result)
+        if snapshot.nbytes >= THRESHOLD:
+            plugin.report_kept(call, seconds)
+            return snapshot
+        pickled = cloudpickle.dumps(result) if snapshot.buffers else snapshot.stream
+        plugin.report_end(call, pickled, PICKLED, seconds)
     # One result that cannot be pickled fails the transfer of all results that are fetched with
     # it. Large ones are not checked, since that would pickle them twice.
     elif sizeof(result) <= MAX_CHECKED_BYTES:
@@ -516,3 +530,12 @@ def _report(call: RemoteCall, result: Any, plugin: RemoteCallPlugin, seconds: fl
         assert isinstance(pickled, bytes)
         plugin.report_end(call, pickled, PLAIN if plain else PICKLED, seconds)
     return result
+
+
+def _snapshot(uid: str, result: Any) -> Snapshot:
+    try:
+        return Snapshot.of(result)
+    except Exception as error:
+        raise TaskExecutionError(
+            uid, f"its result, a {type(result).__name__}, cannot be pickled: {error}"
+        ) from error
