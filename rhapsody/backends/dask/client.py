@@ -193,11 +193,11 @@ class DaskClient:
         for position, (work, item) in enumerate(zip(works, packed, strict=True)):
             if isinstance(item, Exception):
                 outcomes[position] = item
-            elif not work.interrupted:  # it may have been cancelled in the meantime
+            elif work.interrupted:  # it was cancelled in the meantime
+                self._release(item[0].token)
+            else:
                 call, futures = item
                 placement = Placement.of(work)
-                if self._data is not None and isinstance(call.arguments, Packed):
-                    self._data.hold(call.token, call.arguments.segments)
                 if futures or _has_own_key(work):
                     future = self._submit_one(call, futures, placement)
                     outcomes[position] = self._register(work, call, future)
@@ -225,9 +225,13 @@ class DaskClient:
             # If several tasks share a key, the call of the first one runs.
             token = self._tokens.setdefault(future.key, call.token)
             self._deaths.setdefault(token, 0)
-        elif self._data is not None:
-            self._data.release(call.token)
+        else:
+            self._release(call.token)
         return future
+
+    def _release(self, token: str) -> None:
+        if self._data is not None:
+            self._data.release(token)
 
     def _submit_graph(self, calls: list[RemoteCall], placement: Placement) -> Sequence[Any]:
         try:
@@ -255,30 +259,35 @@ class DaskClient:
         return [self._pack(work, functions) for work in works]
 
     def _pack(self, work: Work, functions: dict[int, bytes]) -> Any:
+        token = self._new_token()
         try:
-            return self._remote_call(work, functions)
-        except UnsupportedTaskError as error:
-            return error
+            return self._remote_call(work, token, functions)
         except Exception as error:
+            if self._data is not None:
+                self._data.discard(token)
+            if isinstance(error, UnsupportedTaskError):
+                return error
             exception = TaskExecutionError(
                 work.uid, f"its function or arguments cannot be pickled for a worker: {error}"
             )
             exception.__cause__ = error
             return exception
 
-    def _remote_call(self, work: Work, functions: dict[int, bytes]) -> tuple[RemoteCall, list[Any]]:
+    def _remote_call(
+        self, work: Work, token: str, functions: dict[int, bytes]
+    ) -> tuple[RemoteCall, list[Any]]:
         task = work.task
         if work.kind == EXECUTABLE:
             executable = Executable.from_task(task, work.work_dir)
             key = self._key(work, executable)
-            return RemoteCall(work.uid, key, self._new_token(), self._plugin, executable), []
+            return RemoteCall(work.uid, key, token, self._plugin, executable), []
         futures: list[Any] = []
         make_pickler = pickler_for(Future, futures)
         values = (task.get("args") or (), task.get("kwargs") or {})
         share = self._data is not None and not _has_own_key(work)  # others may use the key
         arguments: bytes | Packed
         if share and self._data is not None and self._data.takes_arguments:
-            arguments = self._data.pack(values, make_pickler)
+            arguments = self._data.pack(token, values, make_pickler)
         else:
             arguments = dump(values, make_pickler)
         function = task["function"]
@@ -292,7 +301,7 @@ class DaskClient:
         call = RemoteCall(
             work.uid,
             key,
-            self._new_token(),
+            token,
             self._plugin,
             function=code,
             arguments=arguments,
@@ -459,8 +468,7 @@ class DaskClient:
             self._kept.discard(future.key)
             token = self._tokens.pop(future.key, "")
             self._deaths.pop(token, None)
-            if self._data is not None:
-                self._data.release(token)
+            self._release(token)
 
     async def cancel(self, work: Work, future: Any) -> None:
         """Cancel a task and interrupt its call, unless another task of the same key needs it."""

@@ -91,12 +91,17 @@ class SharedData:
         numbers = tuple(self._numbers.values())
         return bool(numbers) and all(numbers)
 
-    def pack(self, value: Any, make_pickler: MakePickler) -> bytes | Packed:
-        """Pickle the arguments of a call; see `Packer.pack`."""
+    def pack(self, token: str, value: Any, make_pickler: MakePickler) -> bytes | Packed:
+        """Pickle the arguments of a call, which holds their segments; see `Packer.pack`."""
         packed = self._store.pack_for_call(value, make_pickler)
         if isinstance(packed, Packed):
             self._start_guard()
+            self._loop.call_soon_threadsafe(self.hold, token, packed.segments)
         return packed
+
+    def discard(self, token: str) -> None:
+        """Do without the arguments of a call that is not submitted."""
+        self._loop.call_soon_threadsafe(self.release, token)
 
     def load(self, packed: Packed) -> Any:
         """Load a result; see `Packer.load`."""

@@ -276,27 +276,51 @@ async def test_failed_tasks_drop_their_arguments(program: Program) -> None:
     await program.is_empty()
 
 
-def hold_on(array: Any, path: str) -> None:
-    Path(path).touch()
-    while Path(path).exists():
+def hold_on(array: Any, started: Path, ended: Path) -> None:
+    started.touch()
+    while not ended.exists():
         time.sleep(0.01)
 
 
 async def test_cancelled_tasks_drop_their_arguments(program: Program, tmp_path: Path) -> None:
     array = await program.run(make)
-    started = tmp_path / "started"
+    started, ended = tmp_path / "started", tmp_path / "ended"
     runner = program.runner
-    tasks = [runner.function(hold_on, array, str(started)) for _ in range(12)]
+    tasks = [runner.function(hold_on, array, started, ended) for _ in range(12)]
     await runner.backend.submit_tasks(tasks)
     await until(started.exists)
     for task in tasks:
         assert await runner.backend.cancel_task(task["uid"])
     assert [await runner.end(task) for task in tasks] == ["CANCELED"] * 12
     assert array.sum() == LENGTH
-    started.unlink()
+    ended.touch()
     for task in tasks:
         drop_values(task)
     del array
+    await program.is_empty()
+
+
+class CannotBePickled:
+    __name__ = "cannot_be_pickled"
+
+    def __call__(self, array: Any) -> None:
+        raise AssertionError
+
+    def __reduce__(self) -> Any:
+        raise ValueError("it cannot be pickled")
+
+
+async def test_tasks_that_are_not_submitted_drop_their_arguments(program: Program) -> None:
+    error = await program.run(CannotBePickled(), np.ones(LENGTH))
+    assert "it cannot be pickled" in str(error)
+    runner = program.runner
+    tasks = [runner.function(total, np.ones(LENGTH)) for _ in range(40)]
+    await runner.backend.submit_tasks(tasks)
+    for task in tasks:
+        await runner.backend.cancel_task(task["uid"])
+    for task in tasks:
+        await runner.end(task)
+        drop_values(task)
     await program.is_empty()
 
 

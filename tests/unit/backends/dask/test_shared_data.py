@@ -79,9 +79,9 @@ async def program(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Program]:
 
 
 async def test_arguments_are_freed_with_their_call_and_their_worker(program: Program) -> None:
-    packed = program.data.pack(ARRAY, DataPickler)
+    packed = program.data.pack("call", ARRAY, DataPickler)
     assert isinstance(packed, Packed)
-    program.data.hold("call", packed.segments)
+    await asyncio.sleep(0)
     array = program.worker.load(packed)
     program.report()
     program.data.release("call")
@@ -118,9 +118,9 @@ async def test_result_is_freed_with_its_call_and_its_value(program: Program) -> 
 
 
 async def test_result_that_its_worker_drops_in_the_same_report_stays(program: Program) -> None:
-    packed = program.data.pack(ARRAY, DataPickler)
+    packed = program.data.pack("earlier", ARRAY, DataPickler)
     assert isinstance(packed, Packed)
-    program.data.hold("earlier", packed.segments)
+    await asyncio.sleep(0)
     worker = {"worker": WORKER, "number": program.worker.number}
     program.data.on_event({**worker, "held": sorted(packed.segments)})
     program.data.release("earlier")
