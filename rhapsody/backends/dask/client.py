@@ -229,9 +229,9 @@ class DaskClient:
             self._release(call.token)
         return future
 
-    def _release(self, token: str) -> None:
+    def _release(self, token: str, reusable: bool = True) -> None:
         if self._data is not None:
-            self._data.release(token)
+            self._data.release(token, reusable)
 
     def _submit_graph(self, calls: list[RemoteCall], placement: Placement) -> Sequence[Any]:
         try:
@@ -396,7 +396,9 @@ class DaskClient:
             return await asyncio.to_thread(_rebuilt, uid, pickle.loads, value)
         if isinstance(value, Packed):
             assert self._data is not None  # until all tasks have ended
-            return await asyncio.to_thread(_rebuilt, uid, self._data.load, value)
+            self._data.hold_to_load(value)
+            # Not cancelled: the segments are held until the value has been loaded.
+            return await asyncio.shield(asyncio.to_thread(_rebuilt, uid, self._data.load, value))
         return value
 
     def on_out_of_reach(self, error: DataOutOfReachError) -> None:
@@ -456,7 +458,7 @@ class DaskClient:
 
     # -- cancellation ---------------------------------------------------------------------------
 
-    def forget(self, work: Work, future: Any) -> None:
+    def forget(self, work: Work, future: Any, cancelled: bool = False) -> None:
         """Drop a task that has ended."""
         works = self._works.get(future.key, [])
         if work in works:
@@ -468,14 +470,14 @@ class DaskClient:
             self._kept.discard(future.key)
             token = self._tokens.pop(future.key, "")
             self._deaths.pop(token, None)
-            self._release(token)
+            self._release(token, reusable=not cancelled)
 
     async def cancel(self, work: Work, future: Any) -> None:
         """Cancel a task and interrupt its call, unless another task of the same key needs it."""
         if self._works.get(future.key) == [work]:
             with contextlib.suppress(Exception):  # the scheduler has gone
                 work.keep_output(await self._cancellations.put(future))
-        self.forget(work, future)
+        self.forget(work, future, cancelled=True)
 
     async def _cancel_batch(self, futures: list[Any]) -> list[dict[str, Any]]:
         try:

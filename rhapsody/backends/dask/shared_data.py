@@ -15,6 +15,7 @@ from distributed import Client
 from rhapsody.backends.dask.worker_data import TAKE_BACK, TRIM
 from rhapsody.backends.dask.worker_plugin import follow_orders, number_for_data
 from rhapsody.backends.data.guard import StoreGuard
+from rhapsody.backends.data.ledger import PROGRAM
 from rhapsody.backends.data.packing import MakePickler, Packed
 from rhapsody.backends.data.segments import Folders
 from rhapsody.backends.data.store import DataStore
@@ -104,9 +105,9 @@ class SharedData:
         self._loop.call_soon_threadsafe(self.release, token)
 
     def load(self, packed: Packed) -> Any:
-        """Load a result; see `Packer.load`."""
+        """Load a result that `hold_to_load` has got; see `Packer.load`."""
         self._start_guard()
-        return self._store.load(packed)
+        return self._store.load_held(packed)
 
     def _start_guard(self) -> None:
         with self._guard_start:
@@ -122,11 +123,21 @@ class SharedData:
             number = self._calls[token] = next(self._new_call)
         self._store.hold(number, segments)
 
-    def release(self, token: str) -> None:
-        """Note that a call has ended, and that its result was loaded."""
+    def release(self, token: str, reusable: bool = True) -> None:
+        """Note that a call has ended, and that its result is held to be loaded.
+
+        Args:
+            token: The call.
+            reusable: Whether its segments may be written again. False for a call that may still
+                begin to read its arguments.
+        """
         number = self._calls.pop(token, None)
         if number is not None:
-            self._store.release(number)
+            self._store.release(number, reusable)
+
+    def hold_to_load(self, packed: Packed) -> None:
+        """Keep the segments of a result for the program, which must load it then."""
+        self._store.hold(PROGRAM, packed.segments)
 
     # -- workers ----------------------------------------------------------------------------------
 

@@ -73,9 +73,14 @@ class Ledger:
         """
         self._end_uses(process, reusable=False)
 
-    def release(self, call: int) -> None:
-        """End all uses by a call, which has ended."""
-        self._end_uses(call, reusable=True)
+    def release(self, call: int, reusable: bool = True) -> None:
+        """End all uses by a call, which has ended.
+
+        Args:
+            call: The call.
+            reusable: Whether its segments may be written again when nobody uses them.
+        """
+        self._end_uses(call, reusable)
 
     def _end_uses(self, user: int, reusable: bool) -> None:
         self._processes.discard(user)

@@ -98,6 +98,10 @@ class DataStore:
         """Load a worker's value; see `Packer.load`."""
         for segment in packed.segments:
             self._call(self._ledger.hold, segment, PROGRAM)
+        return self.load_held(packed)
+
+    def load_held(self, packed: Packed) -> Any:
+        """Load a value whose segments the program holds already; see `Packer.load`."""
         return self._packer.load(packed)
 
     def _on_unmapped(self, segment: str, reusable: bool) -> None:
@@ -131,9 +135,9 @@ class DataStore:
         for segment in segments:
             self._ledger.hold(segment, user)
 
-    def release(self, call: int) -> None:
-        """Note that a call has ended, and uses no segments any more."""
-        self._ledger.release(call)
+    def release(self, call: int, reusable: bool = True) -> None:
+        """Note that a call uses no segments any more; see `Ledger.release`."""
+        self._ledger.release(call, reusable)
 
     def drop(self, process: int, segments: Iterable[tuple[str, bool]]) -> None:
         """Note that a process uses segments no longer, and whether each may be written again."""

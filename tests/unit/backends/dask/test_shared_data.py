@@ -107,6 +107,7 @@ async def test_first_report_of_a_worker_counts(program: Program) -> None:
 async def test_result_is_freed_with_its_call_and_its_value(program: Program) -> None:
     packed = program.result()
     program.data.hold("call", packed.segments)
+    program.data.hold_to_load(packed)
     array = await asyncio.to_thread(program.data.load, packed)
     program.data.release("call")
     program.data.release("call")
@@ -127,9 +128,27 @@ async def test_result_that_its_worker_drops_in_the_same_report_stays(program: Pr
     dropped = [(name, True) for name in packed.segments]
     program.data.on_event({**worker, "dropped": dropped}, [("call", packed.segments)])
     await asyncio.sleep(0.1)
+    program.data.hold_to_load(packed)
     assert (program.data.load(packed) == ARRAY).all()
     program.data.release("call")
     await until(lambda: program.segments() == [])
+
+
+async def test_segments_of_a_cancelled_call_are_not_written_again(program: Program) -> None:
+    packed = program.data.pack("call", ARRAY, DataPickler)
+    assert isinstance(packed, Packed)
+    await asyncio.sleep(0)
+    array = program.worker.load(packed)  # its report arrives after the end of the call
+    program.data.release("call", reusable=False)
+    await until(lambda: program.segments() == [])
+    program.report()
+    again = program.data.pack("later", ARRAY + 1, DataPickler)
+    assert isinstance(again, Packed)
+    assert not again.segments & packed.segments
+    assert (array == ARRAY).all()
+    del array
+    program.report()
+    assert (program.worker.load(again) == ARRAY + 1).all()
 
 
 async def test_arguments_go_into_segments_only_if_all_workers_see_them(program: Program) -> None:
@@ -151,6 +170,7 @@ async def test_what_a_worker_leaves_behind_is_removed(program: Program) -> None:
     gone = {"action": "remove-worker", "worker": WORKER}
     program.data.on_cluster_event((0.0, gone))
     await until(lambda: program.segments() == list(packed.segments))
+    program.data.hold_to_load(packed)
     assert (program.data.load(packed) == ARRAY).all()
     program.data.release("call")
     await until(lambda: program.segments() == [])
