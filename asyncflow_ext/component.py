@@ -215,7 +215,13 @@ class Options(StrictModel):
 
 
 class HandlesEvents(Protocol):
-    """The interface of `StateMachine` that components use."""
+    """The interface of `StateMachine` that components use.
+
+    Attributes:
+        ended: A plain future that is done.
+    """
+
+    ended: asyncio.Future[None]
 
     def launch(self, component: Component) -> None:
         """Start an attempt; all dependencies are done."""
@@ -486,10 +492,15 @@ class Component(asyncio.Future[Any]):
         self._release()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        loop = self.get_loop()
-        if not self.done() and loop is not asyncio.get_running_loop():
-            raise loop_error(f"'{self.name}' cannot be awaited here", loop)
-        return super().__await__()
+        if self.machine is not None:
+            loop = self.get_loop()
+            if loop is not asyncio.get_running_loop():
+                raise loop_error(f"'{self.name}' cannot be awaited here", loop)
+            yield _Waiter(self, self.machine.ended)
+        try:
+            return self.result()
+        finally:
+            del self  # else its exception would refer to it, through this frame
 
     __iter__ = __await__
 
@@ -561,6 +572,46 @@ class KeptComponent(Component):
         """Drop the result. Tasks that use it already are not affected."""
         self.cancel_message = msg
         return self.handle(Event.CANCEL)
+
+
+class _Waiter:
+    """What an asyncio task waits for if it awaits a component.
+
+    It wakes the task with a plain future. With a component the task would look up `result` by a
+    new string each time (CPython: `task_wakeup` in `_asynciomodule.c`). The interpreter's cache of
+    attributes keeps some hundred of these strings. In Python 3.10 and 3.11 they lie between the
+    objects of tasks, whose memory then cannot be returned to the system.
+
+    Args:
+        component: The component.
+        ended: A plain future that is done.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_component", "_ended", "_wake")
+
+    def __init__(self, component: Component, ended: asyncio.Future[None]) -> None:
+        self._asyncio_future_blocking = True
+        self._component = component
+        self._ended = ended
+
+    def __repr__(self) -> str:
+        # Without the component's own `repr`, which includes its callbacks.
+        return f"<await of {self._component.uid} {self._component.name}>"
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._component.get_loop()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return self._component.cancel(msg)
+
+    def add_done_callback(
+        self, wake: Callable[[asyncio.Future[None]], object], *, context: Context
+    ) -> None:
+        self._wake = wake
+        self._component.add_done_callback(self, context=context)
+
+    def __call__(self, _: Component) -> None:
+        self._wake(self._ended)
 
 
 def loop_error(fault: str, loop: asyncio.AbstractEventLoop) -> EngineError:

@@ -74,6 +74,7 @@ class StateMachine:
         events: The engine's telemetry.
         journal: Recalls and records results. None: the engine has no journal.
         walltime: Ends the run in time. None: there is no walltime.
+        ended: A plain future that is done.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class StateMachine:
         self.queues: dict[str, BackendQueue] = {}
         self.tasks = OwnedTasks()
         self.ready = ReadyQueue(loop, context, self.takes_kept)
+        self.ended: asyncio.Future[None] = asyncio.Future(loop=loop)
+        self.ended.set_result(None)
         self.bodies = Bodies(engine, loop, self.tasks)
         self.events = TaskEvents(engine)
         self.journal: ComponentJournal | None = None

@@ -1,6 +1,9 @@
 """Components: what readers of the stock engine's futures find, cancelling, and timers."""
 
 import asyncio
+import gc
+import weakref
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -18,6 +21,8 @@ class RecordingMachine:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.released: list[Component] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended.set_result(None)
 
     def launch(self, component: Component) -> None:
         raise NotImplementedError
@@ -31,7 +36,7 @@ class RecordingMachine:
 
 
 @pytest.fixture
-def machine() -> RecordingMachine:
+async def machine() -> RecordingMachine:
     return RecordingMachine()
 
 
@@ -82,6 +87,85 @@ def test_events_after_the_end_are_ignored(component: Component, machine: Recordi
     assert not component.handle(Event.SUCCEED, 3)
     assert not component.cancel()
     assert machine.events == []
+
+
+async def test_awaiting_task_is_woken_with_plain_future(component: Component) -> None:
+    waiter, woken = next(component.__await__()), list[Any]()
+    waiter.add_done_callback(woken.append, context=copy_context())
+    component.set_result(3)
+    await asyncio.sleep(0)
+    assert [type(future) for future in woken] == [asyncio.Future]
+
+
+async def test_cancelled_task_cancels_awaited_component(
+    component: Component, machine: RecordingMachine
+) -> None:
+    async def wait() -> Any:
+        return await component
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    assert "wait_for=<await of task.000007 len>" in repr(task)
+    assert "<await of task.000007 len>" in repr(component)
+    task.cancel("no more")
+    assert machine.events == [Event.CANCEL]
+    await asyncio.sleep(0)
+    assert not task.done()
+    component.end_cancelled()
+    with pytest.raises(asyncio.CancelledError, match="no more"):
+        await component
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_task_is_cancelled_between_end_of_component_and_wake_up(
+    component: Component, fails: bool
+) -> None:
+    async def wait() -> Any:
+        return await component
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    if fails:
+        component.set_exception(OSError("broken"))
+    else:
+        component.set_result(3)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not component.cancelled()
+    component.exception()
+
+
+async def test_awaited_failure_is_freed_without_garbage_collection(
+    machine: RecordingMachine,
+) -> None:
+    class BrokenError(Exception):
+        pass
+
+    async def fail() -> weakref.ref[BrokenError]:
+        loop = asyncio.get_running_loop()
+        options, description = Options(), {"uid": "task.000007", "name": "len"}
+        component = Component(machine, loop, "function", len, options, description)
+        error = BrokenError()
+        loop.call_soon(component.set_exception, error)
+        try:
+            await component
+        except BrokenError:
+            return weakref.ref(error)
+        finally:
+            machine.released.clear()
+            del component, error
+        raise AssertionError("it did not fail")
+
+    gc.disable()
+    try:
+        freed = await fail()
+        await asyncio.sleep(0)  # the loop refers to its last call
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 async def test_stopped_timers_do_not_fire() -> None:
