@@ -547,7 +547,8 @@ def _label(work: Work) -> str:
 
 def _size(call: RemoteCall) -> int:
     arguments = call.arguments
-    return len(call.function) + (len(arguments) if isinstance(arguments, bytes) else 0)
+    size = len(arguments) if isinstance(arguments, bytes) else arguments.inline_bytes
+    return len(call.function) + size
 
 
 def _split(positions: list[int], sizes: Iterable[int]) -> list[list[int]]:

@@ -41,6 +41,11 @@ class Packed(NamedTuple):
         """The names of its segments."""
         return {span.segment for span in (self.stream, *self.buffers) if isinstance(span, Span)}
 
+    @property
+    def inline_bytes(self) -> int:
+        """The size of what is not in segments."""
+        return sum(len(part) for part in (self.stream, *self.buffers) if not isinstance(part, Span))
+
 
 def is_plain(value: Any) -> bool:
     """Return whether pickling a value runs no user code, and the pickle travels in a message."""

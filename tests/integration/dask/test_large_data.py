@@ -247,6 +247,11 @@ class CannotBeRebuilt:
         raise state["by"]("it cannot be rebuilt")
 
 
+async def test_many_arrays_below_the_threshold_are_sent_in_several_graphs(program: Program) -> None:
+    array = np.ones(25_000)  # 200 kB; Dask warns of a graph of 10 MB
+    assert await program.run_all(*[(total, array)] * 60) == [25_000] * 60
+
+
 async def test_values_that_cannot_be_rebuilt_fail_their_task_only(program: Program) -> None:
     errors = await program.run_all(
         (CannotBeRebuilt,),
