@@ -59,7 +59,7 @@ class SharedData:
         self._guard_start = threading.Lock()
         self._numbers: dict[str, int] = {}
         self._addresses: dict[int, str] = {}
-        self._calls: dict[str, int] = {}
+        self._calls: dict[str, tuple[int, set[str]]] = {}
         self._new_call = itertools.count(-1, -1)
         self._orders: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
         self._senders: dict[int, asyncio.Task[None]] = {}
@@ -118,9 +118,11 @@ class SharedData:
 
     def hold(self, token: str, segments: Iterable[str]) -> None:
         """Keep segments for a call, until it is released."""
-        number = self._calls.get(token)
-        if number is None:
-            number = self._calls[token] = next(self._new_call)
+        call = self._calls.get(token)
+        if call is None:
+            call = self._calls[token] = next(self._new_call), set()
+        number, held = call
+        held.update(segments)
         self._store.hold(number, segments)
 
     def release(self, token: str, reusable: bool = True) -> None:
@@ -131,9 +133,9 @@ class SharedData:
             reusable: Whether its segments may be written again. False for a call that may still
                 begin to read its arguments.
         """
-        number = self._calls.pop(token, None)
-        if number is not None:
-            self._store.release(number, reusable)
+        call = self._calls.pop(token, None)
+        if call is not None:
+            self._store.release(*call, reusable)
 
     def hold_to_load(self, packed: Packed) -> None:
         """Keep the segments of a result for the program, which must load it then."""

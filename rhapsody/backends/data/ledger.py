@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 __all__ = ["PROGRAM", "Ledger"]
 
@@ -71,21 +71,23 @@ class Ledger:
 
         A child that it forked may still see its segments, so they are not written again.
         """
-        self._end_uses(process, reusable=False)
+        self._end_uses(process, tuple(self._users), reusable=False)
 
-    def release(self, call: int, reusable: bool = True) -> None:
+    def release(self, call: int, segments: Iterable[str], reusable: bool = True) -> None:
         """End all uses by a call, which has ended.
 
         Args:
             call: The call.
-            reusable: Whether its segments may be written again when nobody uses them.
+            segments: What it used.
+            reusable: Whether they may be written again when nobody uses them.
         """
-        self._end_uses(call, reusable)
+        self._end_uses(call, segments, reusable)
 
-    def _end_uses(self, user: int, reusable: bool) -> None:
+    def _end_uses(self, user: int, segments: Iterable[str], reusable: bool) -> None:
         self._processes.discard(user)
-        for segment, users in tuple(self._users.items()):
-            if users.pop(user, 0):
+        for segment in segments:
+            users = self._users.get(segment)
+            if users is not None and users.pop(user, 0):
                 if not reusable:
                     self._fixed.add(segment)
                 self._end_if_unused(segment)

@@ -135,9 +135,9 @@ class DataStore:
         for segment in segments:
             self._ledger.hold(segment, user)
 
-    def release(self, call: int, reusable: bool = True) -> None:
+    def release(self, call: int, segments: Iterable[str], reusable: bool = True) -> None:
         """Note that a call uses no segments any more; see `Ledger.release`."""
-        self._ledger.release(call, reusable)
+        self._ledger.release(call, segments, reusable)
 
     def drop(self, process: int, segments: Iterable[tuple[str, bool]]) -> None:
         """Note that a process uses segments no longer, and whether each may be written again."""
