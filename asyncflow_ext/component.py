@@ -32,6 +32,7 @@ __all__ = [
     "Stage",
     "Timers",
     "description_of",
+    "is_pending",
     "loop_error",
 ]
 
@@ -478,8 +479,11 @@ class Component(asyncio.Future[Any]):
         return bool(getattr(self, "_callbacks", None))  # which the `repr` of a future shows, too
 
     def end_kept(self) -> None:
-        """Become an ordinary component again, which is about to end."""
-        self.kept = None
+        """Become an ordinary component again, which is about to end.
+
+        Its state machine has released it already, when its task ended.
+        """
+        self.kept = self.machine = None
         self.__class__ = Component
 
     def end_cancelled(self) -> None:
@@ -612,6 +616,11 @@ class _Waiter:
 
     def __call__(self, _: Component) -> None:
         self._wake(self._ended)
+
+
+def is_pending(future: asyncio.Future[Any]) -> bool:
+    """Return whether a future waits for a task, without asking for a kept result."""
+    return type(future) is not KeptComponent and not future.done()
 
 
 def loop_error(fault: str, loop: asyncio.AbstractEventLoop) -> EngineError:

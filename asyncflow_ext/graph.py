@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from asyncflow_ext.component import Component, Stage
+from asyncflow_ext.component import Component, Stage, is_pending
 from rhapsody.backends.protocol import TaskStates
 from rhapsody.report.graph import MOST_TASKS, WAITING, Edge, Graph, Node, TaskNode
 
@@ -76,7 +76,7 @@ class ComponentGraph:
                 first.state = state
             if state == WAITING:
                 for dependency in component.dependencies:
-                    if not dependency.done():
+                    if is_pending(dependency):
                         edge = (getattr(dependency, "name", ""), component.name)
                         waiting[edge] = waiting.get(edge, 0) + 1
         tasks: list[TaskNode] = []

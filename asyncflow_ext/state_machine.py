@@ -195,16 +195,19 @@ class StateMachine:
     async def fetch_all_kept(self) -> None:
         """Fetch the kept results that the program still refers to, as the engine shuts down."""
         kept = [component for component in self._kept if component.kept is not None]
-        if not kept or self._loop is not asyncio.get_running_loop():
+        if not kept:
             return
-        for component in kept:
-            self.handle(component, Event.FETCH)
-        await asyncio.wait(kept, timeout=FETCH_SECONDS)
+        limit = "by a shutdown on another event loop"
+        if self._loop is asyncio.get_running_loop():
+            limit = f"within {FETCH_SECONDS:g} s of the shutdown"
+            for component in kept:
+                self.handle(component, Event.FETCH)
+            await asyncio.wait(kept, timeout=FETCH_SECONDS)
         for component in kept:
             if component.kept is not None:
                 error = EngineError(
                     f"the result of '{component.name}' was kept by its backend, and could not be "
-                    f"fetched within {FETCH_SECONDS:g} s of the shutdown; await it before"
+                    f"fetched {limit}; await it before"
                 )
                 self.handle(component, Event.FAIL, error)
 
@@ -216,8 +219,11 @@ class StateMachine:
         if self._engine._telemetry is not None:
             self.events.ended("TaskCompleted", component)
         self._leave(component)
-        takers = [one for one in dependents if self.takes_kept(one, component)]
-        component.dependents = [one for one in dependents if one not in set(takers)] or None
+        takers: list[Component] = []
+        others: list[Component] = []
+        for one in dependents:
+            (takers if self.takes_kept(one, component) else others).append(one)
+        component.dependents = others or None
         self.ready.resolve_kept(component, takers)
         if is_wanted or component.dependents:
             self.handle(component, Event.FETCH)
@@ -238,22 +244,34 @@ class StateMachine:
             self.handle(component, Event.SUCCEED, value)
 
     def _finish_kept(self, component: Component, value: Any) -> None:
-        component.end_kept()
         component.description["return_value"] = value
+        self._end_kept(component)
         component.set_result(value)
 
     def _fail_kept(self, component: Component, error: BaseException) -> None:
-        component.end_kept()
         component.description.pop("return_value", None)
         component.state = "FAILED"
-        component.set_exception(error)
+        self._end_kept(component)
+        try:
+            component.set_exception(error)
+        except RuntimeError:  # a closed loop cannot call those who wait
+            if not self._loop.is_closed():
+                raise
         component.exception()  # mark it as retrieved: nobody may wait for it
 
     def _cancel_kept(self, component: Component, _: Any) -> None:
-        component.end_kept()
         component.description.pop("return_value", None)
         component.state = "CANCELLED"
+        self._end_kept(component)
         component.end_cancelled()
+
+    def _cancel_unkept(self, component: Component, _: Any) -> None:
+        component.description.pop("return_value", None)
+        self._cancel(component, None)
+
+    def _end_kept(self, component: Component) -> None:
+        component.end_kept()
+        self.ready.resolve_soon(component)
 
     # Actions of `TRANSITIONS`, called with the outcome of the event.
 
@@ -520,6 +538,7 @@ TIME_OUT: Transition = (Stage.PAUSING, StateMachine._time_out)
 KEEP: Transition = (Stage.KEPT, StateMachine._keep)
 FAIL_KEPT: Transition = (Stage.FAILED, StateMachine._fail_kept)
 CANCEL_KEPT: Transition = (Stage.CANCELLED, StateMachine._cancel_kept)
+CANCEL_UNKEPT: Transition = (Stage.CANCELLED, StateMachine._cancel_unkept)
 FINISH: Transition = (Stage.DONE, StateMachine._finish)
 CANCEL: Transition = (Stage.CANCELLED, StateMachine._cancel)
 CANCEL_FINISHED: Transition = (Stage.CANCELLED, StateMachine._cancel_finished)
@@ -562,8 +581,8 @@ TRANSITIONS: Mapping[Event, Mapping[Stage, Transition]] = {
     Event.KEEP: {
         Stage.SUBMITTING: KEEP,
         Stage.SUBMITTED: KEEP,
-        Stage.CANCEL_PENDING: CANCEL,
-        Stage.CANCELLING: CANCEL,
+        Stage.CANCEL_PENDING: CANCEL_UNKEPT,
+        Stage.CANCELLING: CANCEL_UNKEPT,
         Stage.TIMEOUT_PENDING: KEEP,
         Stage.TIMING_OUT: KEEP,
     },

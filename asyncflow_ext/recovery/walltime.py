@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any
 
-from asyncflow_ext.component import BLOCK, Component, Stage
+from asyncflow_ext.component import BLOCK, Component, Stage, is_pending
 from rhapsody.errors import WalltimeReached
 from rhapsody.walltime.guard import WalltimeGuard
 
@@ -123,6 +123,6 @@ def _is_stuck(component: Component, is_held: Callable[[Component], bool]) -> boo
 def _waits_for_components(component: Component) -> bool:
     """Return whether a component can start only after other components."""
     return component.stage == Stage.WAITING and any(
-        isinstance(dependency, Component) and not dependency.done()
+        isinstance(dependency, Component) and is_pending(dependency)
         for dependency in component.dependencies
     )

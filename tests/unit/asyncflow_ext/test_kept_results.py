@@ -214,6 +214,23 @@ async def test_cancelled_kept_component_does_not_stop_those_that_use_it(
     await until(lambda: gc.collect() >= 0 and not keeper.stands)
 
 
+async def test_task_that_ended_while_it_was_cancelled_keeps_nothing(
+    keeper: Keeper, flow: Any
+) -> None:
+    @flow.function_task
+    def make() -> int:
+        return 1
+
+    running: list[Any] = []
+    keeper.on_task = running.append
+    future = make()
+    await until(lambda: future.stage is Stage.SUBMITTED)
+    future.cancel()
+    keeper.run(running.pop())
+    assert future.cancelled()
+    await until(lambda: gc.collect() >= 0 and not keeper.stands)
+
+
 async def test_failed_fetch_fails_the_component(keeper: Keeper, add: Any, flow: Any) -> None:
     @flow.block
     async def block(value: Any) -> Any:
@@ -272,8 +289,39 @@ async def test_kept_component_counts_as_done(flow: Any, add: Any) -> None:
     assert future.state == "DONE"
     assert flow.components[future.uid] is future
     assert future.uid not in flow._components.active
-    [node] = [n for n in flow._graph.graph([]).nodes if n.name == "add"]
-    assert node.states == {"DONE": 1}
+    assert states_of(flow, "add") == {"DONE": 1}
+    await future
+    assert states_of(flow, "add") == {"DONE": 1}
+
+
+def states_of(flow: Any, name: str) -> dict[str, int]:
+    [node] = [node for node in flow._graph.graph([]).nodes if node.name == name]
+    return dict(node.states)
+
+
+async def test_report_and_walltime_fetch_nothing(keeper: Keeper) -> None:
+    async with WorkflowEngine.create(backend=keeper, walltime=3600) as flow:
+
+        @flow.function_task
+        def make() -> int:
+            return 1
+
+        @flow.function_task
+        def add(*values: int) -> int:
+            return sum(values)
+
+        value: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        first = make()
+        await kept(first)
+        waiting = add(first, value)
+        graph = await asyncio.to_thread(flow._graph.graph, list(flow._components.active.values()))
+        assert flow._machine.walltime is not None
+        assert not flow._machine.walltime._is_idle()
+        await asyncio.sleep(0)
+        assert first.stage is Stage.KEPT
+        assert [edge.waiting for edge in graph.edges if edge.source == "make"] == [0]
+        value.set_result(2)
+        assert await waiting == 3
 
 
 async def test_block_does_not_cancel_what_is_kept(flow: Any, keeper: Keeper) -> None:
@@ -325,6 +373,29 @@ async def test_shutdown_gives_up_results_that_do_not_come(
         keeper.hold_fetch = asyncio.Event()
     assert isinstance(held.exception(), EngineError)
     assert "await it before" in str(held.exception())
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_shutdown_on_another_loop_fails_what_is_kept(keeper: Keeper, is_awaited: bool) -> None:
+    async def run() -> tuple[WorkflowEngine, Component]:
+        flow = await WorkflowEngine.create(backend=keeper)
+
+        @flow.function_task
+        def make() -> int:
+            return 1
+
+        future = make()
+        await kept(future)
+        return flow, future
+
+    loop = asyncio.new_event_loop()
+    flow, future = loop.run_until_complete(run())
+    if is_awaited:
+        future.add_done_callback(lambda one: None)
+    loop.close()
+    asyncio.run(flow.shutdown())
+    assert future.done()
+    assert isinstance(future.exception(), EngineError)
 
 
 async def test_engine_with_a_journal_keeps_nothing(keeper: Keeper, tmp_path: Path) -> None:
