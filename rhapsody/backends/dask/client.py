@@ -391,7 +391,10 @@ class DaskClient:
             data, form = reported
             value = data if form == PICKLED else pickle.loads(data)
         if isinstance(value, Snapshot):
-            return await asyncio.to_thread(_rebuilt, uid, Snapshot.load, value)
+            # A worker in this process hands over its own snapshot, which other tasks may use.
+            is_shared = self._client.scheduler.address.startswith("inproc://")
+            load = Snapshot.copy if is_shared else Snapshot.load
+            return await asyncio.to_thread(_rebuilt, uid, load, value)
         if form == PICKLED:
             return await asyncio.to_thread(_rebuilt, uid, pickle.loads, value)
         if isinstance(value, Packed):

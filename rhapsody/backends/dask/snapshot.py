@@ -43,6 +43,10 @@ class Snapshot:
         """Its size in bytes."""
         return len(self.stream) + sum(map(len, self.buffers))
 
+    def __sizeof__(self) -> int:
+        """Return its size for Dask, which places tasks and limits memory by it."""
+        return object.__sizeof__(self) + self.nbytes
+
     def load(self) -> Any:
         """Return the value, which takes the place of the snapshot: it has its data."""
         return pickle.loads(self.stream, buffers=self.buffers)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,32 @@ async def test_task_that_changes_its_argument_changes_nobody_elses(flow: Any) ->
     changed = [change(made) for _ in range(4)]
     assert [(await look(one))[0] for one in (made, *changed)] == [LENGTH] + [2 * LENGTH] * 4
     assert (await made).array.sum() == LENGTH
+
+
+async def test_program_that_changes_a_result_changes_nobody_elses(tmp_path: Path) -> None:
+    # Its workers are threads of this process, between which Dask copies nothing.
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    backend = await DaskExecutionBackend(options, memory_limit=0)
+    async with WorkflowEngine.create(backend=backend) as flow:
+        make, _, look = steps(flow)
+        changed = tmp_path / "changed"
+
+        @flow.function_task
+        def block() -> None:
+            while not changed.exists():
+                time.sleep(0.01)
+
+        made = make()
+        await until(lambda: made.stage is Stage.KEPT)
+        blocker = block()
+        await until(lambda: blocker.state == "RUNNING")
+        later = look(made)
+        await until(lambda: later.stage is Stage.SUBMITTED)
+        value = await made
+        value.array += 1
+        changed.touch()
+        assert (await later)[0] == LENGTH
+        await blocker
 
 
 async def test_small_results_come_at_once(flow: Any) -> None:

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+from dask.sizeof import sizeof
 
 from rhapsody.backends.dask.snapshot import Snapshot
 
@@ -31,3 +32,8 @@ def test_read_only_arrays_stay_so() -> None:
     snapshot = pickle.loads(pickle.dumps(Snapshot.of((array, np.ones(3)))))
     assert [one.flags.writeable for one in snapshot.copy()] == [False, True]
     assert [one.flags.writeable for one in snapshot.load()] == [False, True]
+
+
+def test_dask_knows_the_size_of_a_snapshot() -> None:
+    array = np.ones(1000)
+    assert sizeof(Snapshot.of(array)) >= array.nbytes
