@@ -236,10 +236,15 @@ class StateMachine:
     async def _fetch_kept(self, component: Component, kept: KeptResult) -> None:
         try:
             value = await kept.fetch()
-        except BaseException as error:
-            self.handle(component, Event.FAIL, as_exception(error))
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except asyncio.CancelledError:
+            error = EngineError(
+                f"the result of '{component.name}' was kept by its backend, and its event loop "
+                "ended while it was fetched; await it before"
+            )
+            self.handle(component, Event.FAIL, error)
+            raise
+        except BaseException as failure:
+            self.handle(component, Event.FAIL, as_exception(failure))
         else:
             self.handle(component, Event.SUCCEED, value)
 

@@ -398,6 +398,27 @@ def test_shutdown_on_another_loop_fails_what_is_kept(keeper: Keeper, is_awaited:
     assert isinstance(future.exception(), EngineError)
 
 
+def test_end_of_the_loop_fails_what_is_fetched(keeper: Keeper) -> None:
+    async def run() -> tuple[WorkflowEngine, Component]:
+        flow = await WorkflowEngine.create(backend=keeper)
+
+        @flow.function_task
+        def make() -> int:
+            return 1
+
+        future = make()
+        await kept(future)
+        keeper.hold_fetch = asyncio.Event()
+        assert not future.done()
+        await until(lambda: keeper.fetched)
+        return flow, future
+
+    flow, future = asyncio.run(run())
+    assert isinstance(future.exception(), EngineError)
+    assert "loop ended" in str(future.exception())
+    asyncio.run(flow.shutdown())
+
+
 async def test_engine_with_a_journal_keeps_nothing(keeper: Keeper, tmp_path: Path) -> None:
     async with WorkflowEngine.create(backend=keeper, journal=tmp_path / "journal") as flow:
 
