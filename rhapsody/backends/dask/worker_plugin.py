@@ -267,10 +267,16 @@ class RemoteCallPlugin(WorkerPlugin):  # type: ignore[misc]
             await asyncio.sleep(RESCHEDULE_SECONDS)
         await asyncio.sleep(RESULT_SECONDS)
         deadline = time.monotonic() + FETCH_SECONDS
-        while self._worker.data and time.monotonic() < deadline:  # noqa: ASYNC110
+        while self._has_data_to_fetch() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(RESCHEDULE_SECONDS)
         with contextlib.suppress(Exception):  # it is closing already
             await self._worker.close_gracefully(restart=True)
+
+    def _has_data_to_fetch(self) -> bool:
+        # Kept results are not fetched soon. Dask moves them to another worker. The type is looked
+        # up without the data, which may be on disk.
+        tasks = self._worker.state.tasks
+        return any(key in tasks and tasks[key].type is not Snapshot for key in self._worker.data)
 
     def _report_soon(self) -> None:
         asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_started)

@@ -4,6 +4,7 @@ import pickle
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,9 +33,15 @@ class FakeWorker:
         self.loop = self
         self.executors: dict[str, Any] = {"default": None}
         self.asyncio_loop = asyncio.get_running_loop()
+        self.data: dict[str, Any] = {}
+        self.state: Any = None
+        self.restarts = 0
 
     def add_callback(self, callback: Callable[[], None]) -> None:
         self.asyncio_loop.call_soon_threadsafe(callback)
+
+    async def close_gracefully(self, restart: bool) -> None:
+        self.restarts += restart
 
     def log_event(self, topic: str, message: Any) -> None:
         self.events.append((topic, message))
@@ -128,6 +135,22 @@ async def test_call_is_sent_back_while_its_worker_restarts(worker: FakeWorker) -
     worker.plugins["rhapsody-test"].is_restarting = True
     with pytest.raises(Reschedule):
         await run(call(abs, -1))
+
+
+async def test_restart_waits_for_results_that_are_fetched_but_not_for_kept_ones(
+    worker: FakeWorker,
+) -> None:
+    from rhapsody.backends.dask.snapshot import Snapshot
+
+    worker.data = {"kept": Snapshot.of([1]), "fetched": [1]}
+    types = {key: SimpleNamespace(type=type(value)) for key, value in worker.data.items()}
+    worker.state = SimpleNamespace(tasks=types)
+    restarting = asyncio.ensure_future(worker.plugins["rhapsody-test"]._restart())
+    done, _ = await asyncio.wait([restarting], timeout=0.5)
+    assert not done
+    del worker.data["fetched"]
+    await asyncio.wait_for(restarting, 5)
+    assert worker.restarts == 1
 
 
 async def test_interrupted_async_call_ends_and_returns_nothing(worker: FakeWorker) -> None:
