@@ -69,7 +69,7 @@ def test_unknown_parameter_without_a_near_name_lists_all() -> None:
         backends.DaskExecutionBackend(workers=5)  # type: ignore[call-arg]
     assert str(raised.value) == (
         "DaskExecutionBackend() has no parameter 'workers'; its parameters: resources, cluster, "
-        "client, name, resource_timeout"
+        "client, name, resource_timeout, memory_limit"
     )
 
 

@@ -61,10 +61,8 @@ def _are_same(some: list[Any], others: list[Any]) -> bool:
 
 def _contents(function: FunctionType) -> list[Any] | None:
     """Return what the pickle of a function is made from; None if some of it may change."""
-    contents: list[Any] = []
-    if cloudpickle.list_registry_pickle_by_value() or not _add(function, contents, {}):
-        return None
-    return contents
+    contents: list[Any] = sorted(cloudpickle.list_registry_pickle_by_value())
+    return contents if _add(function, contents, {}) else None
 
 
 def _add(function: FunctionType, contents: list[Any], seen: dict[FunctionType, int]) -> bool:
@@ -97,16 +95,22 @@ def _is_fixed(value: Any) -> bool:
     if is_plain(value):
         return True
     if type(value) is ModuleType:
-        return sys.modules.get(value.__name__) is value
+        return sys.modules.get(value.__name__) is value and not _is_by_value(value.__name__)
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         module = sys.modules.get(value.__module__)
-        if module is None or value.__module__ == "__main__":
+        if module is None or value.__module__ == "__main__" or _is_by_value(value.__module__):
             return False
         return vars(module).get(value.__name__) is value
     if type(value).__module__ in ("types", "typing"):  # such as `list[int]`
         arguments = typing.get_args(value)
         return bool(arguments) and all(map(_is_fixed, arguments))
     return False
+
+
+def _is_by_value(module: str) -> bool:
+    """Return whether a module, or a package that it is in, is registered to be pickled by value."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return any(f"{module}.".startswith(f"{name}.") for name in registered)
 
 
 @functools.lru_cache(CODES)

@@ -212,15 +212,31 @@ def test_function_is_pickled_again_after_an_import(
     assert pickles.made == 2
 
 
-def test_module_that_is_pickled_by_value_is_not_kept(
+def test_function_is_pickled_again_if_a_module_is_to_be_pickled_by_value(
     pickles: Pickles, program: dict[str, Any]
 ) -> None:
     module = importlib.import_module("tests.support.functions")
+    program["items"] = module.add
+    by_name = pickles.get(program["collect"])
     cloudpickle.register_pickle_by_value(module)
     try:
-        program["items"] = module.add
+        by_value = pickles.get(program["collect"])
+        assert pickles.get(program["collect"]) is by_value
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert len(by_value) > len(by_name)
+    assert pickles.get(program["collect"]) == by_name
+
+
+def test_classes_of_modules_that_are_pickled_by_value_may_change(
+    pickles: Pickles, program: dict[str, Any]
+) -> None:
+    module = importlib.import_module("tests.support.functions")
+    cloudpickle.register_pickle_by_value(importlib.import_module("tests.support"))
+    try:
+        program["items"] = module.LockedError
         for _ in range(2):
             pickles.get(program["collect"])
     finally:
-        cloudpickle.unregister_pickle_by_value(module)
+        cloudpickle.unregister_pickle_by_value(importlib.import_module("tests.support"))
     assert pickles.made == 2
