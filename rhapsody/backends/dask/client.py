@@ -284,9 +284,12 @@ class DaskClient:
         futures: list[Any] = []
         make_pickler = pickler_for(Future, futures)
         values = (task.get("args") or (), task.get("kwargs") or {})
-        share = self._data is not None and not _has_own_key(work)  # others may use the key
+        own_key = _has_own_key(work)  # which others may use
+        all_share = self._data is not None and self._data.takes_arguments
+        # A result may stay on its worker only if others that compute it again leave it there, too.
+        may_keep = work.may_keep and not own_key and not all_share
         arguments: bytes | Packed
-        if share and self._data is not None and self._data.takes_arguments:
+        if all_share and not own_key and self._data is not None:
             arguments = self._data.pack(token, values, make_pickler)
         else:
             arguments = dump(values, make_pickler)
@@ -306,8 +309,8 @@ class DaskClient:
             function=code,
             arguments=arguments,
             keep=bool(work.options.get("keep_on_cluster")),
-            share=share,
-            may_keep=work.may_keep and not _has_own_key(work),
+            share=self._data is not None and not own_key and not may_keep,
+            may_keep=may_keep,
         )
         return call, [self._bound(work, future) for future in futures]
 

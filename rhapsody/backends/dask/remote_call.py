@@ -46,7 +46,7 @@ class RemoteCall:
         arguments: The pickled `(args, kwargs)` of the function, with large data in segments.
         keep: Whether the result stays on the worker.
         share: Whether a large result goes into a segment.
-        may_keep: Whether a large result that does not stays on the worker, as a `Snapshot`.
+        may_keep: Whether a large result stays on the worker, as a `Snapshot`.
     """
 
     uid: str

@@ -123,6 +123,23 @@ async def test_program_that_changes_a_result_changes_nobody_elses(tmp_path: Path
         await blocker
 
 
+async def test_results_stay_if_only_some_workers_share_memory(cluster: Any) -> None:
+    # Otherwise a worker that computes a kept result again might put it into shared memory.
+    backend = await DaskExecutionBackend(cluster=cluster)
+    data = backend._dask_client._data  # type: ignore[union-attr]
+    assert data is not None
+    data.on_out_of_reach("tcp://another-host:1")
+    async with WorkflowEngine.create(backend=backend) as flow:
+        make, change, look = steps(flow)
+        made = make()
+        total, places = await look(change(made))
+        assert total == 2 * LENGTH
+        assert os.getpid() not in places
+        assert made.stage is Stage.KEPT
+        names = os.listdir(data.folders.memory)
+        assert not [name for name in names if name[-1].isdigit()]
+
+
 async def test_small_results_come_at_once(flow: Any) -> None:
     @flow.function_task
     def small() -> Any:
