@@ -96,14 +96,14 @@ def _is_fixed(value: Any) -> bool:
         return True
     if type(value) is ModuleType:
         return sys.modules.get(value.__name__) is value and not _is_by_value(value.__name__)
+    if type(value).__module__ in ("types", "typing") and (arguments := typing.get_args(value)):
+        origin = typing.get_origin(value)  # of `list[int]`, which is a type for Python 3.10
+        return (origin is typing.Union or _is_fixed(origin)) and all(map(_is_fixed, arguments))
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         module = sys.modules.get(value.__module__)
         if module is None or value.__module__ == "__main__" or _is_by_value(value.__module__):
             return False
         return vars(module).get(value.__name__) is value
-    if type(value).__module__ in ("types", "typing"):  # such as `list[int]`
-        arguments = typing.get_args(value)
-        return bool(arguments) and all(map(_is_fixed, arguments))
     return False
 
 
