@@ -20,6 +20,7 @@ __all__ = [
     "IO_THREAD_NAME",
     "THREAD_NAME",
     "ServiceLoop",
+    "in_thread",
     "note_end",
     "refuse_at_end",
     "service_loop",
@@ -104,6 +105,19 @@ def note_end() -> None:
     """Note that the interpreter has begun to end: backends are shut down and must not start."""
     global _is_ending
     _is_ending = True
+
+
+async def in_thread(function: Callable[..., object], *args: Any) -> None:
+    """Call a function that blocks in a thread; at the end of the interpreter here, if need be.
+
+    Python 3.12 and later start no thread then, and there may be no idle one.
+    """
+    try:
+        await asyncio.to_thread(function, *args)
+    except RuntimeError:
+        if not _is_ending:
+            raise
+        function(*args)
 
 
 def refuse_at_end() -> None:

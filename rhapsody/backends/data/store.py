@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from rhapsody.backends.core.service_loop import in_thread
 from rhapsody.backends.data.ledger import PROGRAM, Ledger
 from rhapsody.backends.data.packing import MakePickler, Packed, Packer
 from rhapsody.backends.data.segments import Folders, Segments, writer_of
@@ -193,7 +194,7 @@ class DataStore:
         self._closed = True
         if self._trim_timer is not None:
             self._trim_timer.cancel()
-        await asyncio.to_thread(self._close)
+        await in_thread(self._close)
 
     def _close(self) -> None:
         self._remover.shutdown()

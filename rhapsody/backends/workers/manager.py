@@ -20,6 +20,7 @@ from typing import Any
 
 from rhapsody.allocation import Node
 from rhapsody.backends.core.reports import TaskReports
+from rhapsody.backends.core.service_loop import in_thread
 from rhapsody.backends.core.work import Work
 from rhapsody.backends.data.segments import Folders
 from rhapsody.backends.data.store import DataStore
@@ -131,7 +132,7 @@ class WorkerManager:
         self._outgoing.put(None)
         self._unread.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, JOIN_SECONDS)
+            await in_thread(thread.join, JOIN_SECONDS)
         if self._connections is not None:
             self._connections.close()
         if self._data is not None:
