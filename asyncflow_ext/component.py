@@ -538,9 +538,9 @@ class KeptComponent(Component):
     component is done when the result is there. Later tasks of the same backend do without.
     """
 
-    # Not `super()`: the class may change while another thread is in a method.
-
     __slots__ = ()
+
+    # The methods do not use `super()`: the class may change while another thread is in one.
 
     def _ask(self) -> None:
         loop = self.get_loop()

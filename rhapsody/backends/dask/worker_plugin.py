@@ -33,7 +33,7 @@ from rhapsody.backends.dask.failures import FailedExecutable, dump_failure
 from rhapsody.backends.dask.remote_call import DataOutOfReachError, RemoteCall
 from rhapsody.backends.dask.snapshot import Snapshot
 from rhapsody.backends.dask.worker_data import WorkerData, number_of
-from rhapsody.backends.data.packing import THRESHOLD, Packed, is_plain
+from rhapsody.backends.data.packing import PLAIN_TYPES, THRESHOLD, Packed, is_plain
 from rhapsody.backends.data.segments import Folders
 from rhapsody.backends.executables.blocking_child import Interruption
 from rhapsody.backends.executables.descriptors import executables_within_limit
@@ -88,9 +88,6 @@ PLAIN, PICKLED, PACKED, KEPT = "plain", "pickled", "packed", "kept"
 Ended: TypeAlias = tuple[str, bytes | None, str, float, list[str]]
 """The report of an end: key, result, its form, seconds, and the segments of the result. The result
 is None if it has to be fetched."""
-
-PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
-"""Types whose pickling runs no user code."""
 
 
 class _ActiveCall:

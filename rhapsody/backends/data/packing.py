@@ -13,7 +13,7 @@ from rhapsody.backends.data.segments import KEPT_BYTES, Segments, Span
 from rhapsody.backends.data.tensors import reduce_tensor
 from rhapsody.backends.data.writer import SegmentWriter
 
-__all__ = ["THRESHOLD", "DataPickler", "MakePickler", "Packed", "Packer", "is_plain"]
+__all__ = ["PLAIN_TYPES", "THRESHOLD", "DataPickler", "MakePickler", "Packed", "Packer", "is_plain"]
 
 THRESHOLD = 256 * 1024
 """Bytes from which a value goes into a segment; smaller ones are copied faster through a socket."""
