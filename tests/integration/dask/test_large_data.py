@@ -20,6 +20,7 @@ from rhapsody.backends import DaskExecutionBackend
 from rhapsody.backends.dask.client import DaskClient
 from rhapsody.backends.data import store
 from rhapsody.scratch import Scratch
+from tests.support.arrays import LENGTH, add_one, change, make, make_async, same, total
 from tests.support.on_dask import DaskRunner
 from tests.support.waiting import until
 
@@ -28,9 +29,6 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(sys.platform != "linux", reason="needs the page map of Linux"),
 ]
-
-LENGTH = 200_000
-"""Doubles of an array that goes into shared memory: 1.6 MB."""
 
 
 def drop_values(task: dict[str, Any]) -> None:
@@ -84,31 +82,6 @@ async def program(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(store, "KEEP_SECONDS", 0.05)
     async with DaskExecutionBackend(cluster=cluster) as backend:
         yield Program(backend)
-
-
-def make(fill: float = 1.0) -> Any:
-    return np.full(LENGTH, fill)
-
-
-def add_one(array: Any) -> Any:
-    return array + 1
-
-
-def change(array: Any) -> float:
-    array[:] = -1
-    return float(array.sum())
-
-
-def same(value: Any) -> Any:
-    return value
-
-
-async def make_async() -> Any:
-    return np.ones(LENGTH)
-
-
-def total(*arrays: Any) -> float:
-    return float(sum(array.sum() for array in arrays))
 
 
 async def test_result_is_an_array_that_the_program_may_change(program: Program) -> None:

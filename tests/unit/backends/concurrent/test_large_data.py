@@ -21,14 +21,12 @@ from rhapsody.backends.data import store
 from rhapsody.backends.workers.manager import Limits
 from rhapsody.backends.workers.worker_state import CONCURRENT, EXCLUSIVE
 from rhapsody.errors import TaskExecutionError, WorkerDied
+from tests.support.arrays import LENGTH, add_one, change, make, make_async, same, total
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the page map of Linux")
-
-LENGTH = 200_000
-"""Doubles of an array that goes into shared memory: 1.6 MB."""
 
 
 def mode_of(work: Work) -> str:
@@ -103,31 +101,6 @@ async def program(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Program]:
     await made.manager.start()
     yield made
     await made.manager.stop()
-
-
-def make(fill: float = 1.0) -> Any:
-    return np.full(LENGTH, fill)
-
-
-def add_one(array: Any) -> Any:
-    return array + 1
-
-
-def change(array: Any) -> float:
-    array[:] = -1
-    return float(array.sum())
-
-
-def same(value: Any) -> Any:
-    return value
-
-
-async def make_async() -> Any:
-    return np.ones(LENGTH)
-
-
-def total(*arrays: Any) -> float:
-    return float(sum(array.sum() for array in arrays))
 
 
 async def test_result_is_an_array_that_the_program_may_change(program: Program) -> None:
