@@ -24,6 +24,14 @@ ENTRY_BYTES = 8
 PRESENT, SWAPPED, OF_FILE = 0x80, 0x40, 0x20
 """Bits 63, 62 and 61 of an entry, in its last byte: https://docs.kernel.org/admin-guide/mm/pagemap.html"""
 
+IN_MEMORY = bytes(flags for flags in range(256) if flags & PRESENT)
+"""The last bytes of entries of pages in memory."""
+
+COPIES = bytes(
+    flags for flags in range(256) if flags & SWAPPED or (flags & PRESENT and not flags & OF_FILE)
+)
+"""The same of copies: a page of the file is never swapped as a page of the mapping."""
+
 PAGES_AT_ONCE = 1 << 20
 
 KEPT_MAPPINGS = 4
@@ -251,20 +259,14 @@ def _unchanged_bytes(start: int, length: int) -> int | None:
             if len(data) != pages * ENTRY_BYTES:
                 return None
             flags = data[ENTRY_BYTES - 1 :: ENTRY_BYTES]
-            kinds = set(flags)
-            if any(map(_is_copy, kinds)):
+            if len(flags.translate(None, COPIES)) < pages:
                 return None
-            present += sum(flags.count(kind) for kind in kinds if kind & PRESENT)
+            present += pages - len(flags.translate(None, IN_MEMORY))
     except OSError:
         return None
     finally:
         os.close(file)
     return present * mmap.PAGESIZE
-
-
-def _is_copy(flags: int) -> bool:
-    # A page of the file is never swapped as a page of the mapping.
-    return bool(flags & SWAPPED or (flags & PRESENT and not flags & OF_FILE))
 
 
 _instances: weakref.WeakSet[Mappings] = weakref.WeakSet()

@@ -45,6 +45,7 @@ from rhapsody.backends.workers.messages import (
     GIVE_BACK,
     GIVEN_BACK,
     MEMORY,
+    PACKED_VALUE,
     PING,
     PONG,
     RAISED,
@@ -110,6 +111,7 @@ class _ActiveCall:
         "functions",
         "in_loop",
         "in_user_code",
+        "large",
         "output",
         "task",
     )
@@ -121,6 +123,7 @@ class _ActiveCall:
         self.cancelling = False
         self.in_loop = False
         self.in_user_code = False
+        self.large: Any = None  # arguments and result; freeing them takes milliseconds
         self.output: dict[str, Any] = {}
         self.task: asyncio.Task[None] | None = None
         self._interrupted = False
@@ -303,6 +306,9 @@ class _Worker:
         if self._data is not None and isinstance(active.arguments, Packed):
             self._data.discard(active.arguments)
         self._connection.write(active.call.call_id, kind, seconds, payload)
+        if active.large is not None:
+            self._connection.flush()
+            active.large = None
 
     def _end_with_error(self, active: _ActiveCall, error: BaseException, seconds: float) -> None:
         if self._connection.is_copy:
@@ -352,7 +358,13 @@ class _Worker:
             self._exclusive = None
         if self._connection.is_copy:
             end_forked_child(None)
-        return encode_value(call.uid, value, self._pack)
+        return self._encode(active, value)
+
+    def _encode(self, active: _ActiveCall, value: Any) -> tuple[int, bytes]:
+        kind, payload = encode_value(active.call.uid, value, self._pack)
+        if kind == PACKED_VALUE:
+            active.large = active.large, value
+        return kind, payload
 
     def _await(self, active: _ActiveCall, awaitable: Any) -> Any:
         """Await what a function in exclusive mode returned, on a loop that it has to itself."""
@@ -411,7 +423,7 @@ class _Worker:
                     active.in_user_code = False
             if self._connection.is_copy:
                 end_forked_child(None)
-            kind, payload = encode_value(call.uid, value, self._pack)
+            kind, payload = self._encode(active, value)
         except BaseException as error:
             self._end_with_error(active, error, time.perf_counter() - began)
         else:
@@ -441,7 +453,7 @@ class _Worker:
                 args, kwargs = pickle.loads(arguments)
             else:
                 assert self._data is not None
-                args, kwargs = self._data.load(arguments)
+                args, kwargs = active.large = self._data.load(arguments)
         except Exception as error:
             raise TaskExecutionError(
                 call.uid,

@@ -119,6 +119,44 @@ async def test_async_functions_share_large_data(program: Program) -> None:
     await program.is_empty()
 
 
+class _FreedAfter:
+    """Is not freed before a file exists, or a few seconds have passed; writes which."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return dict, ()
+
+    def __del__(self) -> None:
+        deadline = time.monotonic() + 5
+        while not os.path.exists(self._path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        Path(f"{self._path}.freed").write_text(str(os.path.exists(self._path)))
+
+
+def _make_with(path: str) -> Any:
+    return np.ones(LENGTH), _FreedAfter(path)
+
+
+async def _make_async_with(path: str) -> Any:
+    return _make_with(path)
+
+
+@pytest.mark.parametrize("function", [_make_with, _make_async_with], ids=["sync", "async"])
+async def test_result_arrives_before_the_worker_has_freed_it(
+    program: Program, tmp_path: Path, function: Any
+) -> None:
+    path = tmp_path / "received"
+    await program.run(function, str(path))
+    path.touch()
+    freed = Path(f"{path}.freed")
+    await until(freed.exists)
+    await until(freed.read_text)
+    assert freed.read_text() == "True"
+    await program.is_empty()
+
+
 @pytest.mark.parametrize(
     "value",
     [b"x" * 1_000_000, bytearray(1_000_000), "text" * 300_000, [b"y" * 100_000] * 5],
