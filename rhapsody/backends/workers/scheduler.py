@@ -66,6 +66,9 @@ idle, or if a task waits for CPUs."""
 PING_SECONDS = 1.0
 """How long the event loop of a retiring worker may be blocked before the worker is killed."""
 
+LIMIT_SECONDS = 60.0
+"""How long there are fewer workers after starts that failed for good, before others are tried."""
+
 LAST_MESSAGES_SECONDS = 0.5
 """How long the last messages of a killed worker may take; user code may delay their loading."""
 
@@ -127,6 +130,7 @@ class Scheduler:
         self._cancelling: dict[WorkerState, list[int]] = {}
         self._failed_starts = FailedStarts()
         self._start_pause: asyncio.TimerHandle | None = None
+        self._limit_end: asyncio.TimerHandle | None = None
         self._stall_check: asyncio.TimerHandle | None = None
         self._stopping = False
         self._all_ended = asyncio.Event()
@@ -441,7 +445,11 @@ class Scheduler:
     def _on_grace_over(self, work: Work, worker: WorkerState, call_id: int) -> None:
         if self._placed.get(work) != (worker, call_id) or worker.number not in self._workers:
             return
-        if worker.mode == CONCURRENT and len(worker.calls) > 1:
+        if worker.running and call_id not in worker.running:
+            # Another task, which goes on, keeps the worker from reading the cancellation.
+            self._report_cancelled(work, worker, call_id)
+            self._classify(worker)
+        elif worker.mode == CONCURRENT and len(worker.calls) > 1:
             # The worker's other calls may go on; it is killed when they have ended.
             self._report_cancelled(work, worker, call_id)
             self._retire(worker)
@@ -580,12 +588,19 @@ class Scheduler:
         others = sum(w.own is None and not w.retiring for w in self._workers.values())
         if others:  # they are ready, or may become so; there may be no room for more
             self._limit = others
+            if self._limit_end is None:
+                self._limit_end = self._loop.call_later(LIMIT_SECONDS, self._end_limit)
             return
         for work in self._waiting.clear():
             self._reports.report_failed(work, error)
 
     def _end_start_pause(self) -> None:
         self._start_pause = None
+        self._start_missing_workers()
+
+    def _end_limit(self) -> None:
+        self._limit_end = None
+        self._limit = self._most
         self._start_missing_workers()
 
     def _settle_calls(self, dead: WorkerState) -> list[Work]:
@@ -614,7 +629,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Stop all workers, after every task has ended."""
         self._stopping = True
-        for timer in (self._stall_check, self._start_pause):
+        for timer in (self._stall_check, self._start_pause, self._limit_end):
             if timer is not None:
                 timer.cancel()
         for worker in self._workers.values():

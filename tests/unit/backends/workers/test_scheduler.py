@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rhapsody.allocation import Node
 from rhapsody.backends.core.attachment import Attachment, ignore
 from rhapsody.backends.core.work import Work
-from rhapsody.backends.workers import starts
+from rhapsody.backends.workers import scheduler, starts
 from rhapsody.backends.workers.messages import (
     CANCEL,
     CANCELED,
@@ -402,6 +402,18 @@ async def test_next_tasks_try_again_to_start_the_workers_that_failed() -> None:
     assert len(simulation.workers) == 4
 
 
+async def test_workers_that_failed_are_tried_again_under_a_steady_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "LIMIT_SECONDS", 0.02)
+    simulation = Simulation(limit=4)
+    simulation.submit(50, EXCLUSIVE)
+    for worker in simulation.workers[:3]:
+        worker.exit(None)
+    assert len(simulation.workers) == 3
+    await until(lambda: len(simulation.workers) == 4)
+
+
 async def test_lost_node_fails_its_possibly_running_calls() -> None:
     simulation = Simulation(limit=4)
     dice = random.Random(5)
@@ -482,6 +494,31 @@ async def test_worker_is_killed_if_a_cancelled_sync_call_outlasts_the_grace() ->
     assert simulation.reports.ends[work.uid] == ["cancelled"]
     assert worker.state.retiring
     assert worker not in simulation.workers
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, CONCURRENT])
+async def test_cancelled_waiting_call_spares_the_running_one(mode: str) -> None:
+    simulation = Simulation(limit=1)
+    simulation.submit(20, mode)
+    (worker,) = simulation.workers
+    worker.become_ready()
+    worker.flush()
+    await simulation.run(random.Random(0))  # several calls fit into the worker's window now
+    running, waiting = simulation.submit(2, mode)
+    (first, call_id), (second, _) = worker.backlog
+    assert (first, second) == (running, waiting)
+    worker.backlog.clear()  # the running task keeps it from reading the cancellation
+    worker.running[call_id] = running
+    worker.write(call_id, RUNNING)
+    worker.flush()
+    simulation.cancel(waiting)
+    await until(lambda: waiting.uid in simulation.reports.ends)
+    assert simulation.reports.ends[waiting.uid] == ["cancelled"]
+    assert running.uid not in simulation.reports.ends
+    assert worker in simulation.workers
+    assert not worker.state.retiring
+    await simulation.run(random.Random(0))
+    assert simulation.reports.ends[running.uid] == ["done"]
 
 
 async def test_cancelled_async_call_outlasting_the_grace_spares_other_calls() -> None:
