@@ -34,6 +34,10 @@ COPIES = bytes(
 
 PAGES_AT_ONCE = 1 << 20
 
+MOST_MAPPINGS = 16_384
+"""Maximum number of mappings in use. Linux allows a process 65,530 of all kinds by default, and
+without them no thread starts: https://docs.kernel.org/admin-guide/sysctl/vm.html#max-map-count"""
+
 KEPT_MAPPINGS = 4
 """Maximum number of mappings that are kept after their end."""
 
@@ -139,6 +143,11 @@ class Mappings:
         mapping.reference = weakref.ref(user, functools.partial(self._end, mapping))
         self._live[id(mapping)] = mapping
         return memoryview(user).cast("B")[:size]
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether segments should be read instead of mapped."""
+        return len(self._live) >= MOST_MAPPINGS
 
     def _take(self, segment: str) -> _Mapping | None:
         for mapping in list(self._kept):

@@ -186,6 +186,9 @@ class Packer:
     def _map(self, packed: Packed, unmapped: set[str]) -> list[Any]:
         views = {}
         for segment in {span.segment for span in packed.buffers if isinstance(span, Span)}:
+            if self._mappings.are_too_many:
+                views[segment] = self._segments.read(segment)
+                continue
             views[segment] = self._mappings.map(segment)
             unmapped.discard(segment)
         return [

@@ -57,11 +57,15 @@ def writer_of(segment: str) -> int:
     return int(segment.split("-")[1])
 
 
+def _size_of(segment: str) -> int:
+    return int(segment.split("-")[3])
+
+
 class Segments:
     """The files of the segments: created and removed by any process, within the bound on memory.
 
     A name has the number of the process that writes the segment, so that what a killed process left
-    is found.
+    is found, and the segment's size in bytes.
 
     Args:
         folders: Where the files are.
@@ -96,7 +100,7 @@ class Segments:
         Raises:
             OSError: The file cannot be created.
         """
-        name = f"{kind}-{writer}-{next(self._sequence)}"
+        name = f"{kind}-{writer}-{next(self._sequence)}-{size}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         if kind == DISK:
             return name, os.open(self.path(name), flags, 0o600)
@@ -105,7 +109,7 @@ class Segments:
                 return None
             file = os.open(self.path(name), flags, 0o600)
             try:
-                os.ftruncate(file, size)  # `_recount` reads the size
+                os.ftruncate(file, size)
             except BaseException:
                 os.close(file)
                 os.unlink(self.path(name))
@@ -120,6 +124,13 @@ class Segments:
     def open(self, name: str) -> int:
         """Open a segment for reading; return the file descriptor."""
         return os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def read(self, name: str) -> memoryview:
+        """Return a copy of a segment's data."""
+        with os.fdopen(self.open(name), "rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            file.readinto(data)
+        return memoryview(data)
 
     def open_to_write(self, name: str) -> int:
         """Open a segment for writing; return the file descriptor."""
@@ -137,15 +148,23 @@ class Segments:
             if name.startswith(DISK):
                 os.unlink(self.path(name))
                 return
-            file = self.open_to_write(name)
-            try:
+            with contextlib.ExitStack() as stack:
+                file = self._open_to_free(name)
+                if file is not None:
+                    stack.callback(os.close, file)  # frees the memory, without the lock
                 with self._account.locked():
                     os.unlink(self.path(name))
-                    self._account.add(-os.fstat(file).st_size)
-                if unused:  # mappings that are kept for later data have no use for the memory
-                    os.ftruncate(file, 0)
-            finally:
-                os.close(file)  # the memory is freed here at the latest, without the lock
+                    self._account.add(-_size_of(name))
+                if file is not None and unused:
+                    os.ftruncate(file, 0)  # mappings kept for later data have no use for it
+
+    def _open_to_free(self, name: str) -> int | None:
+        try:
+            return self.open_to_write(name)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a task has used up the file descriptors
+            return None
 
     def remove_all_of(self, writer: int, known: Container[str]) -> None:
         """Remove what a process that was killed has written and nobody knows of."""
@@ -157,9 +176,8 @@ class Segments:
 
     def _recount(self) -> None:
         """Correct the account: a process may have been killed between a change and its entry."""
-        folder = self._folders[MEMORY]
         with self._account.locked():
-            names = [name for name in os.listdir(folder) if name.startswith(f"{MEMORY}-")]
+            names = os.listdir(self._folders[MEMORY])
             self._account.replace(
-                sum(os.stat(os.path.join(folder, name)).st_size for name in names)
+                sum(_size_of(name) for name in names if name.startswith(f"{MEMORY}-"))
             )

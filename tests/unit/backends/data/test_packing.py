@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rhapsody.backends.data import mappings
 from rhapsody.backends.data.packing import THRESHOLD, Packed, Packer
 from rhapsody.backends.data.segments import Folders, Segments, Span
 from rhapsody.backends.data.writer import SegmentWriter
@@ -63,6 +64,19 @@ def test_large_arrays_go_into_one_segment(process: Process, folders: Folders) ->
     loaded = process.packer.load(packed)
     assert loaded["a"][0][-1] == LARGE - 1
     assert (loaded["b"].sum(), loaded["c"].size) == (3, 0)
+
+
+def test_beyond_the_maximum_of_mappings_data_is_copied(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mappings, "MOST_MAPPINGS", 2)
+    packed = [pack(process, np.full(LARGE, i)) for i in range(3)]
+    loaded = [process.packer.load(each) for each in packed]
+    assert [array.tolist() for array in loaded] == [[i] * LARGE for i in range(3)]
+    loaded[2] += 1
+    assert process.dropped == [(name, True) for name in packed[2].segments]
+    del loaded
+    assert len(process.dropped) == 3
 
 
 def test_many_small_arrays_are_counted_together(process: Process) -> None:

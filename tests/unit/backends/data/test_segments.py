@@ -1,5 +1,6 @@
 """Segments as files."""
 
+import errno
 import os
 
 import pytest
@@ -50,12 +51,27 @@ def test_removed_segment_stays_readable_unless_it_is_unused(segments: Segments) 
         os.close(file)
 
 
+def test_segment_is_removed_without_a_file_descriptor(
+    segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = create(segments, MEMORY, 1, 10)
+
+    def no_descriptor(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_descriptor)
+        segments.remove(name, unused=True)
+    assert not os.path.exists(segments.path(name))
+    assert segments.used == 0
+
+
 def test_planted_link_is_not_followed(segments: Segments, folders: Folders) -> None:
-    os.symlink("/etc/passwd", os.path.join(folders.memory, "memory-1-1"))
+    os.symlink("/etc/passwd", os.path.join(folders.memory, "memory-1-1-10"))
     with pytest.raises(FileExistsError):
         segments.create(MEMORY, 1, 10)
     with pytest.raises(OSError, match="symbolic"):
-        segments.open("memory-1-1")
+        segments.open("memory-1-1-10")
 
 
 def test_what_a_killed_process_left_is_removed(segments: Segments) -> None:
