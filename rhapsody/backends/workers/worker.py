@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ from rhapsody.processes import SECRET_VARIABLES, end_forked_child
 
 __all__ = ["WorkerSetup", "import_path", "serve"]
 
+
+AGAIN_SECONDS = 0.02
+"""How long an interrupt waits for the end of a finalizer."""
+
+DATA_CODE = "rhapsody.backends.data."
 
 MEASURED_SECONDS = 0.001
 """Duration of calls after which memory and standard descriptors are looked at, which takes 5 and 2
@@ -173,6 +179,15 @@ class _Worker:
     # -- messages: the reading thread -------------------------------------------------------------
 
     def receive(self) -> None:
+        """Read messages for as long as the process lives."""
+        try:
+            self._receive()
+        except BaseException:  # nobody would read the next calls
+            traceback.print_exc()
+            self._children.close()
+            os._exit(1)
+
+    def _receive(self) -> None:
         while True:  # after STOP too: running calls may be cancelled, or the connection lost
             message = self._connection.read()
             if message is None:  # the program has most likely ended
@@ -208,15 +223,21 @@ class _Worker:
         os._exit(1)
 
     def _wake(self) -> None:
-        self._wakeups.put(None)
+        self._wake_main_thread()
         if self._loop.is_running():
             self._loop.call_soon_threadsafe(self._changed.set)
 
+    def _wake_main_thread(self) -> None:
+        if self._wakeups.empty():  # else it will look for everything that is there
+            self._wakeups.put(None)
+
     def _wake_to_send_dropped(self) -> None:
-        # Perhaps during garbage collection, in any thread; neither call takes a lock.
-        self._wakeups.put(None)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._flush)
+        # Perhaps during garbage collection, in any thread; no call takes a lock.
+        self._wake_main_thread()
+        if not self._flush_scheduled:  # the loop of a worker without async functions never runs
+            self._flush_scheduled = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._flush)
 
     def _send_dropped(self) -> None:
         # In the main thread, after the results: they may be in segments that were arguments, and
@@ -250,6 +271,10 @@ class _Worker:
         signal.pthread_kill(self._main_thread, INTERRUPT)
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if _is_data_code(frame):  # a finalizer: Python would print the exception and carry on
+            arguments = self._main_thread, INTERRUPT
+            threading.Timer(AGAIN_SECONDS, signal.pthread_kill, arguments).start()
+            return
         active = self._exclusive
         if active is not None:
             if active.cancelling and not active.in_loop:
@@ -461,6 +486,14 @@ class _Worker:
                 f"{error}; modules other than the main script must be importable on every node",
             ) from error
         return function, args, kwargs or {}
+
+
+def _is_data_code(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not _Worker.run.__code__:
+        if str(frame.f_globals.get("__name__")).startswith(DATA_CODE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 async def _result_of(awaitable: Any) -> Any:

@@ -17,7 +17,7 @@ import pytest_asyncio
 from rhapsody.backends.concurrent.local_workers import LocalWorkers
 from rhapsody.backends.core.attachment import Attachment, ignore
 from rhapsody.backends.core.work import Work
-from rhapsody.backends.data import store
+from rhapsody.backends.data import mappings, store
 from rhapsody.backends.workers.manager import Limits
 from rhapsody.backends.workers.worker_state import CONCURRENT, EXCLUSIVE
 from rhapsody.errors import TaskExecutionError, WorkerDied
@@ -65,12 +65,16 @@ class Program:
         self._attachment = Attachment(ignore)
         self._last_uid = 0
 
-    def submit(self, function: Any, *args: Any) -> str:
+    def work(self, function: Any, *args: Any) -> Work:
+        """Submit a task."""
         self._last_uid += 1
         uid = f"task.{self._last_uid}"
         work = Work({"uid": uid, "function": function, "args": args}, self._attachment, "")
         self.manager.scheduler.submit([(work, mode_of(work))])
-        return uid
+        return work
+
+    def submit(self, function: Any, *args: Any) -> str:
+        return self.work(function, *args).uid
 
     async def end(self, uid: str) -> Any:
         await until(lambda: uid in self.reports.ends)
@@ -154,6 +158,22 @@ async def test_result_arrives_before_the_worker_has_freed_it(
     await until(freed.exists)
     await until(freed.read_text)
     assert freed.read_text() == "True"
+    await program.is_empty()
+
+
+def _waiting_callbacks() -> int:
+    """In a worker: the callbacks of its event loop."""
+    (loop,) = (each for each in gc.get_objects() if isinstance(each, asyncio.BaseEventLoop))
+    return len(loop._ready)  # type: ignore[attr-defined]
+
+
+async def test_worker_of_sync_functions_gathers_no_callbacks(program: Program) -> None:
+    array = await program.run(make)
+    for _ in range(20):
+        await program.run(total, array)
+    counts = await asyncio.gather(*[program.run(_waiting_callbacks) for _ in range(4)])
+    assert max(counts) < 3
+    del array
     await program.is_empty()
 
 
@@ -320,6 +340,40 @@ async def test_worker_killed_with_its_argument_or_its_result_leaves_nothing(
             await program.run(function, *args)
     assert await program.run(total, array) == LENGTH
     del array
+    await program.is_empty()
+
+
+def _drop_slowly(arrays: list[Any], path: str) -> None:
+    keep = mappings.Mappings._keep
+
+    def keep_slowly(*args: Any) -> None:
+        Path(path).touch()
+        time.sleep(0.2)
+        keep(*args)
+
+    mappings.Mappings._keep = keep_slowly  # type: ignore[method-assign]
+    try:
+        arrays.clear()
+        Path(f"{path}.dropped").touch()
+        time.sleep(30)
+    finally:
+        mappings.Mappings._keep = keep  # type: ignore[method-assign]
+
+
+async def test_interrupt_waits_until_an_argument_is_dropped(
+    program: Program, tmp_path: Path
+) -> None:
+    array = await program.run(make)
+    await asyncio.gather(program.run(os.getpid), program.run(os.getpid))
+    path = tmp_path / "dropping"
+    pids = program.manager.scheduler.pids()
+    work = program.work(_drop_slowly, [array], str(path))
+    await until(path.exists)
+    assert program.manager.scheduler.cancel(work)
+    assert await program.end(work.uid) == "cancelled"
+    assert Path(f"{path}.dropped").exists()
+    assert set(pids) <= set(program.manager.scheduler.pids())
+    del array, work
     await program.is_empty()
 
 
