@@ -351,7 +351,7 @@ def _drop_slowly(arrays: list[Any], path: str) -> None:
         time.sleep(0.2)
         keep(*args)
 
-    mappings.Mappings._keep = keep_slowly  # type: ignore[method-assign]
+    mappings.Mappings._keep = keep_slowly  # type: ignore[assignment,method-assign]
     try:
         arrays.clear()
         Path(f"{path}.dropped").touch()
