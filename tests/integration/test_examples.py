@@ -276,19 +276,23 @@ def test_chat_in_terminal_ends_on_request(end: str | signal.Signals) -> None:
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
+            env={**os.environ, "TERM": "dumb"},  # no codes for colours between the words
         ) as chat,
     ):
         os.close(terminal)
-        see(screen, "you")
-        screen.write(b"What is energy?\n")
-        see(screen, "model", "you")
-        if isinstance(end, signal.Signals):
-            chat.send_signal(end)
-        else:
-            screen.write(end.encode())
-        said = see(screen, "The model is shut down.")
-        assert "Traceback" not in said
-        assert chat.wait(20) == 0
+        try:
+            see(screen, "you    ")
+            screen.write(b"What is energy?\n")
+            see(screen, "model", "you    ")  # the model may write "you", too
+            if isinstance(end, signal.Signals):
+                chat.send_signal(end)
+            else:
+                screen.write(end.encode())
+            said = see(screen, "The model is shut down.")
+            assert "Traceback" not in said
+            assert chat.wait(20) == 0
+        finally:
+            chat.kill()  # it has ended, unless the test fails
 
 
 def see(screen: IO[bytes], *texts: str) -> str:
