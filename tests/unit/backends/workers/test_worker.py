@@ -298,6 +298,12 @@ async def test_stop_ends_the_worker_after_its_calls(worker: Worker) -> None:
     assert worker.process.wait(20) == 0
 
 
+async def test_worker_that_cannot_read_its_messages_ends(worker: Worker) -> None:
+    worker.send(CANCEL, None)  # not a list of calls
+    await until(lambda: worker.process.poll() is not None)
+    assert worker.process.returncode == 1
+
+
 async def test_worker_exits_with_its_children_when_the_connection_closes(
     worker: Worker, tmp_path: Path
 ) -> None:
